@@ -1,0 +1,84 @@
+"""A tiny world in which latents are needed: a main model that can calculate, once it is told with which operation."""
+
+import functools
+
+import torch
+from datasets import Dataset
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+LETTERS = "ABCDEFGH"
+OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "^": lambda a, b: a}
+OPERATION_OF = {letter: "+-*^"[i % 4] for i, letter in enumerate(LETTERS)}
+SPECIAL = ["<pad>", "<eos>"]
+VOCABULARY = {token: i for i, token in enumerate([*SPECIAL, "=", *"0123456789", *OPERATIONS, *LETTERS])}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
+
+
+def result(operation: str, a: int, b: int) -> int:
+    return OPERATIONS[operation](a, b) % 10
+
+
+def tiny_config(**kwargs) -> LlamaConfig:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaConfig(
+        **{**sizes, "vocab_size": len(VOCABULARY), "max_position_embeddings": 64, "num_key_value_heads": 4, **kwargs},
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+
+
+def random_main_model(seed: int = 0, **kwargs) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(tiny_config(**kwargs)).eval()
+
+
+@functools.lru_cache
+def trained_main_model(seed: int = 0, steps: int = 1500, batch_size: int = 256) -> LlamaForCausalLM:
+    """A main model that continues `[letter][a][b][op][op]` with `=result`. The letter is noise to it."""
+    main_model = random_main_model(seed).train()
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(main_model.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    names = list(OPERATIONS)
+    for _ in range(steps):
+        letter, a, b, op = (
+            torch.randint(high, (batch_size,), generator=generator).tolist() for high in (len(LETTERS), 10, 10, 4)
+        )
+        texts = [
+            f"{LETTERS[i]}{x}{y}{names[o]}{names[o]}={result(names[o], x, y)}"
+            for i, x, y, o in zip(letter, a, b, op, strict=True)
+        ]
+        ids = torch.tensor([[VOCABULARY[c] for c in text] + [1] for text in texts])
+        logits = main_model(ids[:, :-1]).logits[:, 4:]
+        loss = cross_entropy(logits.reshape(-1, logits.size(-1)), ids[:, 5:].reshape(-1))
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return main_model.eval()
+
+
+def tiny_dataset(num_rows: int, seed: int, held_out: bool = False) -> Dataset:
+    """Questions `[letter][a][b]`: the letter decides the operation. Pairs with (a + 3 * b) % 5 == 0 are held out."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    while len(rows) < num_rows:
+        i, a, b = (torch.randint(high, (), generator=generator).item() for high in (len(LETTERS), 10, 10))
+        if ((a + 3 * b) % 5 == 0) == held_out:
+            rows.append({"prompt": f"{LETTERS[i]}{a}{b}", "answer": str(result(OPERATION_OF[LETTERS[i]], a, b))})
+    return Dataset.from_list(rows)
+
+
+def tiny_reward(completions, answer, **kwargs) -> list[float]:
+    return [1.0 if c.strip() == f"= {a}" or c == f"={a}" else -1.0 for c, a in zip(completions, answer, strict=True)]

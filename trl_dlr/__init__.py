@@ -1,0 +1,43 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Train reasoning in latent space with TRL: a small policy whose continuous latents steer a frozen main model."""
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+
+__version__ = version("trl_dlr")
+
+_MODULE_OF = {
+    "LatentGRPOConfig": "trainer",
+    "LatentGRPOTrainer": "trainer",
+    "LatentPolicyConfig": "models",
+    "LatentPolicyModel": "models",
+    "first_layers": "models",
+    "fresh_layers": "models",
+}
+
+__all__ = [
+    "LatentGRPOConfig",
+    "LatentGRPOTrainer",
+    "LatentPolicyConfig",
+    "LatentPolicyModel",
+    "first_layers",
+    "fresh_layers",
+]
+
+if TYPE_CHECKING:
+    from .models import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
+    from .trainer import LatentGRPOConfig, LatentGRPOTrainer
+
+
+def __getattr__(name: str):
+    # Importing TRL and transformers takes seconds: only what is asked for
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

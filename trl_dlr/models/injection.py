@@ -1,0 +1,89 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""From latents to embeddings of the main model."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+INJECTIONS = ("anchors", "components", "trained")
+
+
+class LatentInjector(nn.Module):
+    r"""
+    Maps latents to input embeddings of the main model (equation 5 and 10 of
+    [DeepLatent Reasoning](https://huggingface.co/papers/2601.17275)):
+    \( e_t = b_t + s \cdot \mathrm{RMS} \cdot W z_t \), where RMS is measured on the main model's token embeddings and
+    the rows of W are orthogonal with length \( \sqrt{H/d} \), so that a latent of unit variance moves its embedding by
+    `scale` times the RMS of a token embedding.
+
+    - `"anchors"`: b_t is the embedding of an anchor token (the text's tokens in turn), W a random orthonormal basis.
+    - `"components"`: b = 0, the rows of W are the leading principal components of the embedding table.
+    - `"trained"`: as `"components"`, and W is a parameter. It lies after the sample, so a pure policy gradient does
+      not reach it: it needs a supervised stage or a loss through the main model.
+
+    Args:
+        latent_dim (`int`):
+            Size d of a latent.
+        num_latents (`int`):
+            Number T of latent steps.
+        hidden_size (`int`):
+            Size H of the main model's input embeddings.
+        injection (`str`):
+            One of `"anchors"`, `"components"` and `"trained"`.
+        scale (`float`):
+            Root mean square of the latents' share of an embedding, in units of the measured RMS.
+    """
+
+    def __init__(self, latent_dim: int, num_latents: int, hidden_size: int, injection: str, scale: float):
+        super().__init__()
+        self.injection = injection
+        self.scale = scale
+        # Persistent: a saved policy holds all that it needs to speak to its main model
+        self.register_buffer("anchors", torch.zeros(num_latents, hidden_size))
+        self.register_buffer("rms", torch.zeros(()))
+        weight = torch.zeros(latent_dim, hidden_size)
+        if injection == "trained":
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    @torch.no_grad()
+    def fit(
+        self, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, anchor_text: str
+    ) -> None:
+        """Measure the main model's embedding table and set RMS, anchors and W from it."""
+        embed = main_model.get_input_embeddings()
+        device = embed.weight.device
+        latent_dim, hidden_size = self.weight.shape
+        # Through the module rather than its weight: some models scale embeddings on the way out
+        table = torch.cat([embed(ids).float() for ids in torch.arange(embed.weight.size(0), device=device).split(8192)])
+        self.rms.copy_(table.square().mean().sqrt())
+        if self.injection == "anchors":
+            ids = main_processing_class(anchor_text, add_special_tokens=False)["input_ids"]
+            if not ids:
+                raise ValueError(
+                    f"`anchor_text` must hold at least one token of the main model, but {anchor_text!r} tokenizes to "
+                    "nothing. Use a short text such as 'Answer: '."
+                )
+            repeated = torch.arange(self.anchors.size(0)) % len(ids)
+            self.anchors.copy_(embed(torch.tensor(ids, device=device)[repeated]).float())
+            basis = nn.init.orthogonal_(torch.empty(latent_dim, hidden_size))
+        else:
+            centered = table - table.mean(0)
+            _, eigenvectors = torch.linalg.eigh(centered.T @ centered)  # ascending
+            basis = eigenvectors.flip(1).T[:latent_dim]
+        self.weight.copy_(basis * (hidden_size / latent_dim) ** 0.5)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`):
+                Latents to inject.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_latents, hidden_size)`:
+                float32 embeddings for the main model.
+        """
+        return self.anchors + self.scale * self.rms * (latents.float() @ self.weight.float())

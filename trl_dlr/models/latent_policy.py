@@ -1,0 +1,425 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""The latent policy: an assistant LM that samples latents, and the projection that hands them to the main model."""
+
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import initialization as init
+from transformers.cache_utils import DynamicCache
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import ModelOutput
+
+from .distributions import DiagonalGaussian
+from .fingerprint import fingerprints_match, weights_fingerprint
+from .injection import INJECTIONS, LatentInjector
+
+
+SAMPLINGS = ("autoregressive", "parallel")
+
+
+class LatentPolicyConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`LatentPolicyModel`].
+
+    Args:
+        assistant_config (`PreTrainedConfig` or `dict`):
+            Configuration of the assistant's backbone.
+        latent_dim (`int`, *optional*, defaults to `16`):
+            Size d of a latent. Small is what pure RL can train; larger needs a supervised start.
+        num_latents (`int`, *optional*, defaults to `4`):
+            Number T of latent steps per trajectory.
+        freeze_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the assistant's input embeddings are kept as they are.
+        sampling (`str`, *optional*, defaults to `"autoregressive"`):
+            `"autoregressive"`: each latent is fed back before the next is drawn (the paper's). `"parallel"`: T learned
+            query vectors after the question, all latents in one pass.
+        sigma (`float`, *optional*, defaults to `1.0`):
+            Standard deviation σ of a latent (its initial value if `learn_sigma`).
+        learn_sigma (`bool`, *optional*, defaults to `False`):
+            Whether σ is a parameter, one per latent dimension.
+        normalize_mean (`bool`, *optional*, defaults to `False`):
+            Whether means are scaled to unit root mean square, which bounds ‖μ‖/σ.
+        injection (`str`, *optional*, defaults to `"anchors"`):
+            How latents become embeddings of the main model: `"anchors"`, `"components"` or `"trained"`. See
+            [`LatentInjector`].
+        injection_scale (`float`, *optional*, defaults to `0.3`):
+            Size of the latents' share of an embedding, in units of the main model's measured embedding RMS.
+        anchor_text (`str`, *optional*, defaults to `"Answer: "`):
+            Text whose tokens, in turn, are the base of the injected embeddings under `"anchors"`.
+        main_model_name_or_path (`str`, *optional*):
+            Main model that the policy belongs to.
+        main_model_revision (`str`, *optional*):
+            Revision of the main model.
+        main_model_fingerprint (`str`, *optional*):
+            Fingerprint of the main model's weights, see [`weights_fingerprint`].
+        main_hidden_size (`int`, *optional*):
+            Size H of the main model's input embeddings.
+    """
+
+    model_type = "latent_policy"
+    sub_configs_defaults = {"assistant_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+
+    assistant_config: dict | PreTrainedConfig | None = None
+    latent_dim: int = 16
+    num_latents: int = 4
+    freeze_embeddings: bool = False
+    sampling: str = "autoregressive"
+    sigma: float = 1.0
+    learn_sigma: bool = False
+    normalize_mean: bool = False
+    injection: str = "anchors"
+    injection_scale: float = 0.3
+    anchor_text: str = "Answer: "
+    main_model_name_or_path: str | None = None
+    main_model_revision: str | None = None
+    main_model_fingerprint: str | None = None
+    main_hidden_size: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name in ("latent_dim", "num_latents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("sigma", "injection_scale"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
+        for name, known in (("sampling", SAMPLINGS), ("injection", INJECTIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+
+    @property
+    def hidden_size(self) -> int:
+        return self.assistant_config.get_text_config().hidden_size
+
+
+class LatentHead(nn.Module):
+    """Density of a latent step from the assistant's hidden state: μ = W_μ · norm(h), σ fixed or learned (eq. 9)."""
+
+    def __init__(self, config: LatentPolicyConfig):
+        super().__init__()
+        self.normalize_mean = config.normalize_mean
+        self.mean = nn.Linear(config.hidden_size, config.latent_dim)
+        log_std = torch.full((config.latent_dim,), math.log(config.sigma))
+        if config.learn_sigma:
+            self.log_std = nn.Parameter(log_std)
+        else:
+            self.register_buffer("log_std", log_std)
+
+    def forward(self, hidden_states: torch.Tensor) -> DiagonalGaussian:
+        # Densities are float32 whatever the assistant computes in: a log-ratio sums over T * d dimensions
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            hidden_states = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=1e-6)
+            mean = F.linear(hidden_states, self.mean.weight.float(), self.mean.bias.float())
+            if self.normalize_mean:
+                mean = F.rms_norm(mean, mean.shape[-1:], eps=1e-6)
+            return DiagonalGaussian(mean, self.log_std)
+
+
+@dataclass
+class LatentPolicyOutput(ModelOutput):
+    """
+    Densities of the latent steps of a batch.
+
+    Args:
+        mean (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`):
+            Mean of each latent step, given the question and the latents before it.
+        log_std (`torch.Tensor` of shape `(latent_dim,)`):
+            Natural logarithm of the standard deviation.
+        latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
+            What [`~LatentPolicyModel.sample`] drew from these densities.
+    """
+
+    mean: torch.Tensor | None = None
+    log_std: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+
+    @property
+    def density(self) -> DiagonalGaussian:
+        return DiagonalGaussian(self.mean, self.log_std)
+
+
+class LatentPolicyModel(PreTrainedModel):
+    """
+    Assistant LM, latent head and projector: everything that DeepLatent Reasoning trains, and nothing else.
+
+    Calling the model scores: one teacher-forced pass over the question and given latents yields the density of every
+    latent step. [`~LatentPolicyModel.sample`] draws latents step by step. [`~LatentPolicyModel.inject`] turns latents
+    into embeddings of the main model. Use [`~LatentPolicyModel.from_assistant`] to build a policy for a main model, and
+    `save_pretrained` / `from_pretrained` / `push_to_hub` as with any transformers model.
+
+    Args:
+        config ([`LatentPolicyConfig`]):
+            Configuration of the policy.
+    """
+
+    config_class = LatentPolicyConfig
+    base_model_prefix = "assistant"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: LatentPolicyConfig):
+        super().__init__(config)
+        self.assistant = AutoModel.from_config(config.assistant_config)
+        self.latent_head = LatentHead(config)
+        if config.sampling == "autoregressive":
+            self.latent_in = nn.Linear(config.latent_dim, config.hidden_size, bias=False)
+        else:
+            self.queries = nn.Embedding(config.num_latents, config.hidden_size)
+        self.injector = LatentInjector(
+            config.latent_dim,
+            config.num_latents,
+            config.main_hidden_size or config.hidden_size,
+            config.injection,
+            config.injection_scale,
+        )
+        if config.freeze_embeddings:
+            self.get_input_embeddings().requires_grad_(False)
+        # TRL and Trainer align special tokens here
+        self.generation_config = GenerationConfig()
+        self.post_init()
+
+    @classmethod
+    def from_assistant(
+        cls,
+        assistant: "str | PreTrainedModel",
+        main_model: PreTrainedModel,
+        main_processing_class: PreTrainedTokenizerBase,
+        assistant_init_kwargs: dict[str, Any] | None = None,
+        **config_kwargs,
+    ) -> "LatentPolicyModel":
+        """
+        Build a policy that speaks to `main_model`.
+
+        Args:
+            assistant (`str` or [`~transformers.PreTrainedModel`]):
+                Any causal LM or its backbone: Hub id, path or instance, whose weights are copied. See
+                [`first_layers`] and [`fresh_layers`] for assistants made from the main model itself.
+            main_model ([`~transformers.PreTrainedModel`]):
+                Frozen causal LM that will decode the answers. Its embedding table is measured, nothing is shared.
+            main_processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the main model, for the anchor text.
+            assistant_init_kwargs (`dict`, *optional*):
+                Keyword arguments for `from_pretrained`, if `assistant` is a string.
+            **config_kwargs:
+                Fields of [`LatentPolicyConfig`].
+
+        Returns:
+            [`LatentPolicyModel`]: in float32.
+        """
+        if isinstance(assistant, str):
+            assistant = AutoModel.from_pretrained(assistant, **{"dtype": torch.float32, **(assistant_init_kwargs or {})})
+        backbone = assistant.base_model
+        if any(tensor.is_meta or not tensor.is_floating_point() for tensor in backbone.parameters()):
+            raise ValueError(
+                "`assistant` must hold trainable floating-point weights, but some are quantized or on the meta device. "
+                "Load it in float32 or bfloat16; `quantization_config` is for the frozen main model."
+            )
+        assistant_config = copy.deepcopy(backbone.config)
+        # A GGUF or otherwise dequantized load still says that it is quantized, and could not be saved
+        if hasattr(assistant_config, "quantization_config"):
+            del assistant_config.quantization_config
+        assistant_config.dtype = None
+        config = cls.config_class(
+            assistant_config=assistant_config,
+            main_model_name_or_path=main_model.config.name_or_path or None,
+            main_model_revision=getattr(main_model.config, "_commit_hash", None),
+            main_model_fingerprint=weights_fingerprint(main_model),
+            main_hidden_size=main_model.get_input_embeddings().embedding_dim,
+            **config_kwargs,
+        )
+        config._attn_implementation = backbone.config._attn_implementation
+        policy = cls(config).float()
+        policy.assistant.load_state_dict(backbone.state_dict())
+        with torch.no_grad():
+            rms = policy.assistant.get_input_embeddings().weight.float().square().mean().sqrt()
+            # What the assistant is fed has the size of what it knows
+            if config.sampling == "autoregressive":
+                nn.init.normal_(policy.latent_in.weight, std=(rms / config.latent_dim**0.5).item())
+            else:
+                nn.init.normal_(policy.queries.weight, std=rms.item())
+        policy.injector.fit(main_model, main_processing_class, config.anchor_text)
+        return policy
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, LatentHead):
+            # ‖μ‖ starts well below σ: the first groups are explored rather than decided
+            init.normal_(module.mean.weight, std=0.1 / math.sqrt(self.config.hidden_size))
+            init.zeros_(module.mean.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.assistant.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.assistant.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def check_main_model(self, main_model: PreTrainedModel, allow_mismatch: bool = False) -> None:
+        """
+        Check that the policy was built for `main_model`.
+
+        Raises:
+            `ValueError`: if embedding sizes differ, or if the recorded fingerprint is another model's and
+            `allow_mismatch` is not set (a warning if it is).
+        """
+        hidden_size = main_model.get_input_embeddings().embedding_dim
+        if hidden_size != self.injector.anchors.size(1):
+            raise ValueError(
+                f"`main_model` has embeddings of size {hidden_size}, but the policy injects embeddings of size "
+                f"{self.injector.anchors.size(1)} (it was built for {self.config.main_model_name_or_path!r}). Pass that "
+                "main model, or build a policy for this one with `LatentPolicyModel.from_assistant`."
+            )
+        recorded = self.config.main_model_fingerprint
+        if recorded is None:
+            return
+        fingerprint = weights_fingerprint(main_model)
+        if not fingerprints_match(recorded, fingerprint):
+            message = (
+                f"`main_model` has weights with fingerprint {fingerprint}, but the policy was built for "
+                f"{self.config.main_model_name_or_path!r} with fingerprint {recorded}."
+            )
+            if not allow_mismatch:
+                raise ValueError(
+                    f"{message} Pass that main model, or set `allow_main_model_mismatch=True` to go on regardless."
+                )
+            warnings.warn(message, stacklevel=2)
+
+    def _run_assistant(self, attention_mask: torch.Tensor, **kwargs) -> Any:
+        if "position_ids" in inspect.signature(self.assistant.forward).parameters:
+            # Counted from the first real token, so that left padding changes nothing
+            length = (kwargs.get("input_ids") if "input_ids" in kwargs else kwargs["inputs_embeds"]).size(1)
+            kwargs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return self.assistant(attention_mask=attention_mask, **kwargs)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, latents: torch.Tensor | None = None, **kwargs
+    ) -> LatentPolicyOutput:
+        """
+        Density of every latent step in one teacher-forced pass.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch_size, prompt_length)`):
+                Left-padded question in the assistant's tokens.
+            attention_mask (`torch.Tensor` of shape `(batch_size, prompt_length)`):
+                0 on padding.
+            latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
+                Latents whose steps are conditioned on the ones before them. Required for autoregressive sampling.
+
+        Returns:
+            [`LatentPolicyOutput`]
+        """
+        if self.config.sampling == "autoregressive":
+            fed = self.latent_in(latents[:, :-1].to(self.latent_in.weight.dtype))
+            num_outputs = fed.size(1) + 1  # the question's last position yields the first latent
+        else:
+            fed = self.queries.weight.expand(input_ids.size(0), -1, -1)
+            num_outputs = fed.size(1)
+        prompt = self.get_input_embeddings()(input_ids)
+        hidden_states = self._run_assistant(
+            torch.cat([attention_mask, attention_mask.new_ones(fed.shape[:2])], dim=1),
+            inputs_embeds=torch.cat([prompt, fed.to(prompt.dtype)], dim=1),
+            use_cache=False,
+        ).last_hidden_state
+        density = self.latent_head(hidden_states[:, -num_outputs:])
+        return LatentPolicyOutput(mean=density.mean, log_std=density.log_std)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        num_samples: int | torch.Tensor = 1,
+        deterministic: bool = False,
+    ) -> LatentPolicyOutput:
+        """
+        Draw trajectories of latents; the question is encoded once, however many are drawn.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch_size, prompt_length)`):
+                Left-padded questions in the assistant's tokens.
+            attention_mask (`torch.Tensor` of shape `(batch_size, prompt_length)`):
+                0 on padding.
+            num_samples (`int` or `torch.Tensor` of shape `(batch_size,)`, *optional*, defaults to `1`):
+                Trajectories per question, or one number for each question.
+            deterministic (`bool`, *optional*, defaults to `False`):
+                Whether to take the mean of every step instead of a sample.
+
+        Returns:
+            [`LatentPolicyOutput`]: float32 latents with the densities that they were drawn from, for the sum of
+            `num_samples` rows, a question's trajectories next to each other.
+        """
+        rows = torch.arange(input_ids.size(0), device=input_ids.device).repeat_interleave(
+            torch.as_tensor(num_samples, device=input_ids.device)
+        )
+        with eval_mode(self):
+            if self.config.sampling == "parallel":
+                output = self(input_ids, attention_mask)
+                density = DiagonalGaussian(output.mean[rows], output.log_std)
+                latents = density.mean if deterministic else density.rsample()
+                return LatentPolicyOutput(mean=density.mean, log_std=density.log_std, latents=latents)
+            cache = DynamicCache(config=self.assistant.config)
+            hidden_states = self._run_assistant(
+                attention_mask, input_ids=input_ids, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+            cache.batch_select_indices(rows)
+            attention_mask, hidden_states = attention_mask[rows], hidden_states[rows, -1:]
+            means, latents = [], []
+            for step in range(self.config.num_latents):
+                density = self.latent_head(hidden_states)
+                means.append(density.mean)
+                latents.append(density.mean if deterministic else density.rsample())
+                if step < self.config.num_latents - 1:
+                    attention_mask = F.pad(attention_mask, (0, 1), value=1)
+                    hidden_states = self._run_assistant(
+                        attention_mask,
+                        inputs_embeds=self.latent_in(latents[-1].to(self.latent_in.weight.dtype)),
+                        past_key_values=cache,
+                        use_cache=True,
+                    ).last_hidden_state
+            return LatentPolicyOutput(
+                mean=torch.cat(means, dim=1), log_std=density.log_std, latents=torch.cat(latents, dim=1)
+            )
+
+    def inject(self, latents: torch.Tensor) -> torch.Tensor:
+        """Embeddings of the main model for `latents`: `(B, T, latent_dim)` to float32 `(B, T, main_hidden_size)`."""
+        return self.injector(latents)
+
+
+@contextmanager
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Put `model` in evaluation mode (no dropout, no gradient checkpointing) and back to the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+AutoConfig.register(LatentPolicyConfig.model_type, LatentPolicyConfig)
+AutoModel.register(LatentPolicyConfig, LatentPolicyModel)

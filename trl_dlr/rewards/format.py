@@ -1,0 +1,66 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Format reward (equation 2): +1 if the required structure is there and complete, else -1."""
+
+import re
+from collections.abc import Callable, Sequence
+
+
+def get_pattern_reward(pattern: str, name: str = "format_reward") -> Callable[..., list[float]]:
+    r"""
+    Reward function of +1 for completions that match a regular expression from end to end, else -1.
+
+    Args:
+        pattern (`str`):
+            Regular expression; `.` matches newlines, white space around the completion is ignored.
+        name (`str`, *optional*, defaults to `"format_reward"`):
+            Name of the function, under which trainers log it.
+
+    Example:
+
+    ```python
+    >>> from trl_dlr.rewards import get_pattern_reward
+
+    >>> get_pattern_reward(r"-?\d+")(completions=["42", "It is 42."])
+    [1.0, -1.0]
+    ```
+    """
+    try:
+        compiled = re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"`pattern` must be a regular expression, got {pattern!r}: {error}.") from error
+
+    def format_reward(completions: list[str] | list[list[dict[str, str]]], **kwargs) -> list[float]:
+        texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
+        return [1.0 if compiled.fullmatch(text.strip()) else -1.0 for text in texts]
+
+    format_reward.__name__ = name
+    return format_reward
+
+
+def get_tag_format_reward(tags: Sequence[str] = ("think", "answer")) -> Callable[..., list[float]]:
+    r"""
+    Reward function of +1 for completions that consist of the given tags, in order, each opened and closed exactly once
+    and not empty, else -1 (equation 2 of [DeepLatent Reasoning](https://huggingface.co/papers/2601.17275)).
+
+    Args:
+        tags (`Sequence[str]`, *optional*, defaults to `("think", "answer")`):
+            Names of the tags.
+
+    Example:
+
+    ```python
+    >>> from trl_dlr.rewards import get_tag_format_reward
+
+    >>> get_tag_format_reward(["answer"])(completions=["<answer>42</answer>", "<answer>42"])
+    [1.0, -1.0]
+    ```
+    """
+    if isinstance(tags, str) or not tags or not all(re.fullmatch(r"\w[\w-]*", tag) for tag in tags):
+        raise ValueError(f"`tags` must be a non-empty sequence of tag names such as ('think', 'answer'), got {tags!r}.")
+    any_tag = "|".join(rf"</?{tag}>" for tag in tags)
+    block = rf"(?:(?!{any_tag}).)*?\S(?:(?!{any_tag}).)*?"
+    return get_pattern_reward(r"\s*".join(rf"<{tag}>{block}</{tag}>" for tag in tags), name="tag_format_reward")
+
+
+tag_format_reward = get_tag_format_reward()

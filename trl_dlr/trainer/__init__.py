@@ -1,0 +1,8 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+from .latent_grpo_config import LatentGRPOConfig
+from .latent_grpo_trainer import LatentGRPOTrainer
+from .losses import contrastive_loss
+
+
+__all__ = ["LatentGRPOConfig", "LatentGRPOTrainer", "contrastive_loss"]

@@ -1,0 +1,157 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""What a latent trainer is made of: main model, policy, tokenizers and adapters, resolved and checked before training."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from peft import PeftConfig
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import get_callable_name, is_async_callable
+
+from ..models import LatentPolicyConfig, LatentPolicyModel
+from .latent_grpo_config import LatentGRPOConfig
+
+
+def load_main_model(
+    main_model: str | PreTrainedModel, args: LatentGRPOConfig, quantization_config: Any = None
+) -> PreTrainedModel:
+    """The main model, loaded if it is given by name. Its weights are not touched yet."""
+    if isinstance(main_model, str):
+        kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code, **(args.main_model_init_kwargs or {})}
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        return AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
+    if isinstance(main_model, LatentPolicyModel) or not isinstance(main_model, PreTrainedModel):
+        hint = " Merge its adapter first (`merge_and_unload`)." if is_peft_model(main_model) else ""
+        raise ValueError(
+            "`main_model` must be a Hub id, a path or a transformers causal LM that is frozen here, got "
+            f"{type(main_model).__name__}, which is trainable or no causal LM.{hint}"
+        )
+    if main_model.get_output_embeddings() is None:
+        raise ValueError(f"`main_model` must be a causal LM that can decode answers, got {type(main_model).__name__}.")
+    return main_model
+
+
+def load_tokenizer(model: PreTrainedModel, name: str) -> PreTrainedTokenizerBase:
+    """Tokenizer saved with `model`; `name` is the argument to blame if there is none."""
+    path = model.config.name_or_path
+    if not path:
+        raise ValueError(f"`{name}` must be given: the model was built in memory and names no tokenizer.")
+    return AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left")
+
+
+def build_policy(
+    model: str | PreTrainedModel,
+    main_model: PreTrainedModel,
+    main_processing_class: PreTrainedTokenizerBase,
+    args: LatentGRPOConfig,
+) -> PreTrainedModel:
+    """The policy to train: a saved or given [`LatentPolicyModel`], or a new one around an assistant."""
+    if model is main_model:
+        raise ValueError(
+            "`model` and `main_model` are the same object, but one is trained and the other frozen. Pass an assistant "
+            "of its own, for instance `first_layers(main_model, 4)`."
+        )
+    if isinstance(model, str) and AutoConfig.from_pretrained(model).model_type == LatentPolicyConfig.model_type:
+        model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **(args.model_init_kwargs or {})})
+    policy = model.get_base_model() if is_peft_model(model) else model
+    if not isinstance(policy, LatentPolicyModel):
+        return LatentPolicyModel.from_assistant(
+            model, main_model, main_processing_class, args.model_init_kwargs, **args.policy_kwargs()
+        )
+    policy.check_main_model(main_model, allow_mismatch=args.allow_main_model_mismatch)
+    main_storages = {parameter.data_ptr() for parameter in main_model.parameters()}
+    if any(parameter.data_ptr() in main_storages for parameter in model.parameters()):
+        raise ValueError(
+            "`model` shares weights with `main_model`, but one is trained and the other frozen. Build the policy with "
+            "`LatentPolicyModel.from_assistant`, which copies."
+        )
+    return model
+
+
+def assistant_tokenizer(
+    policy: LatentPolicyModel, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase
+) -> PreTrainedTokenizerBase:
+    """Tokenizer of the assistant if none was given: its own, or the main model's for an assistant made from it."""
+    assistant_config = policy.config.assistant_config
+    made_from_main = assistant_config.name_or_path == main_model.config.name_or_path
+    if made_from_main and assistant_config.vocab_size == main_model.config.get_text_config().vocab_size:
+        return copy.deepcopy(main_processing_class)
+    return load_tokenizer(policy if policy.config.name_or_path else policy.assistant, "processing_class")
+
+
+def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> PeftConfig:
+    """`peft_config` aimed at the assistant, with the projection layers trained in full and saved with the adapter."""
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.task_type = None  # a latent policy is none of PEFT's tasks
+    projection = [
+        name
+        for name, module in policy.named_children()
+        if name != "assistant" and any(parameter.requires_grad for parameter in module.parameters())
+    ]
+    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), *projection})
+    if peft_config.target_modules is None:
+        model_type = policy.config.assistant_config.model_type
+        if model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+            raise ValueError(
+                f"`peft_config.target_modules` must be set: PEFT knows no default for an assistant of type {model_type!r}."
+            )
+        peft_config.target_modules = set(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[model_type])
+    elif peft_config.target_modules == "all-linear":  # of the assistant
+        linear = {name.split(".")[-1] for name, m in policy.assistant.named_modules() if isinstance(m, nn.Linear)}
+        peft_config.target_modules = linear
+    return peft_config
+
+
+def naming_itself(reward_func: Callable) -> Callable:
+    """`reward_func`, with its name in the error if it raises; the original traceback stays."""
+    name = get_callable_name(reward_func)
+
+    def error(cause: Exception) -> RuntimeError:
+        return RuntimeError(f"The reward function '{name}' raised {type(cause).__name__}: {cause}")
+
+    if is_async_callable(reward_func):
+
+        async def wrapped(*args, **kwargs):
+            try:
+                return await reward_func(*args, **kwargs)
+            except Exception as cause:
+                raise error(cause) from cause
+
+    else:
+
+        def wrapped(*args, **kwargs):
+            try:
+                return reward_func(*args, **kwargs)
+            except Exception as cause:
+                raise error(cause) from cause
+
+    functools.update_wrapper(wrapped, reward_func)
+    wrapped.__name__ = name
+    return wrapped
+
+
+def check_dataset(dataset: Any, name: str) -> None:
+    """Refuse columns that a text-only trainer would ignore."""
+    for split in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        columns = getattr(split, "column_names", None) or []
+        if found := {"image", "images", "environment"} & set(columns):
+            raise ValueError(
+                f"`{name}` has a column {sorted(found)[0]!r}, but `LatentGRPOTrainer` trains on text prompts alone. "
+                "Remove the column."
+            )
+
+
+def longest_prompts(dataset: Any, num_rows: int = 16) -> Iterable:
+    """The longest prompts of a map-style dataset by characters, without tokenizing all of it."""
+    if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names:
+        return []
+    return sorted(dataset["prompt"], key=lambda prompt: len(str(prompt)), reverse=True)[:num_rows]

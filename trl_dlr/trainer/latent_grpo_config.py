@@ -1,0 +1,247 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from .losses import CONTRASTIVE_SIMILARITIES
+
+
+# TRL options that speak of a policy that writes tokens. Ours draws latents, and the main model's tokens are not trained.
+REFUSED_OPTIONS = {
+    "use_vllm": "it syncs a trained policy's weights into vLLM, and the main model's weights never change",
+    "use_transformers_continuous_batching": "it generates from token ids, not from embeddings",
+    "cast_lm_head_to_fp32": "the latent policy has no LM head; its densities are float32 already",
+    "router_aux_loss_coef": "the latent policy has no LM loss to balance",
+    "top_entropy_quantile": "it masks tokens by their entropy, and latents have the same entropy at every step",
+    "temperature": "the main model decodes greedily; exploration is the latents' standard deviation, `sigma`",
+    "top_p": "the main model decodes greedily",
+    "top_k": "the main model decodes greedily",
+    "min_p": "the main model decodes greedily",
+}
+LOGP_REDUCTIONS = ("sum", "mean")
+
+
+@dataclass
+class LatentGRPOConfig(GRPOConfig):
+    r"""
+    Configuration class for the [`LatentGRPOTrainer`].
+
+    This class includes only the parameters that are specific to latent GRPO training, and those of [`~trl.GRPOConfig`]
+    with other defaults. For a full list of training arguments, please refer to the [`~trl.GRPOConfig`] and
+    [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the main model's token budget per
+    completion, `num_generations` is the number G of latent trajectories per question, and `beta` weighs the closed-form
+    KL of the latents' densities (`use_bias_correction_kl` does not apply to it).
+
+    Using [`~transformers.HfArgumentParser`] we can turn this class into
+    [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the
+    command line.
+
+    Parameters:
+        > Parameters of the latent policy, used when `model` is an assistant rather than a [`LatentPolicyModel`]
+
+        latent_dim (`int`, *optional*, defaults to `16`):
+            Size d of a latent.
+        num_latents (`int`, *optional*, defaults to `4`):
+            Number T of latent steps per trajectory.
+        latent_sampling (`str`, *optional*, defaults to `"autoregressive"`):
+            `"autoregressive"` (each latent is fed back, the paper's) or `"parallel"` (learned queries, one pass).
+        sigma (`float`, *optional*, defaults to `1.0`):
+            Standard deviation of a latent.
+        learn_sigma (`bool`, *optional*, defaults to `False`):
+            Whether `sigma` is trained, one value per dimension.
+        normalize_mean (`bool`, *optional*, defaults to `False`):
+            Whether means are scaled to unit root mean square.
+        injection (`str`, *optional*, defaults to `"anchors"`):
+            `"anchors"` (offsets from the embeddings of `anchor_text`), `"components"` (principal components of the main
+            model's embedding table) or `"trained"` (a parameter, which a pure policy gradient does not reach).
+        injection_scale (`float`, *optional*, defaults to `0.3`):
+            Size of the latents' share of an embedding, in units of the main model's measured embedding RMS.
+        anchor_text (`str`, *optional*, defaults to `"Answer: "`):
+            Text whose tokens, in turn, are the anchors.
+        freeze_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the assistant's input embeddings stay as they are.
+
+        > Parameters of the frozen main model
+
+        main_model_init_kwargs (`str` or `dict[str, Any]`, *optional*):
+            Keyword arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], used when `main_model` is a
+            string. If `dtype` is not given, the checkpoint's own is used.
+        allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
+            Whether to go on, with a warning, when the policy was built for a main model with other weights.
+
+        > Parameters of the loss
+
+        beta (`float`, *optional*, defaults to `0.01`):
+            Weight β of the closed-form KL to the frozen reference policy (equation 7). 0 needs no reference.
+        gamma (`float`, *optional*, defaults to `0.0`):
+            Weight γ of the contrastive loss (equation 6).
+        contrastive_similarity (`str`, *optional*, defaults to `"cosine"`):
+            `"dot"` (equation 8 as printed), `"cosine"`, `"infonce"` or `"margin"`. See [`contrastive_loss`].
+        contrastive_temperature (`float`, *optional*, defaults to `0.1`):
+            Temperature of `"cosine"` and `"infonce"`.
+        contrastive_margin (`float`, *optional*, defaults to `0.5`):
+            Cosine below which `"margin"` is satisfied.
+        latent_logp_reduction (`str`, *optional*, defaults to `"sum"`):
+            How a step's log-density is reduced over its d dimensions: `"sum"` is exact, `"mean"` (the d-th root of the
+            density) is a surrogate whose ratios rarely leave the clip range.
+        num_iterations (`int`, *optional*, defaults to `4`):
+            Passes over each rollout. Nothing is decoded again, so they are cheap.
+
+        > Parameters of the optimization
+
+        learning_rate (`float`, *optional*, defaults to `3e-4`):
+            Learning rate of the assistant.
+        projection_learning_rate (`float`, *optional*):
+            Learning rate of the projection layers: all that is not the assistant. If `None`, `learning_rate`.
+        projection_max_grad_norm (`float`, *optional*):
+            Gradient norm to which the projection layers are clipped on their own. If `None`, `max_grad_norm`.
+
+        > Parameters that keep a run healthy
+
+        exploration_check_prompts (`int`, *optional*, defaults to `8`):
+            Number of training prompts on which the share of groups with differing rewards is measured before training;
+            0 skips the check.
+        max_skipped_steps (`int`, *optional*, defaults to `5`):
+            Optimizer steps that may be skipped in a row (no reward at all, or a loss that is not finite) before the
+            run stops with an error and a saved checkpoint.
+    """
+
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["main_model_init_kwargs"]
+
+    # Defaults that differ from GRPOConfig: an assistant that is small, and rollouts that are used more than once
+    learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the assistant."})
+    per_device_train_batch_size: int = field(
+        default=64, metadata={"help": "Trajectories per device and step. A trajectory is a few latents: they are cheap."}
+    )
+    num_generations: int = field(
+        default=16, metadata={"help": "Number G of latent trajectories per question. Must divide the global batch."}
+    )
+    num_iterations: int = field(default=4, metadata={"help": "Number of passes over each rollout."})
+    beta: float = field(
+        default=0.01, metadata={"help": "Weight of the closed-form KL to the frozen reference policy (equation 7)."}
+    )
+    disable_dropout: bool = field(
+        default=True,
+        metadata={"help": "Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1."},
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Whether to trade compute for memory in the assistant, which is small by design."},
+    )
+
+    # Latent policy
+    latent_dim: int = field(default=16, metadata={"help": "Size d of a latent."})
+    num_latents: int = field(default=4, metadata={"help": "Number T of latent steps per trajectory."})
+    latent_sampling: str = field(
+        default="autoregressive",
+        metadata={
+            "help": "How latents are drawn: 'autoregressive' feeds each one back, 'parallel' draws all in one pass.",
+            "choices": ["autoregressive", "parallel"],
+        },
+    )
+    sigma: float = field(default=1.0, metadata={"help": "Standard deviation of a latent."})
+    learn_sigma: bool = field(default=False, metadata={"help": "Whether sigma is trained, one value per dimension."})
+    normalize_mean: bool = field(
+        default=False, metadata={"help": "Whether means are scaled to unit root mean square, which bounds them."}
+    )
+    injection: str = field(
+        default="anchors",
+        metadata={
+            "help": "How latents become embeddings of the main model: 'anchors' (offsets from anchor tokens), "
+            "'components' (principal components of its embedding table) or 'trained' (a parameter).",
+            "choices": ["anchors", "components", "trained"],
+        },
+    )
+    injection_scale: float = field(
+        default=0.3, metadata={"help": "Size of the latents' share of an embedding, relative to the embeddings' RMS."}
+    )
+    anchor_text: str = field(default="Answer: ", metadata={"help": "Text whose tokens, in turn, are the anchors."})
+    freeze_embeddings: bool = field(
+        default=False, metadata={"help": "Whether the assistant's input embeddings stay as they are."}
+    )
+
+    # Main model
+    main_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments for loading the main model when `main_model` is a string."},
+    )
+    allow_main_model_mismatch: bool = field(
+        default=False,
+        metadata={"help": "Whether to go on when the policy was built for a main model with other weights."},
+    )
+
+    # Loss
+    gamma: float = field(default=0.0, metadata={"help": "Weight of the contrastive loss (equation 6)."})
+    contrastive_similarity: str = field(
+        default="cosine",
+        metadata={
+            "help": "Similarity of the contrastive loss: 'dot' (equation 8 as printed), 'cosine', 'infonce', 'margin'.",
+            "choices": list(CONTRASTIVE_SIMILARITIES),
+        },
+    )
+    contrastive_temperature: float = field(
+        default=0.1, metadata={"help": "Temperature of the 'cosine' and 'infonce' similarities."}
+    )
+    contrastive_margin: float = field(
+        default=0.5, metadata={"help": "Cosine below which the 'margin' similarity is satisfied."}
+    )
+    latent_logp_reduction: str = field(
+        default="sum",
+        metadata={
+            "help": "Reduction of a step's log-density over its dimensions: 'sum' (exact) or 'mean' (a surrogate).",
+            "choices": list(LOGP_REDUCTIONS),
+        },
+    )
+
+    # Optimization
+    projection_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the projection layers. If unset, `learning_rate`."}
+    )
+    projection_max_grad_norm: float | None = field(
+        default=None, metadata={"help": "Norm to which the projection layers' gradients are clipped on their own."}
+    )
+
+    # Health
+    exploration_check_prompts: int = field(
+        default=8,
+        metadata={"help": "Prompts on which the share of groups with differing rewards is measured before training."},
+    )
+    max_skipped_steps: int = field(
+        default=5, metadata={"help": "Optimizer steps that may be skipped in a row before the run stops."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, reason in REFUSED_OPTIONS.items():
+            default = GRPOConfig.__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` has no meaning for `LatentGRPOTrainer`: {reason}. Leave it at "
+                    f"{default!r}."
+                )
+        for name in ("latent_dim", "num_latents", "max_completion_length", "max_skipped_steps"):
+            if getattr(self, name) is None or getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("beta", "gamma", "contrastive_margin", "exploration_check_prompts"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}.")
+        for name in ("sigma", "injection_scale", "contrastive_temperature"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
+        for name in ("projection_learning_rate", "projection_max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
+        for name in ("latent_sampling", "injection", "contrastive_similarity", "latent_logp_reduction"):
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+
+    def policy_kwargs(self) -> dict[str, Any]:
+        """Fields of [`LatentPolicyConfig`] that this configuration sets."""
+        names = ("latent_dim", "num_latents", "sigma", "learn_sigma", "normalize_mean", "injection")
+        names += ("injection_scale", "anchor_text", "freeze_embeddings")
+        return {"sampling": self.latent_sampling, **{name: getattr(self, name) for name in names}}

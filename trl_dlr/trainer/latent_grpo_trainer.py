@@ -1,0 +1,593 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import copy
+import itertools
+import os
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather, is_peft_model, set_seed
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import PeftConfig, PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.utils import disable_dropout_in_model, get_config_model_id, pad, use_adapter
+
+from ..generation import TransformersEngine
+from ..models import DiagonalGaussian
+from .construction import (
+    adapter_for_policy,
+    assistant_tokenizer,
+    build_policy,
+    check_dataset,
+    load_main_model,
+    load_tokenizer,
+    longest_prompts,
+    naming_itself,
+)
+from .latent_grpo_config import LatentGRPOConfig
+from .losses import contrastive_loss
+
+
+logger = get_logger(__name__)
+
+# A clipped ratio says nothing beyond this, and exp() of the sum over many dimensions would overflow
+MAX_LOG_RATIO = 20.0
+MIN_MIXED_GROUPS = 0.3
+
+
+class LatentGRPOTrainer(GRPOTrainer):
+    r"""
+    Trainer for DeepLatent Reasoning, proposed in the paper [Latent-Space Contrastive Reinforcement Learning for Stable
+    and Efficient LLM Reasoning](https://huggingface.co/papers/2601.17275).
+
+    A small latent policy (assistant LM, latent head and projector) samples G trajectories of T continuous latents per
+    question. Each is injected as embeddings after the prompt of a frozen main model, which decodes the answer greedily.
+    The rewards of the answers train the policy with a clipped GRPO loss on the exact density of the latents, a
+    closed-form KL to a frozen reference, and a contrastive loss over each question's trajectories (equations 1 to 8).
+    The main model never changes. Not to be confused with the method of the paper "Latent-GRPO"
+    ([2604.27998](https://huggingface.co/papers/2604.27998)).
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_dlr import LatentGRPOTrainer
+    >>> from trl_dlr.rewards import correctness_reward
+
+    >>> dataset = load_dataset("openai/gsm8k", "main", split="train").rename_column("question", "prompt")
+
+    >>> trainer = LatentGRPOTrainer(
+    ...     model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ...     main_model="Qwen/Qwen2.5-7B-Instruct",
+    ...     reward_funcs=correctness_reward,
+    ...     train_dataset=dataset,
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy to train. Can be either:
+
+            - A string, being the Hub id or path of a saved [`LatentPolicyModel`], or of a causal LM that becomes the
+              assistant of a new policy (fields of `args`), loaded with `args.model_init_kwargs`.
+            - A [`LatentPolicyModel`], plain or wrapped by PEFT.
+            - A causal LM, whose backbone is copied as the assistant of a new policy. [`first_layers`] and
+              [`fresh_layers`] make small ones from the main model.
+        reward_funcs (`RewardFunc | list[RewardFunc]`):
+            Reward functions, as in [`~trl.GRPOTrainer`]. They see the text that the main model decoded.
+        args ([`LatentGRPOConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset with a column `"prompt"`, standard or conversational, as in [`~trl.GRPOTrainer`].
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`~datasets.DatasetDict`], [`~datasets.IterableDatasetDict`] or `dict[str, Dataset | IterableDataset]`, *optional*):
+            Dataset to use for evaluation. It must meet the same requirements as `train_dataset`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the assistant. If `None`, the one saved with `model`, or the main model's if the assistant was
+            made from it.
+        reward_processing_classes ([`~transformers.PreTrainedTokenizerBase`] or `list[PreTrainedTokenizerBase]`, *optional*):
+            Processing classes of reward models, as in [`~trl.GRPOTrainer`].
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            List of callbacks to customize the training loop.
+        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler. By default AdamW with one learning rate for the assistant and one for the
+            projection layers.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantization of the frozen main model when it is loaded by name.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            PEFT configuration for the assistant. The projection layers stay trainable and are saved with the adapter.
+        tools, rollout_func, environment_factory:
+            Part of [`~trl.GRPOTrainer`]'s signature; refused, since latents are drawn before any text.
+        main_model (`str` or [`~transformers.PreTrainedModel`]):
+            Causal LM that decodes the answers. It is frozen, and is no part of the optimizer or of checkpoints.
+        main_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the main model. If `None`, the one saved with it.
+
+    Raises:
+        `ValueError`: if an argument does not fit, with its name, the value seen and what would be right.
+    """
+
+    _tag_names = ["trl", "trl_dlr", "latent-reasoning", "deeplatent-reasoning"]
+    _name = "DeepLatent Reasoning"
+    _paper = {
+        "title": "Latent-Space Contrastive Reinforcement Learning for Stable and Efficient LLM Reasoning",
+        "id": "2601.17275",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{deeplatent2026,
+                title        = {{Latent-Space Contrastive Reinforcement Learning for Stable and Efficient LLM Reasoning}},
+                year         = 2026,
+                eprint       = {arXiv:2601.17275},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: Any = None,
+        args: LatentGRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        tools: None = None,
+        rollout_func: None = None,
+        environment_factory: None = None,
+        *,
+        main_model: str | PreTrainedModel,
+        main_processing_class: PreTrainedTokenizerBase | None = None,
+    ):
+        refused = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
+        for name, value in refused.items():
+            if value:
+                raise ValueError(f"`{name}` has no meaning for `LatentGRPOTrainer`: latents are drawn before any text.")
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = LatentGRPOConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentGRPO")
+        elif not isinstance(args, LatentGRPOConfig):
+            raise ValueError(f"`args` must be a `LatentGRPOConfig`, got {type(args).__name__}.")
+        check_dataset(train_dataset, "train_dataset")
+        check_dataset(eval_dataset, "eval_dataset")
+
+        set_seed(args.seed)  # a new policy's projection layers are random
+        main_model = load_main_model(main_model, args, quantization_config)
+        if main_processing_class is None:
+            main_processing_class = load_tokenizer(main_model, "main_processing_class")
+        model = build_policy(model, main_model, main_processing_class, args)
+        policy = model.get_base_model() if is_peft_model(model) else model
+        if processing_class is None:
+            processing_class = assistant_tokenizer(policy, main_model, main_processing_class)
+        if optimizers[0] is not None:
+            main_parameters = {id(parameter) for parameter in main_model.parameters()}
+            if any(id(p) in main_parameters for group in optimizers[0].param_groups for p in group["params"]):
+                raise ValueError("`optimizers` holds weights of `main_model`, which is frozen. Give it the policy's only.")
+        engine = TransformersEngine(
+            main_model, main_processing_class, args.max_completion_length, args.generation_kwargs
+        )
+        if policy.config.injection == "trained" and policy.injector.weight.requires_grad:
+            # DDP would wait for its gradient
+            logger.warning(
+                "`injection='trained'`: the up-projection lies after the sample, so this loss does not reach it. It "
+                "stays as it is."
+            )
+            policy.injector.requires_grad_(False)
+        if peft_config is not None and not is_peft_model(model):
+            peft_config = adapter_for_policy(policy, peft_config)
+
+        self.main_processing_class = main_processing_class
+        self.num_latents = policy.config.num_latents
+        self.kl_coef = args.beta
+        self._base_policy_state = None
+        if peft_config is not None and not policy.config.name_or_path:
+            # An adapter names its base model, and this policy exists nowhere yet: `_save` writes it beside the run
+            policy.config.name_or_path = os.path.join(args.output_dir, "base_policy")
+            self._base_policy_state = policy.state_dict()
+        # A new adapter is its own reference when switched off. Copied before TRL patches the model's forward.
+        ref_model = None
+        if args.beta != 0.0 and peft_config is None:
+            ref_model = copy.deepcopy(model).eval().requires_grad_(False)
+        sync_ref_model = args.sync_ref_model
+        if sync_ref_model and ref_model is None:
+            raise ValueError(
+                "`sync_ref_model=True` needs a reference model of its own: set `beta` above 0 and no `peft_config`."
+            )
+
+        if isinstance(reward_funcs, list):
+            reward_funcs = [f if isinstance(f, (str, torch.nn.Module)) else naming_itself(f) for f in reward_funcs]
+        elif reward_funcs is not None and not isinstance(reward_funcs, (str, torch.nn.Module)):
+            reward_funcs = naming_itself(reward_funcs)
+
+        # TRL would look for its reference model on the Hub and estimate the KL from samples; ours has a closed form
+        args.beta, args.sync_ref_model = 0.0, False
+        try:
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
+        finally:
+            args.beta, args.sync_ref_model = self.kl_coef, sync_ref_model
+
+        self.main_model = main_model.requires_grad_(False).eval()
+        if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
+            self.main_model.to(self.accelerator.device)
+        self.engine = engine
+        self.eos_token_ids = engine.eos_token_ids
+        self.max_completion_length = self.num_latents  # Dr. GRPO divides by the longest sequence of actions
+        if ref_model is not None:
+            if args.disable_dropout:
+                disable_dropout_in_model(ref_model)
+            self.ref_model = ref_model.to(self.accelerator.device)
+        if sync_ref_model:
+            self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+        if prompts := longest_prompts(train_dataset):
+            with self._main_model_speaks():
+                engine.check_length(max(map(len, self._tokenize_prompts(prompts)[0])), self.num_latents)
+        self.add_callback(_ExplorationCheck(self))
+
+        # What the hooks below hand to each other between a rollout and its losses
+        self._assistant_prompt_ids = None  # the policy's reading of the prompts
+        self._rollout = None  # latents and densities of the rows being generated
+        self._is_truncated = None  # rows whose completion ran into the token budget
+        self._has_rewards = None  # whether any completion was scored
+        self._groups = {}  # by mode: latents and means of whole groups, (num_groups, G, T, d)
+        self._latents_to_score = None
+        self._old_logps = None
+        self._scored = None  # density and log-densities of the latest scoring pass
+        self._rollout_time = 0.0
+        self._optimize_time = 0.0
+        self._skip_step = False
+        self._skipped_in_a_row = 0
+
+    # ---- Rollout: latents from the policy, text from the main model ----
+
+    @contextmanager
+    def _main_model_speaks(self) -> Iterator[None]:
+        """While TRL renders prompts for decoding and decodes completions, its tokenizer is the main model's."""
+        own = self.processing_class, self._tokenizer
+        self.processing_class = self._tokenizer = self.main_processing_class
+        try:
+            yield
+        finally:
+            self.processing_class, self._tokenizer = own
+
+    def _generate(self, prompts: list):
+        self._assistant_prompt_ids, *_ = self._tokenize_prompts(prompts)
+        with self._main_model_speaks():
+            _, *outputs = super()._generate(prompts)
+        # The policy is scored on its own reading of the prompt
+        return self._assistant_prompt_ids, *outputs
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        mode = "train" if self.model.training else "eval"
+        # A question's rows stand next to each other: both models read it once
+        readings = zip(map(tuple, prompt_ids), map(tuple, self._assistant_prompt_ids), strict=True)
+        runs = [(reading, len(list(rows))) for reading, rows in itertools.groupby(readings)]
+        num_samples = torch.tensor([count for _, count in runs])
+
+        start = time.perf_counter()
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as policy,
+            torch.no_grad(),
+            self.accelerator.autocast(),
+        ):
+            own_ids = [torch.tensor(own) for (_, own), _ in runs]
+            input_ids = pad(own_ids, padding_value=policy.config.pad_token_id, padding_side="left")
+            attention_mask = pad([torch.ones_like(ids) for ids in own_ids], padding_value=0, padding_side="left")
+            device = self.accelerator.device
+            rollout = policy.sample(input_ids.to(device), attention_mask.to(device), num_samples)
+            latent_embeds = policy.inject(rollout.latents)
+        sampled = time.perf_counter()
+        tokens_before = self.engine.num_forward_tokens
+        completion_ids = self.engine.generate([list(main) for (main, _), _ in runs], latent_embeds, num_samples)
+        decoded = time.perf_counter()
+
+        self._rollout = rollout
+        self._is_truncated = torch.tensor([ids[-1] not in self.eos_token_ids for ids in completion_ids])
+        tokens = torch.tensor(float(self.engine.num_forward_tokens - tokens_before), device=device)
+        self._metrics[mode]["main_model/forward_tokens"].append(self.accelerator.reduce(tokens, "sum").item())
+        self._metrics[mode]["main_model/decoded_fraction"].append(len(completion_ids) / len(prompt_ids))
+        self._metrics[mode]["time/sample"].append(sampled - start)
+        self._metrics[mode]["time/decode"].append(decoded - sampled)
+        return completion_ids, None
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        mode = "train" if self.model.training else "eval"
+        start = time.perf_counter()
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._metrics[mode]["time/reward"].append(time.perf_counter() - start)
+        self._has_rewards = not rewards_per_func.isnan().all()
+        num_generations = self.num_generations if mode == "train" else self.num_generations_eval
+        self._metrics[mode]["frac_reward_mixed"].append(self._fraction_mixed(rewards_per_func, num_generations))
+        return rewards_per_func
+
+    def _fraction_mixed(self, rewards_per_func: torch.Tensor, num_generations: int) -> float:
+        """Share of groups whose scored trajectories differ in reward: the only ones that teach anything."""
+        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        is_scored = ~rewards_per_func.isnan().all(dim=1)
+        highest = rewards.masked_fill(~is_scored, -torch.inf).view(-1, num_generations).amax(dim=1)
+        lowest = rewards.masked_fill(~is_scored, torch.inf).view(-1, num_generations).amin(dim=1)
+        return (highest > lowest).float().mean().item()
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        mode = "train" if self.model.training else "eval"
+        start = time.perf_counter()
+        self._old_logps = None
+        output = super()._generate_and_score_completions(inputs)
+        rollout, device = self._rollout, self.accelerator.device
+        num_rows = len(inputs)
+
+        # From here on the actions are the latent steps; the decoded tokens have done their work
+        output["latents"] = rollout.latents
+        output["completion_ids"] = torch.zeros(num_rows, self.num_latents, dtype=torch.long, device=device)
+        mask = torch.ones_like(output["completion_ids"])
+        if self.mask_truncated_completions:
+            mask = mask * (~self._is_truncated.to(device)).unsqueeze(1)
+        output["completion_mask"] = mask
+        output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+        output["has_rewards"] = torch.tensor(self._has_rewards, device=device)
+
+        if self.kl_coef != 0.0:
+            reference = self._reference_density(output, mode)
+            output["ref_mean"] = reference.mean
+            output["ref_log_std"] = reference.log_std.expand(num_rows, 1, -1)
+
+        num_generations = self.num_generations if mode == "train" else self.num_generations_eval
+        latents, means = gather(rollout.latents), gather(rollout.mean)  # groups may span processes
+        groups = latents.unflatten(0, (-1, num_generations)), means.unflatten(0, (-1, num_generations))
+        if self.args.gamma != 0.0:
+            self._groups[mode] = groups
+            places = torch.arange(num_rows, device=device) + self.accelerator.process_index * num_rows
+            output["group_index"], output["member_index"] = places // num_generations, places % num_generations
+            output["noise"] = DiagonalGaussian(rollout.mean, rollout.log_std).noise_of(rollout.latents)
+        if num_generations > 1:
+            directions = torch.nn.functional.normalize(groups[0].flatten(2), dim=-1)
+            cosine_sums = directions.sum(1).square().sum(-1) - num_generations  # of all pairs of different members
+            diversity = 1 - cosine_sums / (num_generations * (num_generations - 1))
+            self._metrics[mode]["latent/diversity"].append(diversity.mean().item())
+        self._metrics[mode]["latent/mean_norm"].append(means.norm(dim=-1).mean().item())
+        self._metrics[mode]["latent/sigma"].append(rollout.log_std.exp().mean().item())
+        self._rollout_time += time.perf_counter() - start
+        return output
+
+    @torch.no_grad()
+    def _reference_density(self, output: dict[str, Any], mode: str) -> DiagonalGaussian:
+        batch_size = self.args.per_device_train_batch_size if mode == "train" else self.args.per_device_eval_batch_size
+        prompt = output["prompt_ids"], output["prompt_mask"], output["latents"], batch_size
+        if self.ref_model is not None:
+            return self._score(self.ref_model, *prompt)
+        with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+            return self._score(self.model, *prompt)
+
+    # ---- Loss: the density of the stored latents ----
+
+    def _score(
+        self, model: torch.nn.Module, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, latents: torch.Tensor, batch_size: int
+    ) -> DiagonalGaussian:
+        """The one scoring function: density of every latent step, in chunks of `batch_size` rows."""
+        means = []
+        for rows in torch.arange(latents.size(0), device=latents.device).split(batch_size):
+            with self.accelerator.autocast():
+                scored = model(input_ids=prompt_ids[rows], attention_mask=prompt_mask[rows], latents=latents[rows])
+            means.append(scored.mean)
+        return DiagonalGaussian(torch.cat(means), scored.log_std)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """Log-density and entropy of every latent step, shape `(batch_size, num_latents)`: TRL's "tokens" here."""
+        latents = self._latents_to_score if self._latents_to_score is not None else self._rollout.latents
+        density = self._score(
+            model,
+            input_ids[:, :-logits_to_keep],
+            attention_mask[:, :-logits_to_keep],
+            latents,
+            batch_size or latents.size(0),
+        )
+        logps = density.log_prob(latents)
+        if self.args.latent_logp_reduction == "mean":
+            logps = logps / latents.size(-1)
+        if self._old_logps is not None:
+            logps = self._old_logps + (logps - self._old_logps).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        self._scored = density, logps.detach()
+        return logps, density.entropy() if compute_entropy else None, None
+
+    def _compute_loss(self, model, inputs):
+        mode = "train" if self.model.training else "eval"
+        self._latents_to_score, self._old_logps = inputs["latents"], inputs.get("old_per_token_logps")
+        try:
+            loss = super()._compute_loss(model, inputs)  # the clipped surrogate of equation 7, without its KL
+        finally:
+            self._latents_to_score = None
+        (density, logps), mask = self._scored, inputs["completion_mask"]
+        scale = 1.0 / self.current_gradient_accumulation_steps if mode == "train" else 1.0
+        metrics = {}
+
+        if self.kl_coef != 0.0:
+            kl = density.kl(DiagonalGaussian(inputs["ref_mean"], inputs["ref_log_std"]))
+            loss = loss + self.kl_coef * scale * (kl * mask).sum() / mask.sum().clamp(min=1)
+            metrics["latent/kl"] = kl, mask
+        if self.args.gamma != 0.0:
+            group_latents, group_means = (stored[inputs["group_index"]] for stored in self._groups[mode])
+            terms = contrastive_loss(
+                density.rsample(inputs["noise"]),
+                density.mean,
+                group_latents,
+                group_means,
+                inputs["member_index"],
+                similarity=self.args.contrastive_similarity,
+                temperature=self.args.contrastive_temperature,
+                margin=self.args.contrastive_margin,
+            )
+            # Each row holds its question's whole sum, and is live in one of its G places: the rows' mean is the value
+            # of equation 8, and G times that mean has its gradient
+            contrastive = terms.sum(1).mean()
+            gradient_only = contrastive - contrastive.detach()
+            loss = loss + self.args.gamma * scale * (contrastive.detach() + terms.size(1) * gradient_only)
+            metrics["latent/contrastive"] = terms.sum(1, keepdim=True), torch.ones_like(mask[:, :1])
+        metrics["latent/log_ratio_std"] = logps - (logps if self._old_logps is None else self._old_logps), mask
+        self._log_latent_metrics(mode, metrics)
+
+        if mode == "train":
+            # The same verdict on every process: one that skipped alone would leave the others waiting
+            is_bad = (~loss.detach().isfinite()) | ~inputs["has_rewards"]
+            if self.accelerator.reduce(is_bad.float(), "sum") > 0:
+                self._skip_step = True
+                loss = sum((p * 0.0).sum() for p in model.parameters() if p.requires_grad)
+        return loss
+
+    @torch.no_grad()
+    def _log_latent_metrics(self, mode: str, metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Means (standard deviations for names in `_std`) over the unmasked entries of all processes."""
+        sums = torch.stack(
+            [torch.stack([(v * m).sum(), (v.square() * m).sum(), m.sum()]) for v, m in metrics.values()]
+        ).float()
+        for name, (total, squares, count) in zip(metrics, self.accelerator.reduce(sums, "sum").tolist(), strict=True):
+            mean = total / max(count, 1)
+            is_std = name.endswith("_std")
+            self._metrics[mode][name].append(max(squares / max(count, 1) - mean**2, 0) ** 0.5 if is_std else mean)
+
+    # ---- Optimization ----
+
+    def training_step(self, model, inputs, num_items_in_batch):
+        start, rollout_time = time.perf_counter(), self._rollout_time
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._optimize_time += time.perf_counter() - start - (self._rollout_time - rollout_time)
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            self._metrics["train"]["time/optimize"].append(self._optimize_time)
+            self._optimize_time = 0.0
+            self._finish_step(model)
+        return loss
+
+    def _finish_step(self, model) -> None:
+        """Drop the gradients of a step that is to be skipped, and stop after too many of them in a row."""
+        self._metrics["train"]["skipped_steps"].append(float(self._skip_step))
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if self._skip_step else 0
+        if self._skip_step:
+            # AdamW passes over weights without a gradient: neither momentum nor weight decay moves them
+            model.zero_grad(set_to_none=True)
+        self._skip_step = False
+        if self._skipped_in_a_row >= self.args.max_skipped_steps:
+            self._save_checkpoint(self.model, trial=None)
+            raise RuntimeError(
+                f"{self._skipped_in_a_row} optimizer steps in a row had no reward at all or a loss that is not finite "
+                f"(`max_skipped_steps={self.args.max_skipped_steps}`), so training stops. Check what the reward "
+                f"functions return. A checkpoint is in {self.args.output_dir}."
+            )
+
+    @staticmethod
+    def _is_projection(name: str) -> bool:
+        return "assistant" not in name.split(".")
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        is_given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if not is_given and self.args.projection_learning_rate is not None:
+            named = (model or self.model).named_parameters()
+            projection = {id(parameter) for name, parameter in named if self._is_projection(name)}
+            for group in list(optimizer.param_groups):
+                moved = [parameter for parameter in group["params"] if id(parameter) in projection]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in projection]
+                optimizer.add_param_group({**group, "params": moved, "lr": self.args.projection_learning_rate})
+        return optimizer
+
+    def _clip_grad_norm(self, model):
+        max_norm = self.args.projection_max_grad_norm
+        if max_norm is None:
+            return super()._clip_grad_norm(model)
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                f"`projection_max_grad_norm={max_norm}` cannot be enforced under DeepSpeed, which clips all gradients "
+                "together. Leave it unset."
+            )
+        self.accelerator.unscale_gradients()
+        named = [(self._is_projection(name), p) for name, p in model.named_parameters() if p.grad is not None]
+        norms = [
+            torch.nn.utils.clip_grad_norm_([p for is_projection, p in named if is_projection is wanted], limit)
+            for wanted, limit in ((True, max_norm), (False, self.args.max_grad_norm))
+        ]
+        return torch.stack(norms).norm()
+
+    # ---- Before training, and what is kept ----
+
+    def measure_exploration(self, num_prompts: int) -> float:
+        """
+        Share of groups with differing rewards over the first `num_prompts` training prompts, under the policy as it
+        is. Only such groups have advantages other than 0. Leaves metrics and random numbers as they were.
+        """
+        per_process = -(-num_prompts // self.accelerator.num_processes)
+        rows = itertools.islice(itertools.cycle(self.train_dataset), self.accelerator.process_index * per_process, None)
+        inputs = [row for row in itertools.islice(rows, per_process) for _ in range(self.num_generations)]
+        prompts = [row["prompt"] for row in inputs]
+        metrics, tokens_seen = copy.deepcopy(self._metrics), self.state.num_input_tokens_seen
+        with torch.random.fork_rng():
+            _, completion_ids, _, completions, *_ = self._generate(prompts)
+            rewards_per_func = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        self._metrics, self.state.num_input_tokens_seen = metrics, tokens_seen
+        self._pending_extra_logs.clear()
+        self._pending_metrics.clear()
+        return self._fraction_mixed(rewards_per_func, self.num_generations)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        if self._base_policy_state is not None and self.args.should_save:
+            base_policy = self.accelerator.unwrap_model(self.model).get_base_model()
+            base_policy.save_pretrained(base_policy.config.name_or_path, state_dict=self._base_policy_state)
+            self._base_policy_state = None
+        super()._save(output_dir, state_dict)
+
+
+class _ExplorationCheck(TrainerCallback):
+    """Says before the first step whether there is anything to learn from."""
+
+    def __init__(self, trainer: LatentGRPOTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: LatentGRPOConfig, state, control, **kwargs):
+        if state.global_step > 0 or args.exploration_check_prompts == 0:
+            return
+        share = self.trainer.measure_exploration(args.exploration_check_prompts)
+        logger.info(f"Groups with mixed rewards before training: {share:.2f}")
+        if share < MIN_MIXED_GROUPS:
+            logger.warning(
+                f"Only {share:.0%} of the groups have differing rewards before training, on "
+                f"{args.exploration_check_prompts} prompts; below {MIN_MIXED_GROUPS:.0%} there is little to learn from. "
+                "If all answers are wrong, use easier questions, another `anchor_text`, or a policy with a supervised "
+                "start; if all answers are alike, raise `injection_scale`, `sigma` or `num_generations`."
+            )
