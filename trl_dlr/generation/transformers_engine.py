@@ -55,7 +55,10 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompt_ids: list[list[int]], latent_embeds: torch.Tensor | None = None, num_samples: torch.Tensor | None = None
+        self,
+        prompt_ids: list[list[int]],
+        latent_embeds: torch.Tensor | None = None,
+        num_samples: torch.Tensor | None = None,
     ) -> list[list[int]]:
         """
         Args:
@@ -77,36 +80,40 @@ class TransformersEngine:
         num_latents = 0 if latent_embeds is None else latent_embeds.size(1)
         length = max(len(ids) for ids in prompt_ids)
         self.check_length(length, num_latents)
-        input_ids = torch.tensor([[self.pad_token_id] * (length - len(ids)) + ids for ids in prompt_ids], device=device)
+        input_ids = torch.tensor(
+            [[self.pad_token_id] * (length - len(ids)) + ids for ids in prompt_ids], device=device
+        )
         attention_mask = torch.tensor(
             [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device
         )
-        embed = self.model.get_input_embeddings()
-        inputs_embeds = embed(input_ids)
+        inputs_embeds = self.model.get_input_embeddings()(input_ids)
         kwargs = {}
         if latent_embeds is not None:
             cache = DynamicCache(config=self.model.config)
-            self.model(
+            self.model.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
             )
             cache.batch_select_indices(rows)
             # `generate` wants embeddings of the full length; the prompt's are only counted, its rows are in the cache
             inputs_embeds = torch.cat([inputs_embeds[rows], latent_embeds.to(inputs_embeds)], dim=1)
-            attention_mask = torch.cat(
-                [attention_mask[rows], attention_mask.new_ones(len(rows), num_latents)], dim=1
-            )
+            attention_mask = torch.cat([attention_mask[rows], attention_mask.new_ones(len(rows), num_latents)], dim=1)
             kwargs["past_key_values"] = cache
-        output = self.model.generate(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            generation_config=self.generation_config,
-            **kwargs,
-        )
+        # A slice of hidden states times a frozen head is a batched product in torch: it copies the head once per row
+        lm_head = self.model.get_output_embeddings()
+        contiguous = lm_head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+        try:
+            output = self.model.generate(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                generation_config=self.generation_config,
+                **kwargs,
+            )
+        finally:
+            contiguous.remove()
         completions = [self._until_eos(row) for row in output.tolist()]
         self.num_forward_tokens += sum(map(len, prompt_ids)) + num_latents * len(rows) + sum(map(len, completions))
         return completions

@@ -58,7 +58,9 @@ class LatentInjector(nn.Module):
         device = embed.weight.device
         latent_dim, hidden_size = self.weight.shape
         # Through the module rather than its weight: some models scale embeddings on the way out
-        table = torch.cat([embed(ids).float() for ids in torch.arange(embed.weight.size(0), device=device).split(8192)])
+        table = torch.cat(
+            [embed(ids).float() for ids in torch.arange(embed.weight.size(0), device=device).split(8192)]
+        )
         self.rms.copy_(table.square().mean().sqrt())
         if self.injection == "anchors":
             ids = main_processing_class(anchor_text, add_special_tokens=False)["input_ids"]

@@ -229,7 +229,9 @@ class LatentPolicyModel(PreTrainedModel):
             [`LatentPolicyModel`]: in float32.
         """
         if isinstance(assistant, str):
-            assistant = AutoModel.from_pretrained(assistant, **{"dtype": torch.float32, **(assistant_init_kwargs or {})})
+            assistant = AutoModel.from_pretrained(
+                assistant, **{"dtype": torch.float32, **(assistant_init_kwargs or {})}
+            )
         backbone = assistant.base_model
         if any(tensor.is_meta or not tensor.is_floating_point() for tensor in backbone.parameters()):
             raise ValueError(
@@ -333,20 +335,24 @@ class LatentPolicyModel(PreTrainedModel):
         Returns:
             [`LatentPolicyOutput`]
         """
-        if self.config.sampling == "autoregressive":
-            fed = self.latent_in(latents[:, :-1].to(self.latent_in.weight.dtype))
-            num_outputs = fed.size(1) + 1  # the question's last position yields the first latent
-        else:
+        if self.config.sampling == "parallel":
+            # No latent is fed back: the trajectories of a question share its densities, computed once
+            readings, rows = torch.stack([input_ids, attention_mask], 1).unique(dim=0, return_inverse=True)
+            input_ids, attention_mask = readings.unbind(1)
             fed = self.queries.weight.expand(input_ids.size(0), -1, -1)
-            num_outputs = fed.size(1)
+            first_output = input_ids.size(1)
+        else:
+            rows = torch.arange(input_ids.size(0), device=input_ids.device)
+            fed = self.latent_in(latents[:, :-1].to(self.latent_in.weight.dtype))
+            first_output = input_ids.size(1) - 1  # the question's last position yields the first latent
         prompt = self.get_input_embeddings()(input_ids)
         hidden_states = self._run_assistant(
             torch.cat([attention_mask, attention_mask.new_ones(fed.shape[:2])], dim=1),
             inputs_embeds=torch.cat([prompt, fed.to(prompt.dtype)], dim=1),
             use_cache=False,
         ).last_hidden_state
-        density = self.latent_head(hidden_states[:, -num_outputs:])
-        return LatentPolicyOutput(mean=density.mean, log_std=density.log_std)
+        density = self.latent_head(hidden_states[:, first_output:])
+        return LatentPolicyOutput(mean=density.mean[rows], log_std=density.log_std)
 
     @torch.no_grad()
     def sample(

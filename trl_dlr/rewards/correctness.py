@@ -11,7 +11,9 @@ from math_verify import parse, verify
 
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 GSM8K_MARK = re.compile(r"####\s*(.+)")
-PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|\$|\\boxed")  # a word that is no LaTeX command, or LaTeX with delimiters
+PROSE = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z]{2,}|\$|\\boxed"
+)  # a word that is no LaTeX command, or LaTeX with delimiters
 
 
 def extract_answer(text: str) -> str:
@@ -86,7 +88,9 @@ def correctness_reward(
     """
     gold = answer if answer is not None else solution
     if gold is None:
-        raise ValueError("`correctness_reward` needs the gold answers: the dataset has no column `answer` or `solution`.")
+        raise ValueError(
+            "`correctness_reward` needs the gold answers: the dataset has no column `answer` or `solution`."
+        )
     texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
     return [
         1.0 if _is_correct(extract_answer(text), extract_answer(str(target))) else -1.0

@@ -31,7 +31,9 @@ def get_pattern_reward(pattern: str, name: str = "format_reward") -> Callable[..
         raise ValueError(f"`pattern` must be a regular expression, got {pattern!r}: {error}.") from error
 
     def format_reward(completions: list[str] | list[list[dict[str, str]]], **kwargs) -> list[float]:
-        texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
+        texts = [
+            completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions
+        ]
         return [1.0 if compiled.fullmatch(text.strip()) else -1.0 for text in texts]
 
     format_reward.__name__ = name
@@ -57,7 +59,9 @@ def get_tag_format_reward(tags: Sequence[str] = ("think", "answer")) -> Callable
     ```
     """
     if isinstance(tags, str) or not tags or not all(re.fullmatch(r"\w[\w-]*", tag) for tag in tags):
-        raise ValueError(f"`tags` must be a non-empty sequence of tag names such as ('think', 'answer'), got {tags!r}.")
+        raise ValueError(
+            f"`tags` must be a non-empty sequence of tag names such as ('think', 'answer'), got {tags!r}."
+        )
     any_tag = "|".join(rf"</?{tag}>" for tag in tags)
     block = rf"(?:(?!{any_tag}).)*?\S(?:(?!{any_tag}).)*?"
     return get_pattern_reward(r"\s*".join(rf"<{tag}>{block}</{tag}>" for tag in tags), name="tag_format_reward")

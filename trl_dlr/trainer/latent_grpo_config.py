@@ -74,8 +74,9 @@ class LatentGRPOConfig(GRPOConfig):
 
         > Parameters of the loss
 
-        beta (`float`, *optional*, defaults to `0.01`):
-            Weight β of the closed-form KL to the frozen reference policy (equation 7). 0 needs no reference.
+        beta (`float`, *optional*, defaults to `0.0`):
+            Weight β of the closed-form KL to the frozen reference policy (equation 7). At 0, TRL's default, no reference
+            is kept; the paper uses 0.01.
         gamma (`float`, *optional*, defaults to `0.0`):
             Weight γ of the contrastive loss (equation 6).
         contrastive_similarity (`str`, *optional*, defaults to `"cosine"`):
@@ -114,15 +115,13 @@ class LatentGRPOConfig(GRPOConfig):
     # Defaults that differ from GRPOConfig: an assistant that is small, and rollouts that are used more than once
     learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the assistant."})
     per_device_train_batch_size: int = field(
-        default=64, metadata={"help": "Trajectories per device and step. A trajectory is a few latents: they are cheap."}
+        default=64,
+        metadata={"help": "Trajectories per device and step. A trajectory is a few latents: they are cheap."},
     )
     num_generations: int = field(
         default=16, metadata={"help": "Number G of latent trajectories per question. Must divide the global batch."}
     )
     num_iterations: int = field(default=4, metadata={"help": "Number of passes over each rollout."})
-    beta: float = field(
-        default=0.01, metadata={"help": "Weight of the closed-form KL to the frozen reference policy (equation 7)."}
-    )
     disable_dropout: bool = field(
         default=True,
         metadata={"help": "Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1."},

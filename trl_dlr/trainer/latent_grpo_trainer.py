@@ -157,7 +157,9 @@ class LatentGRPOTrainer(GRPOTrainer):
         refused = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
         for name, value in refused.items():
             if value:
-                raise ValueError(f"`{name}` has no meaning for `LatentGRPOTrainer`: latents are drawn before any text.")
+                raise ValueError(
+                    f"`{name}` has no meaning for `LatentGRPOTrainer`: latents are drawn before any text."
+                )
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = LatentGRPOConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentGRPO")
@@ -177,7 +179,9 @@ class LatentGRPOTrainer(GRPOTrainer):
         if optimizers[0] is not None:
             main_parameters = {id(parameter) for parameter in main_model.parameters()}
             if any(id(p) in main_parameters for group in optimizers[0].param_groups for p in group["params"]):
-                raise ValueError("`optimizers` holds weights of `main_model`, which is frozen. Give it the policy's only.")
+                raise ValueError(
+                    "`optimizers` holds weights of `main_model`, which is frozen. Give it the policy's only."
+                )
         engine = TransformersEngine(
             main_model, main_processing_class, args.max_completion_length, args.generation_kwargs
         )
@@ -391,7 +395,12 @@ class LatentGRPOTrainer(GRPOTrainer):
     # ---- Loss: the density of the stored latents ----
 
     def _score(
-        self, model: torch.nn.Module, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, latents: torch.Tensor, batch_size: int
+        self,
+        model: torch.nn.Module,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        latents: torch.Tensor,
+        batch_size: int,
     ) -> DiagonalGaussian:
         """The one scoring function: density of every latent step, in chunks of `batch_size` rows."""
         means = []
@@ -553,7 +562,9 @@ class LatentGRPOTrainer(GRPOTrainer):
         is. Only such groups have advantages other than 0. Leaves metrics and random numbers as they were.
         """
         per_process = -(-num_prompts // self.accelerator.num_processes)
-        rows = itertools.islice(itertools.cycle(self.train_dataset), self.accelerator.process_index * per_process, None)
+        rows = itertools.islice(
+            itertools.cycle(self.train_dataset), self.accelerator.process_index * per_process, None
+        )
         inputs = [row for row in itertools.islice(rows, per_process) for _ in range(self.num_generations)]
         prompts = [row["prompt"] for row in inputs]
         metrics, tokens_seen = copy.deepcopy(self._metrics), self.state.num_input_tokens_seen

