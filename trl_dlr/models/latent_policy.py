@@ -194,11 +194,19 @@ class LatentPolicyModel(PreTrainedModel):
             config.injection,
             config.injection_scale,
         )
-        if config.freeze_embeddings:
-            self.get_input_embeddings().requires_grad_(False)
+        self.get_input_embeddings().requires_grad_(not config.freeze_embeddings)
         # TRL and Trainer align special tokens here
         self.generation_config = GenerationConfig()
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As [`~transformers.PreTrainedModel.from_pretrained`]."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        policy = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True`
+        # Loading puts new parameters, all trainable, in place of those that were built
+        policy.get_input_embeddings().requires_grad_(not policy.config.freeze_embeddings)
+        return loaded
 
     @classmethod
     def from_assistant(

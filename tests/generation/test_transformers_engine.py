@@ -1,0 +1,94 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import pytest
+import torch
+
+from tests.tiny import random_main_model, tiny_tokenizer
+from trl_dlr.generation import TransformersEngine
+
+
+PROMPTS = ["A12", "B1", "C123456"]
+
+
+@pytest.fixture
+def engine():
+    return TransformersEngine(random_main_model(), tiny_tokenizer(), max_new_tokens=12)
+
+
+def ids_of(prompts):
+    return [tiny_tokenizer()(prompt)["input_ids"] for prompt in prompts]
+
+
+def plain_greedy(model, ids, latent_embeds, max_new_tokens):
+    """Greedy decoding written out: the whole sequence again for every token, no padding, no cache."""
+    embeds = torch.cat([model.get_input_embeddings()(torch.tensor([ids])), latent_embeds[None]], dim=1)
+    completion = []
+    while len(completion) < max_new_tokens and (not completion or completion[-1] != 1):
+        completion.append(model(inputs_embeds=embeds).logits[0, -1].argmax().item())
+        embeds = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([completion[-1:]]))], dim=1)
+    return completion
+
+
+@torch.no_grad()
+def test_shared_prompts_and_padding_give_the_tokens_of_each_row_alone(engine):
+    latent_embeds = 2 * torch.randn(6, 3, 64)
+    num_samples = torch.tensor([2, 1, 3])
+    together = engine.generate(ids_of(PROMPTS), latent_embeds, num_samples)
+    rows = torch.arange(3).repeat_interleave(num_samples).tolist()
+    expected = [
+        plain_greedy(engine.model, ids_of(PROMPTS)[row], embeds, 12)
+        for row, embeds in zip(rows, latent_embeds, strict=True)
+    ]
+    assert together == expected
+    assert len({tuple(ids) for ids in expected}) > 1
+
+
+@torch.no_grad()
+def test_without_latents_the_main_model_answers_alone(engine):
+    alone = [plain_greedy(engine.model, ids, torch.empty(0, 64), 12) for ids in ids_of(PROMPTS)]
+    assert engine.generate(ids_of(PROMPTS)) == alone
+
+
+def test_completions_end_with_the_end_of_sequence_or_at_the_budget():
+    main_model = random_main_model()
+    with torch.no_grad():
+        main_model.lm_head.weight[1] = main_model.model.norm.weight * 10  # often the likeliest token
+    engine = TransformersEngine(main_model, tiny_tokenizer(), max_new_tokens=5)
+    completions = engine.generate(ids_of(PROMPTS) * 4, torch.randn(12, 2, 64))
+    assert all(len(ids) == 5 or ids[-1] == 1 for ids in completions)
+    assert all(1 not in ids[:-1] for ids in completions)
+    assert any(len(ids) < 5 for ids in completions)
+
+
+def test_forward_tokens_count_a_shared_prompt_once(engine):
+    completions = engine.generate([[5, 6, 7]], torch.randn(4, 2, 64), torch.tensor([4]))
+    assert engine.num_forward_tokens == 3 + 4 * 2 + sum(map(len, completions))
+
+
+def test_the_model_is_left_as_it_was(engine):
+    before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+    engine.generate(ids_of(PROMPTS), torch.randn(3, 2, 64))
+    assert all(torch.equal(before[name], tensor) for name, tensor in engine.model.state_dict().items())
+    assert not engine.model.lm_head._forward_pre_hooks
+
+
+def test_too_long_a_prompt_is_refused(engine):
+    with pytest.raises(ValueError, match="60 tokens.*num_latents=3.*max_completion_length=12.*64 positions"):
+        engine.generate([[5] * 60], torch.randn(1, 3, 64))
+
+
+def test_a_main_model_without_an_end_is_refused():
+    main_model, tokenizer = random_main_model(), tiny_tokenizer()
+    main_model.generation_config.eos_token_id = None
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end-of-sequence token"):
+        TransformersEngine(main_model, tokenizer, max_new_tokens=5)
+
+
+def test_a_tokenizer_without_padding_is_handled():
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    engine = TransformersEngine(random_main_model(), tokenizer, max_new_tokens=5)
+    latent_embeds = torch.randn(3, 2, 64)
+    alone = [engine.generate([ids], row[None])[0] for ids, row in zip(ids_of(PROMPTS), latent_embeds, strict=True)]
+    assert engine.generate(ids_of(PROMPTS), latent_embeds) == alone

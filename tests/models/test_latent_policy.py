@@ -1,0 +1,158 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from tests.tiny import random_main_model, tiny_tokenizer
+from trl_dlr import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
+
+
+def make_policy(assistant=None, **kwargs):
+    main_model = random_main_model()
+    assistant = fresh_layers(main_model, 1) if assistant is None else assistant
+    return LatentPolicyModel.from_assistant(assistant, main_model, tiny_tokenizer(), **{"latent_dim": 6, **kwargs}).eval()
+
+
+def absolute_position_assistant():
+    torch.manual_seed(1)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+
+
+def questions():
+    return tiny_tokenizer()(["A12", "B1", "C123456"], return_tensors="pt", padding=True)
+
+
+@pytest.mark.parametrize("assistant", [None, "absolute"])
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_sampling_equals_the_teacher_forced_densities(sampling, assistant):
+    policy = make_policy(absolute_position_assistant() if assistant else None, sampling=sampling)
+    batch = questions()
+    num_samples = torch.tensor([2, 1, 3])
+    rollout = policy.sample(batch.input_ids, batch.attention_mask, num_samples)
+    rows = torch.arange(3).repeat_interleave(num_samples)
+    scored = policy(batch.input_ids[rows], batch.attention_mask[rows], rollout.latents)
+    assert rollout.latents.shape == (6, 4, 6)
+    torch.testing.assert_close(rollout.mean, scored.mean, atol=1e-5, rtol=1e-5)
+    greedy = policy.sample(batch.input_ids, batch.attention_mask, deterministic=True).latents
+    torch.testing.assert_close(
+        greedy, policy(batch.input_ids, batch.attention_mask, greedy).mean, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("assistant", [None, "absolute"])
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_a_row_in_a_padded_batch_equals_the_row_alone(sampling, assistant):
+    policy = make_policy(absolute_position_assistant() if assistant else None, sampling=sampling)
+    batch = questions()
+    latents = torch.randn(3, 4, 6)
+    together = policy(batch.input_ids, batch.attention_mask, latents).mean
+    sampled = policy.sample(batch.input_ids, batch.attention_mask, deterministic=True).latents
+    for row, text in enumerate(["A12", "B1", "C123456"]):
+        alone = tiny_tokenizer()(text, return_tensors="pt")
+        mean = policy(alone.input_ids, alone.attention_mask, latents[row : row + 1]).mean[0]
+        torch.testing.assert_close(mean, together[row], atol=1e-5, rtol=1e-5)
+        own = policy.sample(alone.input_ids, alone.attention_mask, deterministic=True).latents[0]
+        torch.testing.assert_close(own, sampled[row], atol=1e-5, rtol=1e-5)
+
+
+def test_a_later_latent_depends_on_the_ones_before_it_only():
+    policy = make_policy()
+    batch = questions()
+    latents = torch.randn(3, 4, 6)
+    changed = latents.clone()
+    changed[:, 1] += 1
+    before, after = (policy(batch.input_ids, batch.attention_mask, z).mean for z in (latents, changed))
+    torch.testing.assert_close(before[:, :2], after[:, :2])
+    assert not torch.allclose(before[:, 2:], after[:, 2:])
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+@pytest.mark.parametrize("injection", ["anchors", "components", "trained"])
+def test_save_and_load_give_identical_outputs(tmp_path, sampling, injection):
+    policy = make_policy(sampling=sampling, injection=injection, learn_sigma=True, sigma=0.7, freeze_embeddings=True)
+    policy.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"config.json", "model.safetensors"}
+    for loaded in (LatentPolicyModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        loaded.eval()
+        batch, latents = questions(), torch.randn(3, 4, 6)
+        for ours, theirs in zip(
+            policy(batch.input_ids, batch.attention_mask, latents).to_tuple(),
+            loaded(batch.input_ids, batch.attention_mask, latents).to_tuple(),
+            strict=True,
+        ):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(policy.inject(latents), loaded.inject(latents))
+        assert not loaded.get_input_embeddings().weight.requires_grad
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(config, LatentPolicyConfig)
+    assert config.main_model_fingerprint == policy.config.main_model_fingerprint is not None
+    assert config.main_hidden_size == 64
+
+
+def test_assistant_by_path_and_from_the_main_models_first_layers(tmp_path):
+    main_model = random_main_model()
+    first = first_layers(main_model, 1)
+    assert torch.equal(first.layers[0].mlp.up_proj.weight, main_model.model.layers[0].mlp.up_proj.weight)
+    assert torch.equal(fresh_layers(main_model, 1).embed_tokens.weight, main_model.model.embed_tokens.weight)
+    absolute_position_assistant().save_pretrained(tmp_path)
+    policy = make_policy(str(tmp_path))
+    assert policy.config.hidden_size == 32 and policy.injector.anchors.size(1) == 64
+    source = AutoModelForCausalLM.from_pretrained(tmp_path).transformer
+    assert torch.equal(policy.assistant.h[0].attn.c_attn.weight, source.h[0].attn.c_attn.weight)
+
+
+def test_policy_shares_no_memory_with_its_sources():
+    main_model = random_main_model()
+    assistant = first_layers(main_model, 1)
+    policy = LatentPolicyModel.from_assistant(assistant, main_model, tiny_tokenizer())
+    sources = {p.data_ptr() for model in (main_model, assistant) for p in model.parameters()}
+    assert not sources & {p.data_ptr() for p in policy.parameters()}
+
+
+def test_normalized_means_have_unit_size():
+    policy = make_policy(normalize_mean=True)
+    batch = questions()
+    mean = policy(batch.input_ids, batch.attention_mask, torch.randn(3, 4, 6)).mean
+    torch.testing.assert_close(mean.square().mean(-1), torch.ones(3, 4), atol=1e-3, rtol=0)
+
+
+def test_untrained_means_are_small_against_sigma():
+    policy = make_policy(latent_dim=16)
+    batch = questions()
+    mean = policy(batch.input_ids, batch.attention_mask, torch.randn(3, 4, 16)).mean
+    assert mean.square().mean().sqrt() < 0.5
+
+
+def test_a_policy_of_another_main_model_is_refused_unless_allowed():
+    policy = make_policy()
+    policy.check_main_model(random_main_model(seed=0))
+    policy.check_main_model(random_main_model(seed=0).bfloat16())
+    with pytest.raises(ValueError, match="allow_main_model_mismatch"):
+        policy.check_main_model(random_main_model(seed=1))
+    with pytest.warns(UserWarning, match="fingerprint"):
+        policy.check_main_model(random_main_model(seed=1), allow_mismatch=True)
+    with pytest.raises(ValueError, match="size 32.*size 64"):
+        policy.check_main_model(random_main_model(hidden_size=32))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"latent_dim": 0}, "latent_dim.*at least 1.*0"),
+        ({"num_latents": 0}, "num_latents.*at least 1.*0"),
+        ({"sigma": 0.0}, "sigma.*positive.*0"),
+        ({"injection_scale": float("nan")}, "injection_scale.*positive.*nan"),
+        ({"sampling": "sideways"}, "sampling.*autoregressive, parallel.*sideways"),
+        ({"injection": "magic"}, "injection.*anchors, components, trained.*magic"),
+    ],
+)
+def test_bad_configuration(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LatentPolicyConfig(**kwargs)
+
+
+@pytest.mark.parametrize("num_layers", [0, 3])
+def test_more_layers_than_the_main_model_has(num_layers):
+    with pytest.raises(ValueError, match=f"num_layers.*between 1 and.*2.*{num_layers}"):
+        first_layers(random_main_model(), num_layers)

@@ -1,0 +1,44 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import pytest
+
+from trl_dlr.rewards import get_pattern_reward, get_tag_format_reward, tag_format_reward
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        ("<think>a</think><answer>4</answer>", 1.0),
+        ("  <think>\na\nb\n</think>\n<answer>\n4\n</answer>\n", 1.0),
+        ("<think>a</think><answer>4", -1.0),
+        ("<think>a</think>", -1.0),
+        ("<think></think><answer>4</answer>", -1.0),
+        ("<think> </think><answer>4</answer>", -1.0),
+        ("<answer>4</answer><think>a</think>", -1.0),
+        ("so: <think>a</think><answer>4</answer>", -1.0),
+        ("<think>a<think>b</think></think><answer>4</answer>", -1.0),
+        ("<think>a</think><answer>3</answer><answer>4</answer>", -1.0),
+        ("", -1.0),
+    ],
+)
+def test_tags(completion, reward):
+    assert tag_format_reward(completions=[completion]) == [reward]
+    assert tag_format_reward(completions=[[{"role": "assistant", "content": completion}]]) == [reward]
+
+
+def test_other_tags_and_patterns():
+    assert get_tag_format_reward(["answer"])(completions=["<answer>4</answer>", "4"]) == [1.0, -1.0]
+    number = get_pattern_reward(r"-?\d+", name="number_alone")
+    assert number(completions=["-4 ", "4 apples"]) == [1.0, -1.0]
+    assert number.__name__ == "number_alone"
+
+
+@pytest.mark.parametrize("tags", [[], "answer", ["a b"]])
+def test_bad_tags(tags):
+    with pytest.raises(ValueError, match="tags"):
+        get_tag_format_reward(tags)
+
+
+def test_bad_pattern():
+    with pytest.raises(ValueError, match="pattern"):
+        get_pattern_reward("(")
