@@ -11,7 +11,9 @@ from trl_dlr import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_l
 def make_policy(assistant=None, **kwargs):
     main_model = random_main_model()
     assistant = fresh_layers(main_model, 1) if assistant is None else assistant
-    return LatentPolicyModel.from_assistant(assistant, main_model, tiny_tokenizer(), **{"latent_dim": 6, **kwargs}).eval()
+    return LatentPolicyModel.from_assistant(
+        assistant, main_model, tiny_tokenizer(), **{"latent_dim": 6, **kwargs}
+    ).eval()
 
 
 def absolute_position_assistant():

@@ -395,7 +395,7 @@ class LatentPolicyModel(PreTrainedModel):
                 output = self(input_ids, attention_mask)
                 density = DiagonalGaussian(output.mean[rows], output.log_std)
                 latents = density.mean if deterministic else density.rsample()
-                return LatentPolicyOutput(mean=density.mean, log_std=density.log_std, latents=latents)
+                return LatentPolicyOutput(mean=density.mean, log_std=density.log_std.detach().clone(), latents=latents)
             cache = DynamicCache(config=self.assistant.config)
             hidden_states = self._run_assistant(
                 attention_mask, input_ids=input_ids, past_key_values=cache, use_cache=True
@@ -416,7 +416,9 @@ class LatentPolicyModel(PreTrainedModel):
                         use_cache=True,
                     ).last_hidden_state
             return LatentPolicyOutput(
-                mean=torch.cat(means, dim=1), log_std=density.log_std, latents=torch.cat(latents, dim=1)
+                mean=torch.cat(means, dim=1),
+                log_std=density.log_std.detach().clone(),  # σ as it was, whatever training makes of it
+                latents=torch.cat(latents, dim=1),
             )
 
     def inject(self, latents: torch.Tensor) -> torch.Tensor:

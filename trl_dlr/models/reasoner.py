@@ -4,9 +4,8 @@
 
 import torch
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import is_conversational
 
-from ..generation import TransformersEngine
+from ..generation import TransformersEngine, tokenize_prompts
 from .latent_policy import LatentPolicyModel
 
 
@@ -42,7 +41,7 @@ class LatentReasoner:
         Latents of `num_samples` trajectories per prompt, shape `(len(prompts) * num_samples, T, latent_dim)`, a
         prompt's next to each other. `deterministic` takes the mean of every step.
         """
-        ids = _token_ids(prompts, self.processing_class)
+        ids = tokenize_prompts(prompts, self.processing_class)
         batch = self.processing_class.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
         batch = batch.to(self.policy.device)
         return self.policy.sample(batch["input_ids"], batch["attention_mask"], num_samples, deterministic).latents
@@ -52,17 +51,10 @@ class LatentReasoner:
         Text that the main model writes after each prompt and the latents for it, or after the prompt alone. Several
         trajectories per prompt stand next to each other in `latents`.
         """
-        ids = _token_ids(prompts, self.main_processing_class)
+        ids = tokenize_prompts(prompts, self.main_processing_class)
         if latents is None:
             completion_ids = self.engine.generate(ids)
         else:
             num_samples = torch.full((len(prompts),), latents.size(0) // len(prompts))
             completion_ids = self.engine.generate(ids, self.policy.inject(latents), num_samples)
         return self.main_processing_class.batch_decode(completion_ids, skip_special_tokens=True)
-
-
-def _token_ids(prompts: list, processing_class: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Prompts, standard or conversational, rendered up to where the answer begins."""
-    if is_conversational({"prompt": prompts[0]}):
-        return processing_class.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)["input_ids"]
-    return processing_class(text=prompts)["input_ids"]

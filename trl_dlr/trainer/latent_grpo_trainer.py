@@ -20,7 +20,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id, pad, use_adapter
 
-from ..generation import TransformersEngine
+from ..generation import TransformersEngine, tokenize_prompts
 from ..models import DiagonalGaussian
 from .construction import (
     adapter_for_policy,
@@ -185,6 +185,9 @@ class LatentGRPOTrainer(GRPOTrainer):
         engine = TransformersEngine(
             main_model, main_processing_class, args.max_completion_length, args.generation_kwargs
         )
+        if prompts := longest_prompts(train_dataset):
+            lengths = map(len, tokenize_prompts(prompts, main_processing_class, args.chat_template_kwargs))
+            engine.check_length(max(lengths), policy.config.num_latents)
         if policy.config.injection == "trained" and policy.injector.weight.requires_grad:
             # DDP would wait for its gradient
             logger.warning(
@@ -201,7 +204,7 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._base_policy_state = None
         if peft_config is not None and not policy.config.name_or_path:
             # An adapter names its base model, and this policy exists nowhere yet: `_save` writes it beside the run
-            policy.config.name_or_path = os.path.join(args.output_dir, "base_policy")
+            policy.name_or_path = policy.config.name_or_path = os.path.join(args.output_dir, "base_policy")
             self._base_policy_state = policy.state_dict()
         # A new adapter is its own reference when switched off. Copied before TRL patches the model's forward.
         ref_model = None
@@ -248,9 +251,6 @@ class LatentGRPOTrainer(GRPOTrainer):
             self.ref_model = ref_model.to(self.accelerator.device)
         if sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
-        if prompts := longest_prompts(train_dataset):
-            with self._main_model_speaks():
-                engine.check_length(max(map(len, self._tokenize_prompts(prompts)[0])), self.num_latents)
         self.add_callback(_ExplorationCheck(self))
 
         # What the hooks below hand to each other between a rollout and its losses
@@ -342,6 +342,7 @@ class LatentGRPOTrainer(GRPOTrainer):
         lowest = rewards.masked_fill(~is_scored, torch.inf).view(-1, num_generations).amin(dim=1)
         return (highest > lowest).float().mean().item()
 
+    @torch.no_grad()
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
         start = time.perf_counter()
@@ -363,7 +364,7 @@ class LatentGRPOTrainer(GRPOTrainer):
         if self.kl_coef != 0.0:
             reference = self._reference_density(output, mode)
             output["ref_mean"] = reference.mean
-            output["ref_log_std"] = reference.log_std.expand(num_rows, 1, -1)
+            output["ref_log_std"] = reference.log_std.clone().expand(num_rows, 1, -1)
 
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
         latents, means = gather(rollout.latents), gather(rollout.mean)  # groups may span processes

@@ -1,0 +1,82 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import dataclasses
+
+import pytest
+from trl import GRPOConfig, TrlParser
+
+from trl_dlr import LatentGRPOConfig, LatentPolicyConfig
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"latent_dim": 0}, "latent_dim.*at least 1.*0"),
+        ({"num_latents": 0}, "num_latents.*at least 1.*0"),
+        ({"max_completion_length": None}, "max_completion_length.*at least 1.*None"),
+        ({"max_skipped_steps": 0}, "max_skipped_steps.*at least 1.*0"),
+        ({"gamma": -0.1}, "gamma.*at least 0.*-0.1"),
+        ({"beta": -0.01}, "beta.*at least 0.*-0.01"),
+        ({"beta": float("nan")}, "beta.*at least 0.*nan"),
+        ({"contrastive_similarity": "euclid"}, "contrastive_similarity.*dot, cosine, infonce, margin.*euclid"),
+        ({"contrastive_temperature": 0.0}, "contrastive_temperature.*positive.*0"),
+        ({"sigma": -1.0}, "sigma.*positive.*-1"),
+        ({"injection": "magic"}, "injection.*anchors, components, trained.*magic"),
+        ({"latent_sampling": "sideways"}, "latent_sampling.*autoregressive, parallel.*sideways"),
+        ({"latent_logp_reduction": "max"}, "latent_logp_reduction.*sum, mean.*max"),
+        ({"projection_learning_rate": -1.0}, "projection_learning_rate.*at least 0.*-1"),
+        ({"use_vllm": True}, "use_vllm=True.*no meaning.*never change"),
+        ({"use_transformers_continuous_batching": True}, "use_transformers_continuous_batching.*no meaning"),
+        ({"cast_lm_head_to_fp32": True}, "cast_lm_head_to_fp32.*no meaning"),
+        ({"top_entropy_quantile": 0.2}, "top_entropy_quantile.*no meaning"),
+        ({"temperature": 0.7}, "temperature=0.7.*no meaning.*sigma"),
+        ({"top_p": 0.9}, "top_p.*greedily"),
+        ({"top_k": 5}, "top_k.*greedily"),
+        ({"min_p": 0.1}, "min_p.*greedily"),
+    ],
+)
+def test_bad_input(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LatentGRPOConfig(str(tmp_path / "run"), bf16=False, **kwargs)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_field_of_its_own_is_documented_with_its_default():
+    own = set(LatentGRPOConfig.__annotations__)
+    for name in own:
+        field = LatentGRPOConfig.__dataclass_fields__[name]
+        assert field.metadata["help"]
+        inherited = GRPOConfig.__dataclass_fields__.get(name)
+        if inherited is None or name == "num_iterations":
+            assert f"        {name} (" in LatentGRPOConfig.__doc__, name
+            if field.default is not None:
+                shown = f'"{field.default}"' if isinstance(field.default, str) else f"{field.default}"
+                documented = LatentGRPOConfig.__doc__.split(f"        {name} (")[1].split(":\n")[0]
+                value = documented.split("defaults to `")[1].rstrip("`)")
+                assert value == shown or float(value) == field.default, name
+
+
+def test_policy_fields_have_the_policys_own_defaults(tmp_path):
+    policy_defaults = {f.name: f.default for f in dataclasses.fields(LatentPolicyConfig)}
+    for name, value in LatentGRPOConfig(str(tmp_path), bf16=False).policy_kwargs().items():
+        assert policy_defaults[name] == value, name
+
+
+def test_command_line_reaches_every_field(tmp_path):
+    (args,) = TrlParser(LatentGRPOConfig).parse_args_and_config(
+        [
+            "--output_dir",
+            str(tmp_path),
+            "--bf16",
+            "false",
+            "--latent_dim",
+            "8",
+            "--gamma",
+            "0.1",
+            "--contrastive_similarity",
+            "dot",
+        ]
+        + ["--main_model_init_kwargs", '{"dtype": "float32"}', "--seed", "3"]
+    )
+    assert (args.latent_dim, args.gamma, args.contrastive_similarity, args.seed) == (8, 0.1, "dot", 3)
+    assert args.main_model_init_kwargs == {"dtype": "float32"}

@@ -1,0 +1,635 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import functools
+import json
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+from trl import GRPOConfig
+
+from tests.tiny import LETTERS, random_main_model, tiny_dataset, tiny_tokenizer
+from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentPolicyModel, fresh_layers
+from trl_dlr.models import DiagonalGaussian
+
+
+def length_reward(completions, **kwargs):
+    """Rewards that differ within a group even for a random main model."""
+    return [float(sum(map(ord, completion)) % 7) for completion in completions]
+
+
+def make_policy(main_model, **kwargs):
+    torch.manual_seed(5)
+    kwargs = {"latent_dim": 4, "num_latents": 3, "injection": "components", "injection_scale": 1.0, **kwargs}
+    return LatentPolicyModel.from_assistant(fresh_layers(main_model, 1), main_model, tiny_tokenizer(), **kwargs)
+
+
+def make_trainer(
+    tmp_path,
+    reward_funcs=length_reward,
+    policy_kwargs=None,
+    trainer_kwargs=None,
+    main_model=None,
+    model=None,
+    **kwargs,
+):
+    main_model = random_main_model() if main_model is None else main_model
+    defaults = {
+        "max_steps": 8,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "num_iterations": 2,
+        "max_completion_length": 4,
+        "learning_rate": 1e-3,
+        "exploration_check_prompts": 0,
+        "logging_steps": 1,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return LatentGRPOTrainer(
+        model=make_policy(main_model, **(policy_kwargs or {})) if model is None else model,
+        main_model=main_model,
+        main_processing_class=tiny_tokenizer(),
+        reward_funcs=reward_funcs,
+        args=LatentGRPOConfig(str(tmp_path / "run"), **{**defaults, **kwargs}),
+        train_dataset=tiny_dataset(40, 0),
+        **{"processing_class": tiny_tokenizer(), **(trainer_kwargs or {})},
+    )
+
+
+def history(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def weights(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def record_losses(trainer):
+    """Every (density, log-density, old log-density) that a loss was computed from."""
+    seen, compute = [], trainer._compute_loss
+
+    def recording(model, inputs):
+        loss = compute(model, inputs)
+        density, logps = trainer._scored
+        density = DiagonalGaussian(density.mean.detach().clone(), density.log_std.detach().clone())
+        seen.append((trainer.state.global_step, density, logps, trainer._old_logps))
+        return loss
+
+    trainer._compute_loss = recording
+    return seen
+
+
+# ---- The method ----
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_unchanged_weights_give_a_ratio_of_exactly_one(tmp_path, sampling):
+    # Several micro-batches, rows shuffled between them, prompts of different lengths, weights that stay as they are
+    trainer = make_trainer(
+        tmp_path,
+        policy_kwargs={"sampling": sampling},
+        learning_rate=0.0,
+        num_iterations=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        max_steps=6,
+    )
+    trainer.train_dataset = trainer.train_dataset.map(
+        lambda row, i: {"prompt": row["prompt"] * (1 + i % 3)}, with_indices=True
+    )
+    seen = record_losses(trainer)
+    trainer.train()
+    assert len(seen) == 12
+    for _, _, logps, old in seen:
+        assert torch.equal((logps - old).exp(), torch.ones_like(logps))
+    assert history(trainer, "latent/log_ratio_std") == [0.0] * 6
+
+
+def test_ratios_move_once_the_weights_do(tmp_path):
+    trainer = make_trainer(tmp_path)
+    seen = record_losses(trainer)
+    trainer.train()
+    first_passes = [(logps - old).abs().max() for step, _, logps, old in seen if step % 2 == 0]
+    later_passes = [(logps - old).abs().max() for step, _, logps, old in seen if step % 2 == 1]
+    assert max(first_passes) == 0 and min(later_passes) > 0
+
+
+def test_the_score_is_the_exact_density_of_the_stored_latents(tmp_path):
+    trainer = make_trainer(tmp_path, policy_kwargs={"learn_sigma": True, "sigma": 0.5}, max_steps=2)
+    batches, compute = [], trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (compute(model, inputs), batches.append(inputs))[0]
+    seen = record_losses(trainer)
+    trainer.train()
+    _, density, logps, _ = seen[0]
+    normal = torch.distributions.Normal(density.mean, density.log_std.exp())
+    torch.testing.assert_close(logps, normal.log_prob(batches[0]["latents"]).sum(-1).detach())
+
+
+def test_mean_reduction_is_the_dth_root(tmp_path):
+    seen = {}
+    for reduction in ("sum", "mean"):
+        trainer = make_trainer(tmp_path, latent_logp_reduction=reduction, max_steps=1)
+        seen[reduction] = record_losses(trainer)
+        trainer.train()
+    torch.testing.assert_close(seen["mean"][0][2] * 4, seen["sum"][0][2])
+
+
+def test_log_ratios_are_clamped_before_exp(tmp_path):
+    trainer = make_trainer(tmp_path, learning_rate=10.0, max_steps=6, num_iterations=3)
+    trainer.train()
+    assert all(torch.isfinite(torch.tensor(history(trainer, "loss"))))
+    assert history(trainer, "skipped_steps") == [0.0] * 6
+
+
+def test_the_frozen_main_model_is_bit_identical_and_has_no_gradient(tmp_path):
+    main_model = random_main_model()
+    before = weights(main_model)
+    trainer = make_trainer(tmp_path, main_model=main_model, beta=0.01, gamma=0.01)
+    trainer.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in main_model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in main_model.parameters())
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert not optimized & {id(p) for p in main_model.parameters()}
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_every_trainable_weight_gets_a_gradient(tmp_path, sampling, gradient_checkpointing):
+    trainer = make_trainer(
+        tmp_path,
+        policy_kwargs={"sampling": sampling, "learn_sigma": True},
+        gradient_checkpointing=gradient_checkpointing,
+        max_steps=1,
+    )
+    gradients = {}
+
+    class Recorder(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            gradients.update({n: p.grad.abs().sum().item() for n, p in model.named_parameters() if p.requires_grad})
+
+    trainer.add_callback(Recorder())
+    trainer.train()
+    assert any(name.startswith("assistant.layers") for name in gradients)
+    assert {"latent_head.mean.weight", "latent_head.log_std"} <= set(gradients)
+    assert ("latent_in.weight" if sampling == "autoregressive" else "queries.weight") in gradients
+    assert all(value > 0 for value in gradients.values()), gradients
+
+
+def test_the_kl_is_the_closed_form_to_the_initial_policy(tmp_path):
+    trainer = make_trainer(tmp_path, beta=0.5, max_steps=4)
+    initial = weights(trainer.model)
+    trainer.train()
+    assert history(trainer, "latent/kl")[0] == 0.0  # the reference is the policy it starts from, to the bit
+    assert history(trainer, "latent/kl")[-1] > 0
+    assert all(torch.equal(initial[name], tensor) for name, tensor in trainer.ref_model.state_dict().items())
+
+
+def test_beta_holds_the_policy_back(tmp_path):
+    final = []
+    for beta in (0.001, 10.0):
+        trainer = make_trainer(tmp_path, beta=beta, max_steps=30)
+        trainer.train()
+        final.append(history(trainer, "latent/kl")[-1])
+    assert final[1] < 0.2 * final[0]
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "infonce", "margin"])
+def test_contrastive_term_does_not_depend_on_how_groups_are_split(tmp_path, similarity):
+    gradients = []
+    for batch_size, accumulation in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            tmp_path,
+            policy_kwargs={"learn_sigma": True},
+            gamma=1.0,
+            contrastive_similarity=similarity,
+            contrastive_margin=0.0,
+            reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),  # nothing but the contrastive term
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            num_iterations=1,
+            max_steps=1,
+            max_grad_norm=1e9,
+        )
+        trainer.create_optimizer()
+        trainer._clip_grad_norm = lambda model: gradients.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+        trainer.train()
+    assert any(g.abs().sum() > 0 for g in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo"])
+def test_gradient_accumulation_equals_one_large_batch(tmp_path, loss_type):
+    results = []
+    for batch_size, accumulation in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            tmp_path,
+            loss_type=loss_type,
+            beta=0.1,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            num_iterations=1,
+            max_steps=2,
+            optim="sgd",
+            learning_rate=0.1,
+        )
+        trainer.train()
+        results.append(weights(trainer.model))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_every_loss_type_and_importance_sampling_level(tmp_path, loss_type, level):
+    trainer = make_trainer(tmp_path, loss_type=loss_type, importance_sampling_level=level, max_steps=2)
+    before = weights(trainer.model)
+    trainer.train()
+    assert history(trainer, "skipped_steps") == [0.0, 0.0]
+    assert any(not torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+# ---- Optimization ----
+
+
+def test_the_projection_has_its_own_learning_rate(tmp_path):
+    trainer = make_trainer(tmp_path, learning_rate=1e-3, projection_learning_rate=2e-3, lr_scheduler_type="constant")
+    trainer.create_optimizer()
+    names = {id(p): n for n, p in trainer.model.named_parameters()}
+    rates = {names[id(p)]: g["lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert set(rates) == {n for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert all(rate == (1e-3 if name.startswith("assistant.") else 2e-3) for name, rate in rates.items())
+    assert {g["weight_decay"] for g in trainer.optimizer.param_groups} == {0.0}
+    frozen = make_trainer(tmp_path, projection_learning_rate=0.0, max_steps=2)
+    before = weights(frozen.model)
+    frozen.train()
+    moved = {name for name, tensor in frozen.model.state_dict().items() if not torch.equal(before[name], tensor)}
+    assert moved and all(name.startswith("assistant.") for name in moved)
+
+
+def test_the_projection_is_clipped_on_its_own(tmp_path):
+    norms = {}
+
+    class Recorder(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            for part in ("assistant", "projection"):
+                picked = [
+                    p.grad for n, p in model.named_parameters() if n.startswith("assistant.") == (part == "assistant")
+                ]
+                norms[part] = torch.stack([g.norm() for g in picked]).norm().item()
+
+    for limits, expected in (((0.01, 0.002), (0.01, 0.002)), ((0.002, 0.01), (0.002, 0.01))):
+        trainer = make_trainer(tmp_path, max_grad_norm=limits[0], projection_max_grad_norm=limits[1], max_steps=1)
+        trainer.add_callback(Recorder())
+        trainer.train()
+        assert (norms["assistant"], norms["projection"]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, beta):
+    straight = make_trainer(tmp_path / "a", max_steps=8, beta=beta, learn_sigma=True)
+    straight.train()
+    interrupted = make_trainer(tmp_path / "b", max_steps=8, beta=beta, save_strategy="steps", save_steps=4)
+    interrupted.train()
+    resumed = make_trainer(tmp_path / "b", max_steps=8, beta=beta)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "run" / "checkpoint-4"))
+    assert resumed.state.global_step == 8
+    for name, tensor in straight.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    assert history(resumed, "loss")[-4:] == history(straight, "loss")[-4:]
+
+
+# ---- TRL around it ----
+
+
+def test_adapter_trains_saves_and_loads(tmp_path):
+    main_model = random_main_model()
+    peft_config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    policy = make_policy(main_model)
+    trainer = make_trainer(
+        tmp_path, model=policy, main_model=main_model, beta=0.1, trainer_kwargs={"peft_config": peft_config}
+    )
+    before = weights(trainer.model)
+    trainer.train()
+    moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(before[name], tensor)}
+    assert moved and all("lora_" in name or "modules_to_save" in name for name in moved)
+    assert any("latent_head.modules_to_save" in name for name in moved) and any("lora_B" in name for name in moved)
+    assert history(trainer, "latent/kl")[0] == 0.0 and history(trainer, "latent/kl")[-1] > 0
+    assert peft_config.modules_to_save is None  # the caller's object is left alone
+
+    trainer.save_model(tmp_path / "adapter")
+    base = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    loaded = PeftModel.from_pretrained(LatentPolicyModel.from_pretrained(base), tmp_path / "adapter").eval()
+    batch = tiny_tokenizer()(["A12", "B3"], return_tensors="pt", padding=True)
+    latents = torch.randn(2, 3, 4)
+    ours, theirs = (
+        m.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask, latents=latents).mean
+        for m in (trainer.model, loaded)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_saved_policy_is_the_trained_one_and_names_its_tokenizer(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model()
+    loaded = LatentPolicyModel.from_pretrained(tmp_path / "run")
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    again = make_trainer(tmp_path, model=str(tmp_path / "run"), trainer_kwargs={"processing_class": None})
+    assert again.processing_class.get_vocab() == tiny_tokenizer().get_vocab()
+
+
+def test_assistant_and_main_model_may_have_different_tokenizers(tmp_path):
+    vocabulary = {c: i for i, c in enumerate(["<eos>", *LETTERS, *"0123456789"][::-1])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    own = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    seen = []
+
+    def reward(prompts, completions, completion_ids, **kwargs):
+        seen.append((completions, tiny_tokenizer().batch_decode(completion_ids, skip_special_tokens=True)))
+        return length_reward(completions)
+
+    trainer = make_trainer(tmp_path, reward_funcs=reward, trainer_kwargs={"processing_class": own}, max_steps=2)
+    batches, compute = [], trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (compute(model, inputs), batches.append(inputs))[0]
+    trainer.train()
+    assert all(completions == decoded for completions, decoded in seen)
+    prompts = own.batch_decode(batches[0]["prompt_ids"])
+    assert all(prompt.replace(" ", "") in set(trainer.train_dataset["prompt"]) for prompt in prompts)
+
+
+def test_evaluation_logs_everything_that_training_does(tmp_path):
+    trainer = make_trainer(
+        tmp_path, beta=0.1, gamma=0.1, max_steps=2, trainer_kwargs={"eval_dataset": tiny_dataset(4, 1, True)}
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    logged = set().union(*trainer.state.log_history)
+    own = {"latent/kl", "latent/log_ratio_std", "latent/mean_norm", "latent/sigma", "latent/diversity"}
+    own |= {"latent/contrastive", "frac_reward_mixed", "main_model/decoded_fraction", "main_model/forward_tokens"}
+    own |= {"time/sample", "time/decode", "time/reward"}
+    assert {"reward", "time/optimize", "skipped_steps", *own} <= logged
+    assert {f"eval_{name}" for name in own} <= logged and "eval_loss" in metrics
+    assert history(trainer, "main_model/decoded_fraction")[0] == 1.0
+
+
+def test_logs_of_trl_work(tmp_path):
+    trainer = make_trainer(
+        tmp_path, log_completions=True, report_to="tensorboard", max_steps=2, num_completions_to_print=1
+    )
+    trainer.train()
+    assert list((tmp_path / "run" / "completions").glob("*.parquet"))
+
+
+def test_truncated_completions_can_be_masked(tmp_path):
+    trainer = make_trainer(tmp_path, mask_truncated_completions=True, max_steps=1)
+    masks, compute = [], trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (compute(model, inputs), masks.append(inputs["completion_mask"]))[0]
+    ended = iter(range(1000))
+    generate = trainer.engine.generate
+    trainer.engine.generate = lambda *a: [[5, 1] if next(ended) % 2 else [5] * 4 for _ in generate(*a)]
+    trainer.train()
+    assert masks[0].sum(1).sort().values.tolist() == [0] * 4 + [3] * 4
+
+
+def test_reference_follows_the_policy_if_asked(tmp_path):
+    trainer = make_trainer(
+        tmp_path, beta=0.1, sync_ref_model=True, ref_model_sync_steps=2, ref_model_mixup_alpha=1.0, max_steps=4
+    )
+    trainer.train()
+    for name, tensor in trainer.model.state_dict().items():
+        torch.testing.assert_close(trainer.ref_model.state_dict()[name], tensor)
+
+
+# ---- What goes wrong ----
+
+
+def test_a_reward_function_that_raises_is_named_and_keeps_its_traceback(tmp_path):
+    def picky_reward(completions, **kwargs):
+        raise KeyError("gold")
+
+    trainer = make_trainer(tmp_path, reward_funcs=[length_reward, functools.partial(picky_reward)])
+    assert trainer.reward_func_names == ["length_reward", "picky_reward"]
+    with pytest.raises(RuntimeError, match="'picky_reward' raised KeyError: 'gold'") as raised:
+        trainer.train()
+    assert raised.value.__cause__.__traceback__.tb_next.tb_frame.f_code.co_name == "picky_reward"
+
+
+def test_an_async_reward_function_that_raises_is_named(tmp_path):
+    async def slow_reward(completions, **kwargs):
+        raise OSError("no answer")
+
+    with pytest.raises(RuntimeError, match="'slow_reward' raised OSError: no answer"):
+        make_trainer(tmp_path, reward_funcs=slow_reward).train()
+
+
+@pytest.mark.parametrize("bad", [None, float("nan")])
+def test_steps_without_any_reward_are_skipped_and_training_goes_on(tmp_path, bad):
+    calls = iter(range(100))
+
+    def reward(completions, **kwargs):
+        return [bad] * len(completions) if next(calls) == 1 else length_reward(completions)
+
+    trainer = make_trainer(tmp_path, reward_funcs=reward, weight_decay=0.1, max_steps=6)
+    at = {}
+
+    class Recorder(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            at[state.global_step] = weights(model)
+
+    trainer.add_callback(Recorder())
+    trainer.train()
+    assert history(trainer, "skipped_steps") == [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    for name in at[2]:
+        assert torch.equal(at[2][name], at[4][name])
+    assert any(not torch.equal(at[4][name], at[5][name]) for name in at[4])
+
+
+def test_steps_with_a_loss_that_is_not_finite_are_skipped(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=4)
+    score, calls = trainer._get_per_token_logps_and_entropies, iter(range(100))
+
+    def broken(model, *args, compute_entropy=False, **kwargs):
+        logps, entropies, aux = score(model, *args, compute_entropy=compute_entropy, **kwargs)
+        return logps * (float("nan") if compute_entropy and next(calls) == 1 else 1.0), entropies, aux
+
+    trainer._get_per_token_logps_and_entropies = broken
+    trainer.train()
+    assert history(trainer, "skipped_steps") == [0.0, 1.0, 0.0, 0.0]
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_too_many_skipped_steps_stop_the_run_with_a_checkpoint(tmp_path):
+    trainer = make_trainer(
+        tmp_path, reward_funcs=lambda completions, **kw: [None] * len(completions), max_skipped_steps=3
+    )
+    before = weights(trainer.model)
+    with pytest.raises(RuntimeError, match="3 optimizer steps in a row.*max_skipped_steps=3.*reward functions return"):
+        trainer.train()
+    checkpoint = LatentPolicyModel.from_pretrained(tmp_path / "run" / "checkpoint-2")
+    assert all(torch.equal(before[name], tensor) for name, tensor in checkpoint.state_dict().items())
+
+
+class _Records(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+
+@pytest.mark.parametrize(("constant", "warns"), [(True, True), (False, False)])
+def test_exploration_is_measured_before_training(tmp_path, constant, warns):
+    reward = (lambda completions, **kw: [1.0] * len(completions)) if constant else length_reward
+    trainer = make_trainer(tmp_path, reward_funcs=reward, exploration_check_prompts=3, max_steps=1)
+    records = _Records()
+    logging.getLogger("trl_dlr.trainer.latent_grpo_trainer").addHandler(records)
+    before = torch.get_rng_state()
+    assert trainer.measure_exploration(3) == (0.0 if constant else 1.0)
+    assert torch.equal(before, torch.get_rng_state())
+    assert trainer.state.num_input_tokens_seen == 0
+    trainer.train()
+    assert any("0% of the groups" in message for message in records.messages) == warns
+
+
+def test_the_exploration_check_changes_nothing(tmp_path):
+    results = []
+    for prompts in (0, 3):
+        trainer = make_trainer(tmp_path, exploration_check_prompts=prompts, max_steps=2)
+        trainer.train()
+        results.append(weights(trainer.model))
+    assert all(torch.equal(results[0][name], tensor) for name, tensor in results[1].items())
+
+
+# ---- Bad input at construction ----
+
+
+def with_adapter(main_model):
+    from peft import get_peft_model
+
+    return get_peft_model(main_model, LoraConfig(target_modules=["q_proj"]))
+
+
+def shared(main_model):
+    policy = make_policy(main_model)
+    policy.assistant.embed_tokens.weight = main_model.model.embed_tokens.weight
+    return policy
+
+
+BAD_INPUT = {
+    "sizes": (
+        lambda main: {"main_model": random_main_model(hidden_size=32), "model": make_policy(main)},
+        "size 32.*size 64",
+    ),
+    "fingerprint": (
+        lambda main: {"main_model": random_main_model(1), "model": make_policy(main)},
+        "allow_main_model_mismatch",
+    ),
+    "same object": (lambda main: {"main_model": main, "model": main}, "same object"),
+    "shared weights": (lambda main: {"main_model": main, "model": shared(main)}, "shares weights"),
+    "trainable main": (
+        lambda main: {"main_model": with_adapter(main), "model": make_policy(random_main_model())},
+        "main_model.*merge_and_unload",
+    ),
+    "policy as main": (
+        lambda main: {"main_model": make_policy(main), "model": make_policy(main)},
+        "main_model.*LatentPolicyModel",
+    ),
+    "backbone as main": (
+        lambda main: {"main_model": main.model, "model": make_policy(main)},
+        "causal LM that can decode",
+    ),
+    "anchors": (
+        lambda main: {"model": fresh_layers(main, 1), "main_model": main, "anchor_text": ""},
+        "anchor_text.*tokenizes to nothing",
+    ),
+    "positions": (
+        lambda main: {"max_completion_length": 60},
+        "3 tokens.*num_latents=3.*max_completion_length=60.*64 positions",
+    ),
+    "optimizer": (
+        lambda main: {
+            "main_model": main,
+            "trainer_kwargs": {"optimizers": (torch.optim.SGD(main.parameters(), 0.1), None)},
+        },
+        "optimizers.*main_model",
+    ),
+    "tools": (lambda main: {"trainer_kwargs": {"tools": [print]}}, "tools.*no meaning"),
+    "rollout_func": (lambda main: {"trainer_kwargs": {"rollout_func": print}}, "rollout_func.*no meaning"),
+    "environment": (lambda main: {"trainer_kwargs": {"environment_factory": dict}}, "environment_factory.*no meaning"),
+    "sync without reference": (lambda main: {"sync_ref_model": True}, "sync_ref_model.*beta"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, case):
+    arguments, message = BAD_INPUT[case]
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, **arguments(random_main_model()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_and_foreign_configurations_are_refused(tmp_path):
+    main_model = random_main_model()
+    common = {"model": make_policy(main_model), "main_model": main_model, "reward_funcs": length_reward}
+    args = LatentGRPOConfig(str(tmp_path / "run"), bf16=False)
+    with pytest.raises(ValueError, match="train_dataset.*'image'"):
+        LatentGRPOTrainer(
+            **common, args=args, train_dataset=Dataset.from_dict({"prompt": ["A12"], "image": ["x.png"]})
+        )
+    with pytest.raises(ValueError, match="args.*LatentGRPOConfig.*GRPOConfig"):
+        LatentGRPOTrainer(**common, args=GRPOConfig(str(tmp_path), bf16=False), train_dataset=tiny_dataset(4, 0))
+    with pytest.raises(ValueError, match="main_processing_class.*must be given"):
+        LatentGRPOTrainer(**common, args=args, train_dataset=tiny_dataset(4, 0))
+
+
+def test_a_mismatched_main_model_may_be_allowed(tmp_path):
+    with pytest.warns(UserWarning, match="fingerprint"):
+        trainer = make_trainer(
+            tmp_path,
+            model=make_policy(random_main_model(0)),
+            main_model=random_main_model(1),
+            allow_main_model_mismatch=True,
+            max_steps=1,
+        )
+    trainer.train()
+
+
+def test_quantization_applies_to_the_main_model_that_is_loaded_by_name(tmp_path, monkeypatch):
+    random_main_model().save_pretrained(tmp_path / "main")
+    tiny_tokenizer().save_pretrained(tmp_path / "main")
+    given = {}
+    from trl_dlr.trainer import construction
+
+    load = construction.AutoModelForCausalLM.from_pretrained
+
+    def recording(name, quantization_config=None, **kwargs):
+        given.update(name=name, quantization_config=quantization_config, **kwargs)
+        return load(name, **kwargs)
+
+    monkeypatch.setattr(construction.AutoModelForCausalLM, "from_pretrained", recording)
+    marker = object()
+    trainer = make_trainer(
+        tmp_path,
+        main_model=str(tmp_path / "main"),
+        model=make_policy(random_main_model()),
+        max_steps=1,
+        main_model_init_kwargs={"dtype": "bfloat16"},
+        trainer_kwargs={"quantization_config": marker},
+    )
+    assert given["quantization_config"] is marker and trainer.main_model.dtype == torch.bfloat16
+    trainer.train()
