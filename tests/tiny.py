@@ -44,7 +44,7 @@ def random_main_model(seed: int = 0, **kwargs) -> LlamaForCausalLM:
 
 
 @functools.lru_cache
-def trained_main_model(seed: int = 0, steps: int = 1500, batch_size: int = 256) -> LlamaForCausalLM:
+def trained_main_model(seed: int = 0, steps: int = 600, batch_size: int = 256) -> LlamaForCausalLM:
     """A main model that continues `[letter][a][b][op][op]` with `=result`. The letter is noise to it."""
     main_model = random_main_model(seed).train()
     generator = torch.Generator().manual_seed(seed)

@@ -88,9 +88,7 @@ def correctness_reward(
     """
     gold = answer if answer is not None else solution
     if gold is None:
-        raise ValueError(
-            "`correctness_reward` needs the gold answers: the dataset has no column `answer` or `solution`."
-        )
+        raise ValueError("`correctness_reward` needs gold answers, but there is no column `answer` or `solution`.")
     texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
     return [
         1.0 if _is_correct(extract_answer(text), extract_answer(str(target))) else -1.0

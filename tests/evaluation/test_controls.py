@@ -1,0 +1,79 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import pytest
+import torch
+
+from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
+from trl_dlr import LatentPolicyModel, fresh_layers
+from trl_dlr.evaluation import evaluate_latents
+from trl_dlr.generation import TransformersEngine
+from trl_dlr.models.reasoner import LatentReasoner
+
+
+class EchoReasoner:
+    """Writes down whose latents it was given."""
+
+    def sample_latents(self, prompts, num_samples):
+        own = torch.tensor([float(int.from_bytes(prompt.encode(), "big")) for prompt in prompts], dtype=torch.float64)
+        return own.repeat_interleave(num_samples).view(-1, 1, 1)
+
+    def decode(self, prompts, latents=None):
+        if latents is None:
+            return ["alone"] * len(prompts)
+        return [int(value).to_bytes(3, "big").decode() for value in latents.flatten()]
+
+
+def is_own(completions, prompts, **kwargs):
+    return [1.0 if c == p else -1.0 for c, p in zip(completions, prompts, strict=True)]
+
+
+def distinct(num_rows):
+    dataset = tiny_dataset(3 * num_rows, 0)
+    first = {prompt: i for i, prompt in reversed(list(enumerate(dataset["prompt"])))}
+    return dataset.select(sorted(first.values())[:num_rows])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_own_latents_reach_their_question_and_shuffled_ones_never_do(batch_size):
+    kwargs = {"correctness": is_own, "format": is_own, "batch_size": batch_size, "num_samples": 2}
+    dataset = distinct(20)
+    assert evaluate_latents(EchoReasoner(), dataset, latents="own", **kwargs)["accuracy"] == 1.0
+    assert evaluate_latents(EchoReasoner(), dataset, latents="shuffled", **kwargs)["accuracy"] == 0.0
+    assert evaluate_latents(EchoReasoner(), dataset, latents="none", **kwargs)["accuracy"] == 0.0
+
+
+def test_figures_are_what_they_say():
+    answers = iter([1.0, -1.0, -1.0, -1.0])
+    figures = evaluate_latents(
+        EchoReasoner(),
+        distinct(2),
+        correctness=lambda completions, **kwargs: [next(answers) for _ in completions],
+        format=lambda completions, **kwargs: [1.0] * len(completions),
+        format_weight=0.5,
+        num_samples=2,
+    )
+    assert figures == {"reward": 0.0, "accuracy": 0.25, "format": 1.0, "pass_at_k": 0.5}
+
+
+def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
+    main_model, tokenizer = random_main_model(), tiny_tokenizer()
+    policy = LatentPolicyModel.from_assistant(fresh_layers(main_model, 1), main_model, tokenizer)
+    engine = TransformersEngine(main_model, tokenizer, max_new_tokens=4)
+    reasoner = LatentReasoner(policy, tokenizer, engine, tokenizer)
+    seen = []
+
+    def record(completions, **kwargs):
+        seen[-1].extend(completions)
+        return [1.0] * len(completions)
+
+    for seed in (0, 0, 1):
+        seen.append([])
+        before = torch.get_rng_state()
+        evaluate_latents(reasoner, distinct(6), record, record, seed=seed)
+        assert torch.equal(before, torch.get_rng_state())
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_unknown_control():
+    with pytest.raises(ValueError, match="latents.*none, own, shuffled.*zero"):
+        evaluate_latents(EchoReasoner(), distinct(2), is_own, is_own, latents="zero")

@@ -1,0 +1,102 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from trl import ModelConfig, TrlParser
+
+from trl_dlr import LatentGRPOConfig, LatentPolicyModel
+
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "train_gsm8k.py"
+CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+sys.path.insert(0, str(SCRIPT.parent))
+
+
+def run(tmp_path, *arguments):
+    result = subprocess.run(
+        [sys.executable, SCRIPT, "--output_dir", tmp_path / "out", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert set(results) == {
+        f"{name}/{key}"
+        for name in ("no_latents", "untrained", "trained", "shuffled")
+        for key in ("reward", "accuracy", "format", "pass_at_k")
+    }
+    return result.stdout, results
+
+
+SHORT = ["--max_steps", "4", "--num_eval_questions", "4", "--exploration_check_prompts", "0"]
+
+
+def test_without_arguments_it_runs_the_offline_demo(tmp_path):
+    pytest.importorskip("gguf")
+    stdout, _results = run(tmp_path, *SHORT)
+    assert stdout.splitlines()[0].startswith("Offline demo")
+    assert "SmolLM2-135M-Instruct" in stdout.splitlines()[1] and "addition" in stdout.splitlines()[1]
+    for name in ("no_latents", "untrained", "trained", "shuffled"):
+        assert f"\n{name} " in stdout
+    assert LatentPolicyModel.from_pretrained(tmp_path / "out").config.main_model_fingerprint
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_gsm8k_from_local_files(tmp_path):
+    rows = [
+        {"question": f"Tom has {i} pens and buys 2. How many?", "answer": f"{i}+2\n#### {i + 2}"} for i in range(16)
+    ]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = ["--dataset_name", "train.jsonl", "--eval_dataset_name", "test.jsonl", "--max_completion_length", "16"]
+    stdout, _ = run(tmp_path, "--config", ROOT / "examples/configs/gsm8k_smollm2.yaml", *files, *SHORT)
+    assert "train.jsonl" in stdout
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_preset_parses_into_valid_arguments(config, tmp_path):
+    from train_gsm8k import ScriptArguments
+
+    parser = TrlParser((ScriptArguments, LatentGRPOConfig, ModelConfig))
+    arguments = ["--config", str(config), "--output_dir", str(tmp_path), "--bf16", "false"]
+    if "paper" in config.name:  # a group spans the 8 GPUs
+        arguments += ["--gradient_accumulation_steps", "16"]
+    _, training, _ = parser.parse_args_and_config(arguments)
+    assert training.output_dir == str(tmp_path)
+
+
+def test_the_papers_preset_is_table_2():
+    import yaml
+
+    config = yaml.safe_load((ROOT / "examples/configs/paper_llama2_7b.yaml").read_text())
+    table_2 = {"latent_dim": 512, "num_generations": 64, "learning_rate": 3e-5, "projection_learning_rate": 1e-4}
+    table_2 |= {"beta": 0.01, "gamma": 0.1, "num_latents": 32, "per_device_train_batch_size": 4, "num_train_epochs": 3}
+    assert {key: config[key] for key in table_2} == table_2
+    assert config["contrastive_similarity"] == "dot" and config["latent_sampling"] == "autoregressive"
+
+
+def test_held_out_sums_are_never_trained_on():
+    from train_gsm8k import addition
+
+    train, test = addition(12, 36)
+    assert len(train) == 108 and len(test) == 36
+    assert not set(train["question"]) & set(test["question"])
+
+
+def test_tasks_of_reasoning_gym():
+    pytest.importorskip("reasoning_gym")
+    from train_gsm8k import ScriptArguments, load_questions
+
+    train, test = load_questions(
+        ScriptArguments(dataset_name="reasoning_gym/chain_sum", num_train_questions=5, num_eval_questions=3)
+    )
+    assert (len(train), len(test)) == (5, 3)
+    assert train[0]["prompt"][0]["role"] == "user" and train[0]["answer"]
