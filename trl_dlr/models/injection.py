@@ -88,4 +88,5 @@ class LatentInjector(nn.Module):
             `torch.Tensor` of shape `(batch_size, num_latents, hidden_size)`:
                 float32 embeddings for the main model.
         """
-        return self.anchors + self.scale * self.rms * (latents.float() @ self.weight.float())
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.anchors.float() + self.scale * self.rms.float() * (latents.float() @ self.weight.float())

