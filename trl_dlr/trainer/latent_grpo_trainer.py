@@ -166,6 +166,11 @@ class LatentGRPOTrainer(GRPOTrainer):
             args = LatentGRPOConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentGRPO")
         elif not isinstance(args, LatentGRPOConfig):
             raise ValueError(f"`args` must be a `LatentGRPOConfig`, got {type(args).__name__}.")
+        if args.projection_max_grad_norm is not None and args.deepspeed_plugin is not None:
+            raise ValueError(
+                f"`projection_max_grad_norm={args.projection_max_grad_norm}` cannot be enforced under DeepSpeed, which "
+                "clips all gradients together. Leave it unset, and set `max_grad_norm`."
+            )
         check_dataset(train_dataset, "train_dataset")
         check_dataset(eval_dataset, "eval_dataset")
 
@@ -543,11 +548,6 @@ class LatentGRPOTrainer(GRPOTrainer):
         max_norm = self.args.projection_max_grad_norm
         if max_norm is None:
             return super()._clip_grad_norm(model)
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                f"`projection_max_grad_norm={max_norm}` cannot be enforced under DeepSpeed, which clips all gradients "
-                "together. Leave it unset."
-            )
         self.accelerator.unscale_gradients()
         named = [(self._is_projection(name), p) for name, p in model.named_parameters() if p.grad is not None]
         norms = [
