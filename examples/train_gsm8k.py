@@ -187,6 +187,8 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
         if is_main:
             print(f"Main model: SmolLM2-135M-Instruct from {origin}. Task: {script_args.dataset_name}.", flush=True)
     model = model_args.model_name_or_path
+    if model is None:
+        raise ValueError(f"`model_name_or_path` must be set: {', '.join(ASSISTANTS)}, a Hub id or a path.")
     if model in ASSISTANTS:
         if isinstance(main_model, str):
             main_model = AutoModelForCausalLM.from_pretrained(

@@ -35,7 +35,7 @@ def distinct(num_rows):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
 def test_own_latents_reach_their_question_and_shuffled_ones_never_do(batch_size):
-    kwargs = {"correctness": is_own, "format": is_own, "batch_size": batch_size, "num_samples": 2}
+    kwargs = {"correctness_reward": is_own, "format_reward": is_own, "batch_size": batch_size, "num_samples": 2}
     dataset = distinct(20)
     assert evaluate_latents(EchoReasoner(), dataset, latents="own", **kwargs)["accuracy"] == 1.0
     assert evaluate_latents(EchoReasoner(), dataset, latents="shuffled", **kwargs)["accuracy"] == 0.0
@@ -47,8 +47,8 @@ def test_figures_are_what_they_say():
     figures = evaluate_latents(
         EchoReasoner(),
         distinct(2),
-        correctness=lambda completions, **kwargs: [next(answers) for _ in completions],
-        format=lambda completions, **kwargs: [1.0] * len(completions),
+        correctness_reward=lambda completions, **kwargs: [next(answers) for _ in completions],
+        format_reward=lambda completions, **kwargs: [1.0] * len(completions),
         format_weight=0.5,
         num_samples=2,
     )

@@ -19,8 +19,8 @@ LATENTS = ("none", "own", "shuffled")
 def evaluate_latents(
     reasoner: LatentReasoner,
     dataset: Dataset,
-    correctness: Callable[..., list[float]],
-    format: Callable[..., list[float]],
+    correctness_reward: Callable[..., list[float]],
+    format_reward: Callable[..., list[float]],
     latents: str = "own",
     format_weight: float = 1.0,
     num_samples: int = 4,
@@ -36,9 +36,9 @@ def evaluate_latents(
             Policy and main model.
         dataset ([`~datasets.Dataset`]):
             Questions with a column `"prompt"` and the columns that the rewards read.
-        correctness (`Callable`):
+        correctness_reward (`Callable`):
             Correctness reward, +1 or -1.
-        format (`Callable`):
+        format_reward (`Callable`):
             Format reward, +1 or -1.
         latents (`str`, *optional*, defaults to `"own"`):
             - `"own"`: each question gets `num_samples` trajectories sampled for it.
@@ -88,8 +88,8 @@ def evaluate_latents(
             prompts_of = repeated.pop("prompt")
             if not isinstance(prompts_of[0], str):
                 texts = [[{"role": "assistant", "content": text}] for text in texts]
-            correct = correctness(prompts=prompts_of, completions=texts, **repeated)
-            formatted = format(prompts=prompts_of, completions=texts, **repeated)
+            correct = correctness_reward(prompts=prompts_of, completions=texts, **repeated)
+            formatted = format_reward(prompts=prompts_of, completions=texts, **repeated)
             scores += torch.tensor([correct, formatted]).T.unflatten(0, (-1, num_samples)).tolist()
     scores = torch.tensor(gather_object(scores))  # (questions, samples, 2)
     correct, formatted = scores.unbind(-1)

@@ -131,7 +131,8 @@ class LatentHead(nn.Module):
             mean = F.linear(hidden_states, self.mean.weight.float(), self.mean.bias.float())
             if self.normalize_mean:
                 mean = F.rms_norm(mean, mean.shape[-1:], eps=1e-6)
-            return DiagonalGaussian(mean, self.log_std)
+            # A copy: DDP takes a parameter that is itself an output for one that was not used
+            return DiagonalGaussian(mean, self.log_std.clone())
 
 
 @dataclass
@@ -395,7 +396,7 @@ class LatentPolicyModel(PreTrainedModel):
                 output = self(input_ids, attention_mask)
                 density = DiagonalGaussian(output.mean[rows], output.log_std)
                 latents = density.mean if deterministic else density.rsample()
-                return LatentPolicyOutput(mean=density.mean, log_std=density.log_std.detach().clone(), latents=latents)
+                return LatentPolicyOutput(mean=density.mean, log_std=density.log_std, latents=latents)
             cache = DynamicCache(config=self.assistant.config)
             hidden_states = self._run_assistant(
                 attention_mask, input_ids=input_ids, past_key_values=cache, use_cache=True
@@ -417,7 +418,7 @@ class LatentPolicyModel(PreTrainedModel):
                     ).last_hidden_state
             return LatentPolicyOutput(
                 mean=torch.cat(means, dim=1),
-                log_std=density.log_std.detach().clone(),  # σ as it was, whatever training makes of it
+                log_std=density.log_std,
                 latents=torch.cat(latents, dim=1),
             )
 

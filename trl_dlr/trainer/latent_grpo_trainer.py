@@ -14,6 +14,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather, is_peft_model, set_seed
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -370,7 +371,7 @@ class LatentGRPOTrainer(GRPOTrainer):
         if self.kl_coef != 0.0:
             reference = self._reference_density(output, mode)
             output["ref_mean"] = reference.mean
-            output["ref_log_std"] = reference.log_std.clone().expand(num_rows, 1, -1)
+            output["ref_log_std"] = reference.log_std.expand(num_rows, 1, -1)
 
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
         latents, means = gather(rollout.latents), gather(rollout.mean)  # groups may span processes
@@ -506,7 +507,7 @@ class LatentGRPOTrainer(GRPOTrainer):
         start, rollout_time = time.perf_counter(), self._rollout_time
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._optimize_time += time.perf_counter() - start - (self._rollout_time - rollout_time)
-        if self._step % self.current_gradient_accumulation_steps == 0:
+        if self.accelerator.sync_gradients:
             self._metrics["train"]["time/optimize"].append(self._optimize_time)
             self._optimize_time = 0.0
             self._finish_step(model)
@@ -541,7 +542,8 @@ class LatentGRPOTrainer(GRPOTrainer):
             for group in list(optimizer.param_groups):
                 moved = [parameter for parameter in group["params"] if id(parameter) in projection]
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in projection]
-                optimizer.add_param_group({**group, "params": moved, "lr": self.args.projection_learning_rate})
+                if moved:
+                    optimizer.add_param_group({**group, "params": moved, "lr": self.args.projection_learning_rate})
         return optimizer
 
     def _clip_grad_norm(self, model):
@@ -584,6 +586,36 @@ class LatentGRPOTrainer(GRPOTrainer):
             base_policy.save_pretrained(base_policy.config.name_or_path, state_dict=self._base_policy_state)
             self._base_policy_state = None
         super()._save(output_dir, state_dict)
+
+    # A rollout serves several steps, so a checkpoint between them holds it: each process its own part, beside its RNG
+
+    def _rollout_file(self, checkpoint: str) -> str:
+        return os.path.join(checkpoint, f"rollout_{self.accelerator.process_index}.safetensors")
+
+    def _save_rng_state(self, output_dir: str):
+        super()._save_rng_state(output_dir)
+        tensors = {"step": torch.tensor(self._step)}
+        for i, batch in enumerate(self._buffered_inputs):
+            tensors.update({f"batch.{i}.{name}": tensor for name, tensor in batch.items()})
+        tensors.update({f"groups.{i}": tensor for i, tensor in enumerate(self._groups.get("train", ()))})
+        save_file(
+            {name: tensor.clone().contiguous() for name, tensor in tensors.items()}, self._rollout_file(output_dir)
+        )
+
+    def _load_rng_state(self, checkpoint: str | None):
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        tensors = load_file(self._rollout_file(checkpoint), device=str(self.accelerator.device))
+        self._step = tensors.pop("step").item()
+        batches = [{} for _ in range(self.args.steps_per_generation)]
+        for name, tensor in tensors.items():
+            kind, *place = name.split(".")
+            if kind == "batch":
+                batches[int(place[0])][place[1]] = tensor
+        self._buffered_inputs = batches
+        if self.args.gamma != 0.0:
+            self._groups["train"] = tensors["groups.0"], tensors["groups.1"]
 
 
 class _ExplorationCheck(TrainerCallback):

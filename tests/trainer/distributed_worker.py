@@ -1,0 +1,74 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Run by test_distributed.py under a launcher: a few steps from the same global rollouts, whatever the processes."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.trainer.test_latent_grpo_trainer import history, make_trainer
+
+
+GLOBAL_BATCH, GROUP, PROMPT, STEPS, DIM = 8, 4, 5, 3, 4
+
+
+def stored_rollout(trainer):
+    """The local share of a rollout that is made up, in full and alike, on every process."""
+    generator = torch.Generator().manual_seed(trainer.state.global_step)
+    size, rank = GLOBAL_BATCH // trainer.accelerator.num_processes, trainer.accelerator.process_index
+    latents = torch.randn(GLOBAL_BATCH, STEPS, DIM, generator=generator)
+    rows = torch.arange(GLOBAL_BATCH)
+    everywhere = {
+        "prompt_ids": torch.randint(3, 13, (GLOBAL_BATCH // GROUP, PROMPT), generator=generator)[rows // GROUP],
+        "prompt_mask": torch.ones(GLOBAL_BATCH, PROMPT, dtype=torch.long),
+        "completion_ids": torch.zeros(GLOBAL_BATCH, STEPS, dtype=torch.long),
+        "completion_mask": torch.ones(GLOBAL_BATCH, STEPS, dtype=torch.long),
+        "advantages": torch.randn(GLOBAL_BATCH, generator=generator),
+        "latents": latents,
+        "old_per_token_logps": -6 + torch.randn(GLOBAL_BATCH, STEPS, generator=generator) / 10,
+        "ref_mean": torch.randn(GLOBAL_BATCH, STEPS, DIM, generator=generator),
+        "ref_log_std": torch.zeros(GLOBAL_BATCH, 1, DIM),
+        "noise": latents,
+        "group_index": rows // GROUP,
+        "member_index": rows % GROUP,
+    }
+    trainer._groups["train"] = latents.unflatten(0, (-1, GROUP)), latents.unflatten(0, (-1, GROUP))
+    local = {name: tensor[rank * size : (rank + 1) * size] for name, tensor in everywhere.items()}
+    return {**local, "num_items_in_batch": torch.tensor(GLOBAL_BATCH * STEPS), "has_rewards": torch.tensor(True)}
+
+
+def main(folder: str, mode: str, **kwargs):
+    folder = Path(folder)
+    batch_size = GLOBAL_BATCH // int(kwargs.pop("num_processes"))
+    trainer = make_trainer(
+        folder,
+        per_device_train_batch_size=batch_size,
+        num_generations=GROUP if mode == "stored" else GLOBAL_BATCH,
+        max_steps=4,
+        beta=0.1,
+        gamma=0.01,
+        policy_kwargs={"learn_sigma": True},
+        **kwargs,
+    )
+    if mode == "stored":
+        trainer._generate_and_score_completions = lambda inputs: stored_rollout(trainer)
+    trainer.train()
+    weights = {
+        name: tensor.clone() for name, tensor in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()
+    }
+    save_file(weights, folder / f"weights_{trainer.accelerator.process_index}.safetensors")
+    engine = {"engine": type(trainer.model_wrapped).__name__, "processes": trainer.accelerator.num_processes}
+    if trainer.is_deepspeed_enabled:
+        engine["stage"] = trainer.model_wrapped.zero_optimization_stage()
+        partitions = trainer.model_wrapped.optimizer.single_partition_of_fp32_groups
+        engine["partition"] = sum(partition.numel() for partition in partitions)
+        engine["trainable"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    engine |= {key: history(trainer, key) for key in ("reward", "frac_reward_mixed", "latent/kl", "latent/diversity")}
+    (folder / f"run_{trainer.accelerator.process_index}.json").write_text(json.dumps(engine))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
