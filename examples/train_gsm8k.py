@@ -77,6 +77,8 @@ class ScriptArguments:
             Held-out questions decoded together.
         system_prompt (`str`, *optional*):
             System message of every prompt.
+        prompt_template (`str`, *optional*):
+            Text with `{question}` in it, for models without a chat template. If `None`, prompts are conversational.
         answer_tags (`list[str]`, *optional*):
             Tags that the format reward asks for, such as `think answer`. If `None`, `answer_pattern` is used.
         answer_pattern (`str`, *optional*, defaults to `".*[0-9]"`):
@@ -98,6 +100,7 @@ class ScriptArguments:
     num_eval_samples: int = field(default=4, metadata={"help": "Trajectories per held-out question."})
     eval_batch_questions: int = field(default=12, metadata={"help": "Held-out questions decoded together."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message of every prompt."})
+    prompt_template: str | None = field(default=None, metadata={"help": "Text with {question}, instead of a chat."})
     answer_tags: list[str] | None = field(default=None, metadata={"help": "Tags that the format reward asks for."})
     answer_pattern: str = field(default=".*[0-9]", metadata={"help": "Pattern of a well-formed completion."})
     main_model_name_or_path: str | None = field(default=None, metadata={"help": "Frozen main model."})
@@ -123,7 +126,7 @@ def reasoning_gym_task(task: str, num_train: int, num_eval: int) -> tuple[Datase
 
 
 def load_questions(args: ScriptArguments) -> tuple[Dataset, Dataset]:
-    """Training and held-out questions with columns `prompt` (conversational) and `answer`."""
+    """Training and held-out questions with columns `prompt` and `answer`."""
     if args.dataset_name == "addition":
         train, test = addition(args.max_operand, args.num_eval_questions)
     elif args.dataset_name.startswith("reasoning_gym/"):
@@ -146,8 +149,10 @@ def load_questions(args: ScriptArguments) -> tuple[Dataset, Dataset]:
 
     def to_prompt(row: dict) -> dict:
         question = row["question"] if "question" in row else row["problem"]
-        system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
         gold = row["answer"] if "answer" in row else row["solution"]
+        if args.prompt_template is not None:
+            return {"prompt": args.prompt_template.format(question=question), "answer": gold}
+        system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
         return {"prompt": [*system, {"role": "user", "content": question}], "answer": gold}
 
     return tuple(split.map(to_prompt, remove_columns=split.column_names) for split in (train, test))
@@ -195,6 +200,12 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
                 main_model, **{"dtype": "auto", **(training_args.main_model_init_kwargs or {})}
             )
         model = ASSISTANTS[model](main_model, script_args.assistant_num_layers)
+    else:
+        training_args.model_init_kwargs = {
+            "revision": model_args.model_revision,
+            "attn_implementation": model_args.attn_implementation,
+            **(training_args.model_init_kwargs or {}),
+        }
 
     # Data and rewards
     train_dataset, test_dataset = load_questions(script_args)

@@ -50,6 +50,14 @@ def test_without_arguments_it_runs_the_offline_demo(tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
+@pytest.mark.slow  # about three minutes each on two cores
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_demo_raises_the_held_out_reward(tmp_path, seed):
+    stdout, results = run(tmp_path, "--seed", str(seed))
+    print(stdout)
+    assert results["trained/reward"] - results["untrained/reward"] >= 0.6
+
+
 def test_gsm8k_from_local_files(tmp_path):
     rows = [
         {"question": f"Tom has {i} pens and buys 2. How many?", "answer": f"{i}+2\n#### {i + 2}"} for i in range(16)
@@ -89,6 +97,13 @@ def test_held_out_sums_are_never_trained_on():
     train, test = addition(12, 36)
     assert len(train) == 108 and len(test) == 36
     assert not set(train["question"]) & set(test["question"])
+
+
+def test_plain_prompts_for_models_without_a_chat_template(tmp_path):
+    from train_gsm8k import ScriptArguments, load_questions
+
+    train, _ = load_questions(ScriptArguments(prompt_template="Q: {question}\nA:", num_eval_questions=3))
+    assert train[0]["prompt"].startswith("Q: What is ") and train[0]["prompt"].endswith("?\nA:")
 
 
 def test_tasks_of_reasoning_gym():

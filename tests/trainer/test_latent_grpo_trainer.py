@@ -35,6 +35,7 @@ def make_trainer(
     trainer_kwargs=None,
     main_model=None,
     model=None,
+    train_dataset=None,
     **kwargs,
 ):
     main_model = random_main_model() if main_model is None else main_model
@@ -57,11 +58,14 @@ def make_trainer(
     return LatentGRPOTrainer(
         model=make_policy(main_model, **(policy_kwargs or {})) if model is None else model,
         main_model=main_model,
-        main_processing_class=tiny_tokenizer(),
         reward_funcs=reward_funcs,
         args=LatentGRPOConfig(str(tmp_path / "run"), **{**defaults, **kwargs}),
-        train_dataset=tiny_dataset(40, 0),
-        **{"processing_class": tiny_tokenizer(), **(trainer_kwargs or {})},
+        train_dataset=tiny_dataset(40, 0) if train_dataset is None else train_dataset,
+        **{
+            "processing_class": tiny_tokenizer(),
+            "main_processing_class": tiny_tokenizer(),
+            **(trainer_kwargs or {}),
+        },
     )
 
 
@@ -372,6 +376,27 @@ def test_assistant_and_main_model_may_have_different_tokenizers(tmp_path):
     assert all(prompt.replace(" ", "") in set(trainer.train_dataset["prompt"]) for prompt in prompts)
 
 
+def test_conversational_prompts_are_rendered_for_each_model_by_its_own_template(tmp_path):
+    own, main = tiny_tokenizer(), tiny_tokenizer()
+    own.chat_template = "{{ messages[0]['content'] }}{% if add_generation_prompt %}={% endif %}"
+    main.chat_template = "H{{ messages[0]['content'] }}{% if add_generation_prompt %}G{% endif %}"
+    main_model = random_main_model()
+    trainer = make_trainer(
+        tmp_path,
+        reward_funcs=lambda completions, **kwargs: length_reward([c[0]["content"] for c in completions]),
+        trainer_kwargs={"processing_class": own, "main_processing_class": main},
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "A12"}]}] * 2),
+        main_model=main_model,
+        max_steps=1,
+    )
+    seen, generate, batches, compute = [], trainer.engine.generate, [], trainer._compute_loss
+    trainer.engine.generate = lambda ids, *args: (seen.append(ids), generate(ids, *args))[1]
+    trainer._compute_loss = lambda model, inputs: (compute(model, inputs), batches.append(inputs))[0]
+    trainer.train()
+    assert seen == [[main("HA12G")["input_ids"]]]
+    assert own.batch_decode(batches[0]["prompt_ids"]) == ["A 1 2 ="] * 8
+
+
 def test_evaluation_logs_everything_that_training_does(tmp_path):
     trainer = make_trainer(
         tmp_path, beta=0.1, gamma=0.1, max_steps=2, trainer_kwargs={"eval_dataset": tiny_dataset(4, 1, True)}
@@ -584,7 +609,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, case):
     assert not (tmp_path / "run").exists()
 
 
-def test_images_and_foreign_configurations_are_refused(tmp_path):
+def test_unfit_datasets_and_foreign_configurations_are_refused(tmp_path):
     main_model = random_main_model()
     common = {"model": make_policy(main_model), "main_model": main_model, "reward_funcs": length_reward}
     args = LatentGRPOConfig(str(tmp_path / "run"), bf16=False)
@@ -594,6 +619,10 @@ def test_images_and_foreign_configurations_are_refused(tmp_path):
         )
     with pytest.raises(ValueError, match="args.*LatentGRPOConfig.*GRPOConfig"):
         LatentGRPOTrainer(**common, args=GRPOConfig(str(tmp_path), bf16=False), train_dataset=tiny_dataset(4, 0))
+    tokenizers = {"processing_class": tiny_tokenizer(), "main_processing_class": tiny_tokenizer()}
+    chat = Dataset.from_list([{"prompt": [{"role": "user", "content": "A12"}]}])
+    with pytest.raises(ValueError, match="processing_class.*no chat template.*conversational"):
+        LatentGRPOTrainer(**common, **tokenizers, args=args, train_dataset=chat)
     with pytest.raises(ValueError, match="main_processing_class.*must be given"):
         LatentGRPOTrainer(**common, args=args, train_dataset=tiny_dataset(4, 0))
 

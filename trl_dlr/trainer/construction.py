@@ -14,6 +14,7 @@ from peft import PeftConfig
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.data_utils import is_conversational
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 from ..models import LatentPolicyConfig, LatentPolicyModel
@@ -147,6 +148,17 @@ def check_dataset(dataset: Any, name: str) -> None:
             raise ValueError(
                 f"`{name}` has a column {sorted(found)[0]!r}, but `LatentGRPOTrainer` trains on text prompts alone. "
                 "Remove the column."
+            )
+
+
+def check_chat_templates(dataset: Any, **processing_classes: PreTrainedTokenizerBase) -> None:
+    """Refuse conversational prompts for a tokenizer that has no chat template."""
+    first = next(iter(dataset), {}) if dataset is not None else {}
+    for name, processing_class in processing_classes.items():
+        if is_conversational(first) and processing_class.chat_template is None:
+            raise ValueError(
+                f"`{name}` has no chat template, but the prompts are conversational. Set its `chat_template`, or give "
+                "prompts as text."
             )
 
 

@@ -27,6 +27,7 @@ from .construction import (
     adapter_for_policy,
     assistant_tokenizer,
     build_policy,
+    check_chat_templates,
     check_dataset,
     load_main_model,
     load_tokenizer,
@@ -183,6 +184,9 @@ class LatentGRPOTrainer(GRPOTrainer):
         policy = model.get_base_model() if is_peft_model(model) else model
         if processing_class is None:
             processing_class = assistant_tokenizer(policy, main_model, main_processing_class)
+        check_chat_templates(
+            train_dataset, processing_class=processing_class, main_processing_class=main_processing_class
+        )
         if optimizers[0] is not None:
             main_parameters = {id(parameter) for parameter in main_model.parameters()}
             if any(id(p) in main_parameters for group in optimizers[0].param_groups for p in group["params"]):
