@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig
 
 from tests.tiny import LETTERS, random_main_model, tiny_dataset, tiny_tokenizer
@@ -412,6 +412,50 @@ def test_evaluation_logs_everything_that_training_does(tmp_path):
     assert history(trainer, "main_model/decoded_fraction")[0] == 1.0
 
 
+def test_any_causal_lm_by_path_becomes_the_assistant(tmp_path):
+    torch.manual_seed(1)
+    GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=32, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    trainer = make_trainer(
+        tmp_path,
+        model=str(tmp_path / "gpt2"),
+        trainer_kwargs={"processing_class": None},
+        injection="components",
+        injection_scale=1.0,
+        latent_dim=5,
+        num_latents=2,
+        max_steps=2,
+    )
+    assert trainer.model.config.assistant_config.model_type == "gpt2"
+    assert (trainer.model.config.latent_dim, trainer.num_latents) == (5, 2)
+    trainer.train()
+    assert history(trainer, "skipped_steps") == [0.0, 0.0]
+
+
+def test_streaming_datasets(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        train_dataset=tiny_dataset(40, 0).to_iterable_dataset(),
+        exploration_check_prompts=3,
+        max_steps=4,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_checkpoints_have_a_model_card(tmp_path):
+    for name, kwargs in (("full", {}), ("adapter", {"peft_config": LoraConfig(r=2, target_modules="all-linear")})):
+        trainer = make_trainer(
+            tmp_path / name, save_strategy="steps", save_steps=2, max_steps=2, trainer_kwargs=kwargs
+        )
+        trainer.train()
+        card = (tmp_path / name / "run" / "README.md").read_text()
+        assert "2601.17275" in card and "deeplatent-reasoning" in card
+        assert "base_model" not in card  # neither policy is known outside this run
+
+
 def test_logs_of_trl_work(tmp_path):
     trainer = make_trainer(
         tmp_path, log_completions=True, report_to="tensorboard", max_steps=2, num_completions_to_print=1
@@ -523,7 +567,7 @@ def test_exploration_is_measured_before_training(tmp_path, constant, warns):
     reward = (lambda completions, **kw: [1.0] * len(completions)) if constant else length_reward
     trainer = make_trainer(tmp_path, reward_funcs=reward, exploration_check_prompts=3, max_steps=1)
     records = _Records()
-    logging.getLogger("trl_dlr.trainer.latent_grpo_trainer").addHandler(records)
+    logging.getLogger("trl_dlr.trainer.callbacks").addHandler(records)
     before = torch.get_rng_state()
     assert trainer.measure_exploration(3) == (0.0 if constant else 1.0)
     assert torch.equal(before, torch.get_rng_state())

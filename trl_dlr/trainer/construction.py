@@ -63,7 +63,7 @@ def build_policy(
         )
     if isinstance(model, str) and AutoConfig.from_pretrained(model).model_type == LatentPolicyConfig.model_type:
         model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **(args.model_init_kwargs or {})})
-    policy = model.get_base_model() if is_peft_model(model) else model
+    policy = model.get_base_model() if not isinstance(model, str) and is_peft_model(model) else model
     if not isinstance(policy, LatentPolicyModel):
         return LatentPolicyModel.from_assistant(
             model, main_model, main_processing_class, args.model_init_kwargs, **args.policy_kwargs()

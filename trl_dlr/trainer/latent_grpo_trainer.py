@@ -14,7 +14,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather, is_peft_model, set_seed
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
-from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -23,6 +22,7 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id, pad
 
 from ..generation import TransformersEngine, tokenize_prompts
 from ..models import DiagonalGaussian
+from .callbacks import ExplorationCheckCallback
 from .construction import (
     adapter_for_policy,
     assistant_tokenizer,
@@ -36,13 +36,13 @@ from .construction import (
 )
 from .latent_grpo_config import LatentGRPOConfig
 from .losses import contrastive_loss
+from .rollouts import load_rollout, rollout_path, save_rollout
 
 
 logger = get_logger(__name__)
 
 # A clipped ratio says nothing beyond this, and exp() of the sum over many dimensions would overflow
 MAX_LOG_RATIO = 20.0
-MIN_MIXED_GROUPS = 0.3
 
 
 class LatentGRPOTrainer(GRPOTrainer):
@@ -215,7 +215,7 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._base_policy_state = None
         if peft_config is not None and not policy.config.name_or_path:
             # An adapter names its base model, and this policy exists nowhere yet: `_save` writes it beside the run
-            policy.name_or_path = policy.config.name_or_path = os.path.join(args.output_dir, "base_policy")
+            policy.name_or_path = os.path.join(args.output_dir, "base_policy")
             self._base_policy_state = policy.state_dict()
         # A new adapter is its own reference when switched off. Copied before TRL patches the model's forward.
         ref_model = None
@@ -262,7 +262,7 @@ class LatentGRPOTrainer(GRPOTrainer):
             self.ref_model = ref_model.to(self.accelerator.device)
         if sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
-        self.add_callback(_ExplorationCheck(self))
+        self.add_callback(ExplorationCheckCallback(self.measure_exploration))
 
         # What the hooks below hand to each other between a rollout and its losses
         self._assistant_prompt_ids = None  # the policy's reading of the prompts
@@ -587,56 +587,19 @@ class LatentGRPOTrainer(GRPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         if self._base_policy_state is not None and self.args.should_save:
             base_policy = self.accelerator.unwrap_model(self.model).get_base_model()
-            base_policy.save_pretrained(base_policy.config.name_or_path, state_dict=self._base_policy_state)
+            base_policy.save_pretrained(base_policy.name_or_path, state_dict=self._base_policy_state)
             self._base_policy_state = None
         super()._save(output_dir, state_dict)
 
     # A rollout serves several steps, so a checkpoint between them holds it: each process its own part, beside its RNG
 
-    def _rollout_file(self, checkpoint: str) -> str:
-        return os.path.join(checkpoint, f"rollout_{self.accelerator.process_index}.safetensors")
-
     def _save_rng_state(self, output_dir: str):
         super()._save_rng_state(output_dir)
-        tensors = {"step": torch.tensor(self._step)}
-        for i, batch in enumerate(self._buffered_inputs):
-            tensors.update({f"batch.{i}.{name}": tensor for name, tensor in batch.items()})
-        tensors.update({f"groups.{i}": tensor for i, tensor in enumerate(self._groups.get("train", ()))})
-        save_file(
-            {name: tensor.clone().contiguous() for name, tensor in tensors.items()}, self._rollout_file(output_dir)
-        )
+        path = rollout_path(output_dir, self.accelerator.process_index)
+        save_rollout(path, self._step, self._buffered_inputs, self._groups.get("train", ()))
 
     def _load_rng_state(self, checkpoint: str | None):
         super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        tensors = load_file(self._rollout_file(checkpoint), device=str(self.accelerator.device))
-        self._step = tensors.pop("step").item()
-        batches = [{} for _ in range(self.args.steps_per_generation)]
-        for name, tensor in tensors.items():
-            kind, *place = name.split(".")
-            if kind == "batch":
-                batches[int(place[0])][place[1]] = tensor
-        self._buffered_inputs = batches
-        if self.args.gamma != 0.0:
-            self._groups["train"] = tensors["groups.0"], tensors["groups.1"]
-
-
-class _ExplorationCheck(TrainerCallback):
-    """Says before the first step whether there is anything to learn from."""
-
-    def __init__(self, trainer: LatentGRPOTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args: LatentGRPOConfig, state, control, **kwargs):
-        if state.global_step > 0 or args.exploration_check_prompts == 0:
-            return
-        share = self.trainer.measure_exploration(args.exploration_check_prompts)
-        logger.info(f"Groups with mixed rewards before training: {share:.2f}")
-        if share < MIN_MIXED_GROUPS:
-            logger.warning(
-                f"Only {share:.0%} of the groups have differing rewards before training, on "
-                f"{args.exploration_check_prompts} prompts; below {MIN_MIXED_GROUPS:.0%} there is little to learn from. "
-                "If all answers are wrong, use easier questions, another `anchor_text`, or a policy with a supervised "
-                "start; if all answers are alike, raise `injection_scale`, `sigma` or `num_generations`."
-            )
+        if checkpoint is not None:
+            path = rollout_path(checkpoint, self.accelerator.process_index)
+            self._step, self._buffered_inputs, self._groups["train"] = load_rollout(path, self.accelerator.device)

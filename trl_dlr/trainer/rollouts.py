@@ -1,0 +1,51 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""The rollout that is being learned from, as a safetensors file of a checkpoint: one file a process."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def rollout_path(checkpoint: str, process_index: int) -> str:
+    return os.path.join(checkpoint, f"rollout_{process_index}.safetensors")
+
+
+def save_rollout(
+    path: str, step: int, batches: Sequence[dict[str, torch.Tensor]], groups: Sequence[torch.Tensor]
+) -> None:
+    """
+    Write a rollout.
+
+    Args:
+        path (`str`):
+            File to write.
+        step (`int`):
+            Forward and backward passes so far, which say how much of the rollout has been used.
+        batches (`Sequence[dict[str, torch.Tensor]]`):
+            Micro-batches of the rollout.
+        groups (`Sequence[torch.Tensor]`):
+            Whole groups that the contrastive loss compares with; may be empty.
+    """
+    tensors = {"step": torch.tensor(step)}
+    for i, batch in enumerate(batches):
+        tensors.update({f"batch.{i}.{name}": tensor for name, tensor in batch.items()})
+    tensors.update({f"group.{i}": tensor for i, tensor in enumerate(groups)})
+    # Micro-batches are views of one tensor, which safetensors refuses
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_rollout(
+    path: str, device: torch.device
+) -> tuple[int, list[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]:
+    """Step, micro-batches and groups of a rollout that [`save_rollout`] wrote."""
+    tensors = load_file(path, device=str(device))
+    step = tensors.pop("step").item()
+    batches = defaultdict(dict)
+    for name in [name for name in tensors if name.startswith("batch.")]:
+        _, place, key = name.split(".")
+        batches[int(place)][key] = tensors.pop(name)
+    return step, [batches[i] for i in sorted(batches)], tuple(tensors[name] for name in sorted(tensors))
