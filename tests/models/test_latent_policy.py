@@ -58,6 +58,27 @@ def test_a_row_in_a_padded_batch_equals_the_row_alone(sampling, assistant):
         torch.testing.assert_close(own, sampled[row], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("assistant", [None, "absolute"])
+def test_sharing_a_question_between_rows_changes_neither_densities_nor_gradients(assistant):
+    policy = make_policy(absolute_position_assistant() if assistant else None).train()
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch, rows = questions(), torch.tensor([0, 1, 0, 2, 1])
+    latents = torch.randn(5, 4, 6)
+    results = []
+    for checkpointing in (False, True):  # under checkpointing every row reads its question itself
+        policy.zero_grad()
+        policy.gradient_checkpointing_enable() if checkpointing else policy.gradient_checkpointing_disable()
+        mean = policy(batch.input_ids[rows], batch.attention_mask[rows], latents).mean
+        (mean * torch.linspace(-1, 1, mean.numel()).view_as(mean)).sum().backward()
+        results.append((mean, {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(*(mean for mean, _ in results), atol=1e-5, rtol=1e-5)
+    assert results[0][1].keys() == results[1][1].keys()
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], atol=2e-5, rtol=1e-4)
+
+
 def test_a_later_latent_depends_on_the_ones_before_it_only():
     policy = make_policy()
     batch = questions()

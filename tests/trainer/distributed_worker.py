@@ -37,7 +37,12 @@ def stored_rollout(trainer):
     }
     trainer._groups["train"] = latents.unflatten(0, (-1, GROUP)), latents.unflatten(0, (-1, GROUP))
     local = {name: tensor[rank * size : (rank + 1) * size] for name, tensor in everywhere.items()}
-    return {**local, "num_items_in_batch": torch.tensor(GLOBAL_BATCH * STEPS), "has_rewards": torch.tensor(True)}
+    return {
+        **local,
+        "num_items_in_batch": torch.tensor(GLOBAL_BATCH * STEPS),
+        "rollout_step": torch.tensor(-1),
+        "has_rewards": torch.tensor(True),
+    }
 
 
 def main(folder: str, mode: str, **kwargs):

@@ -323,7 +323,7 @@ class LatentPolicyModel(PreTrainedModel):
     def _run_assistant(self, attention_mask: torch.Tensor, **kwargs) -> Any:
         if "position_ids" in inspect.signature(self.assistant.forward).parameters:
             # Counted from the first real token, so that left padding changes nothing
-            length = (kwargs.get("input_ids") if "input_ids" in kwargs else kwargs["inputs_embeds"]).size(1)
+            length = kwargs["input_ids" if "input_ids" in kwargs else "inputs_embeds"].size(1)
             kwargs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
         return self.assistant(attention_mask=attention_mask, **kwargs)
 
@@ -344,24 +344,49 @@ class LatentPolicyModel(PreTrainedModel):
         Returns:
             [`LatentPolicyOutput`]
         """
+        # The trajectories of a question share its reading, which is computed once
+        readings, rows = torch.stack([input_ids, attention_mask], 1).unique(dim=0, return_inverse=True)
         if self.config.sampling == "parallel":
-            # No latent is fed back: the trajectories of a question share its densities, computed once
-            readings, rows = torch.stack([input_ids, attention_mask], 1).unique(dim=0, return_inverse=True)
             input_ids, attention_mask = readings.unbind(1)
-            fed = self.queries.weight.expand(input_ids.size(0), -1, -1)
-            first_output = input_ids.size(1)
+            queries = self.queries.weight.expand(input_ids.size(0), -1, -1)
+            hidden_states = self._read_through(input_ids, attention_mask, queries)
+            density = self.latent_head(hidden_states[:, input_ids.size(1) :])
+            return LatentPolicyOutput(mean=density.mean[rows], log_std=density.log_std)
+        fed = self.latent_in(latents[:, :-1].to(self.latent_in.weight.dtype))
+        if self.training and self.is_activation_checkpointing:  # which recomputes layers, and so keeps no cache
+            hidden_states = self._read_through(input_ids, attention_mask, fed)[:, input_ids.size(1) - 1 :]
         else:
-            rows = torch.arange(input_ids.size(0), device=input_ids.device)
-            fed = self.latent_in(latents[:, :-1].to(self.latent_in.weight.dtype))
-            first_output = input_ids.size(1) - 1  # the question's last position yields the first latent
+            cache, attention_mask, hidden_states = self._read_question(*readings.unbind(1), rows)
+            if fed.size(1) > 0:
+                later = self._run_assistant(
+                    F.pad(attention_mask, (0, fed.size(1)), value=1),
+                    inputs_embeds=fed,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state
+                hidden_states = torch.cat([hidden_states, later], dim=1)
+        density = self.latent_head(hidden_states)
+        return LatentPolicyOutput(mean=density.mean, log_std=density.log_std)
+
+    def _read_through(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
+        """Hidden states of a question and the embeddings fed after it, in one pass."""
         prompt = self.get_input_embeddings()(input_ids)
-        hidden_states = self._run_assistant(
-            torch.cat([attention_mask, attention_mask.new_ones(fed.shape[:2])], dim=1),
+        return self._run_assistant(
+            F.pad(attention_mask, (0, fed.size(1)), value=1),
             inputs_embeds=torch.cat([prompt, fed.to(prompt.dtype)], dim=1),
             use_cache=False,
         ).last_hidden_state
-        density = self.latent_head(hidden_states[:, first_output:])
-        return LatentPolicyOutput(mean=density.mean[rows], log_std=density.log_std)
+
+    def _read_question(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """Each question once; its KV cache, mask and last hidden state, repeated for the rows that share it."""
+        cache = DynamicCache(config=self.assistant.config)
+        hidden_states = self._run_assistant(
+            attention_mask, input_ids=input_ids, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        cache.batch_select_indices(rows)
+        return cache, attention_mask[rows], hidden_states[rows, -1:]
 
     @torch.no_grad()
     def sample(
@@ -397,12 +422,7 @@ class LatentPolicyModel(PreTrainedModel):
                 density = DiagonalGaussian(output.mean[rows], output.log_std)
                 latents = density.mean if deterministic else density.rsample()
                 return LatentPolicyOutput(mean=density.mean, log_std=density.log_std, latents=latents)
-            cache = DynamicCache(config=self.assistant.config)
-            hidden_states = self._run_assistant(
-                attention_mask, input_ids=input_ids, past_key_values=cache, use_cache=True
-            ).last_hidden_state
-            cache.batch_select_indices(rows)
-            attention_mask, hidden_states = attention_mask[rows], hidden_states[rows, -1:]
+            cache, attention_mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
             means, latents = [], []
             for step in range(self.config.num_latents):
                 density = self.latent_head(hidden_states)

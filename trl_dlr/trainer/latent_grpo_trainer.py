@@ -370,6 +370,7 @@ class LatentGRPOTrainer(GRPOTrainer):
             mask = mask * (~self._is_truncated.to(device)).unsqueeze(1)
         output["completion_mask"] = mask
         output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+        output["rollout_step"] = torch.tensor(self.state.global_step, device=device)
         output["has_rewards"] = torch.tensor(self._has_rewards, device=device)
 
         if self.kl_coef != 0.0:
@@ -452,12 +453,18 @@ class LatentGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         mode = "train" if self.model.training else "eval"
-        self._latents_to_score, self._old_logps = inputs["latents"], inputs.get("old_per_token_logps")
+        if inputs["rollout_step"] == self.state.global_step:
+            # No update since the rollout: this very score is the old one, whatever a batch of another shape would round
+            # it to. The buffered micro-batch keeps it for the passes to come.
+            inputs["old_per_token_logps"] = None
+        self._latents_to_score, self._old_logps = inputs["latents"], inputs["old_per_token_logps"]
         try:
             loss = super()._compute_loss(model, inputs)  # the clipped surrogate of equation 7, without its KL
         finally:
             self._latents_to_score = None
         (density, logps), mask = self._scored, inputs["completion_mask"]
+        if self._old_logps is None:
+            inputs["old_per_token_logps"] = self._old_logps = logps
         scale = 1.0 / self.current_gradient_accumulation_steps if mode == "train" else 1.0
         metrics = {}
 
@@ -483,7 +490,7 @@ class LatentGRPOTrainer(GRPOTrainer):
             gradient_only = contrastive - contrastive.detach()
             loss = loss + self.args.gamma * scale * (contrastive.detach() + terms.size(1) * gradient_only)
             metrics["latent/contrastive"] = terms.sum(1, keepdim=True), torch.ones_like(mask[:, :1])
-        metrics["latent/log_ratio_std"] = logps - (logps if self._old_logps is None else self._old_logps), mask
+        metrics["latent/log_ratio_std"] = logps - self._old_logps, mask
         self._log_latent_metrics(mode, metrics)
 
         if mode == "train":
