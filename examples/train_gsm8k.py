@@ -194,12 +194,15 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
     model = model_args.model_name_or_path
     if model is None:
         raise ValueError(f"`model_name_or_path` must be set: {', '.join(ASSISTANTS)}, a Hub id or a path.")
+    quantization_config = get_quantization_config(model_args)
     if model in ASSISTANTS:
-        if isinstance(main_model, str):
-            main_model = AutoModelForCausalLM.from_pretrained(
-                main_model, **{"dtype": "auto", **(training_args.main_model_init_kwargs or {})}
-            )
-        model = ASSISTANTS[model](main_model, script_args.assistant_num_layers)
+        source = main_model
+        if isinstance(source, str):
+            kwargs = {"dtype": "auto", **(training_args.main_model_init_kwargs or {})}
+            source = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+        model = ASSISTANTS[model](source, script_args.assistant_num_layers)
+        if quantization_config is None:  # else the trainer loads it again, quantized
+            main_model = source
     else:
         training_args.model_init_kwargs = {
             "revision": model_args.model_revision,
@@ -222,7 +225,7 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
         reward_funcs=[correctness_reward, format_reward],
         args=training_args,
         train_dataset=train_dataset,
-        quantization_config=get_quantization_config(model_args),
+        quantization_config=quantization_config,
         peft_config=get_peft_config(model_args),
     )
     reasoner = LatentReasoner(trainer.model, trainer.processing_class, trainer.engine, trainer.main_processing_class)

@@ -638,6 +638,10 @@ BAD_INPUT = {
         },
         "optimizers.*main_model",
     ),
+    "quantization": (
+        lambda main: {"trainer_kwargs": {"quantization_config": object()}},
+        "quantization_config.*loaded by name.*LlamaForCausalLM",
+    ),
     "tools": (lambda main: {"trainer_kwargs": {"tools": [print]}}, "tools.*no meaning"),
     "rollout_func": (lambda main: {"trainer_kwargs": {"rollout_func": print}}, "rollout_func.*no meaning"),
     "environment": (lambda main: {"trainer_kwargs": {"environment_factory": dict}}, "environment_factory.*no meaning"),

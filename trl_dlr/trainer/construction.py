@@ -30,6 +30,11 @@ def load_main_model(
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
         return AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
+    if quantization_config is not None:
+        raise ValueError(
+            "`quantization_config` applies to a main model that is loaded by name, but `main_model` is a "
+            f"{type(main_model).__name__} already. Pass its name, or load it quantized yourself."
+        )
     if isinstance(main_model, LatentPolicyModel) or not isinstance(main_model, PreTrainedModel):
         hint = " Merge its adapter first (`merge_and_unload`)." if is_peft_model(main_model) else ""
         raise ValueError(

@@ -40,6 +40,21 @@ class LatentGRPOConfig(GRPOConfig):
     command line.
 
     Parameters:
+        > Parameters whose default values are overridden from GRPOConfig
+
+        learning_rate (`float`, *optional*, defaults to `3e-4`):
+            Learning rate of the assistant.
+        per_device_train_batch_size (`int`, *optional*, defaults to `64`):
+            Trajectories per device and step. A trajectory is a few latents: they are cheap.
+        num_generations (`int`, *optional*, defaults to `16`):
+            Number G of latent trajectories per question. Must divide the global batch.
+        num_iterations (`int`, *optional*, defaults to `4`):
+            Passes over each rollout. Nothing is decoded again, so they are cheap.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1.
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`):
+            Whether to trade compute for memory in the assistant, which is small by design.
+
         > Parameters of the latent policy, used when `model` is an assistant rather than a [`LatentPolicyModel`]
 
         latent_dim (`int`, *optional*, defaults to `16`):
@@ -88,13 +103,9 @@ class LatentGRPOConfig(GRPOConfig):
         latent_logp_reduction (`str`, *optional*, defaults to `"sum"`):
             How a step's log-density is reduced over its d dimensions: `"sum"` is exact, `"mean"` (the d-th root of the
             density) is a surrogate whose ratios rarely leave the clip range.
-        num_iterations (`int`, *optional*, defaults to `4`):
-            Passes over each rollout. Nothing is decoded again, so they are cheap.
 
         > Parameters of the optimization
 
-        learning_rate (`float`, *optional*, defaults to `3e-4`):
-            Learning rate of the assistant.
         projection_learning_rate (`float`, *optional*):
             Learning rate of the projection layers: all that is not the assistant. If `None`, `learning_rate`.
         projection_max_grad_norm (`float`, *optional*):
