@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint clean
 
-# A plain `torch` brings several GB of CUDA libraries on Linux. TORCH=torch asks for them.
+# The torch that the tests run with. Which build it is, CPU or CUDA, is up to your package index; TORCH=... takes another.
 TORCH ?= torch==2.13.0
 
 $(VENV)/.ready: pyproject.toml
