@@ -1,16 +1,26 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""The frozen main model as a decoder: prompts and latent embeddings in, completion tokens out."""
+"""The frozen main model, decoding with transformers."""
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from .engine import DecodingEngine
 
 
-class TransformersEngine:
+class TransformersEngine(DecodingEngine):
     """
-    Decodes completions of a frozen causal LM from `[prompt embeddings ; latent embeddings]`.
+    Decodes with [`~transformers.GenerationMixin.generate`].
 
-    A prompt that several trajectories share is encoded once, and its KV cache repeated for each of them.
+    A prompt that several trajectories share is encoded once, and its KV cache repeated for each of them. Prompts of
+    similar length are decoded together, and rows that have finished leave the batch.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -21,7 +31,11 @@ class TransformersEngine:
             Completion tokens at most.
         generation_kwargs (`dict`, *optional*):
             Further fields of [`~transformers.GenerationConfig`]. Decoding is greedy unless they say otherwise.
+        batch_size (`int`, *optional*):
+            Rows decoded together at most. If `None`, all.
     """
+
+    shares_prompts = True
 
     def __init__(
         self,
@@ -29,104 +43,102 @@ class TransformersEngine:
         processing_class: PreTrainedTokenizerBase,
         max_new_tokens: int,
         generation_kwargs: dict | None = None,
+        batch_size: int | None = None,
     ):
+        super().__init__(model.config, model.generation_config, processing_class, max_new_tokens)
         self.model = model
-        self.max_new_tokens = max_new_tokens
-        self.max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        eos = model.generation_config.eos_token_id
-        self.eos_token_ids = [eos] if isinstance(eos, int) else list(eos or [])
-        if processing_class.eos_token_id is not None and processing_class.eos_token_id not in self.eos_token_ids:
-            self.eos_token_ids.insert(0, processing_class.eos_token_id)
-        if not self.eos_token_ids:
-            raise ValueError(
-                "`main_model` has no end-of-sequence token: neither its generation config nor `main_processing_class` "
-                "sets one. Set `main_processing_class.eos_token`."
-            )
-        pad = processing_class.pad_token_id
-        self.pad_token_id = self.eos_token_ids[0] if pad is None else pad
+        self.batch_size = batch_size
         self.generation_config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
             pad_token_id=self.pad_token_id,
             eos_token_id=self.eos_token_ids,
             **{"do_sample": False, **(generation_kwargs or {})},
         )
-        # Forward work since the start, in tokens: a prompt counts once however many trajectories share it
-        self.num_forward_tokens = 0
+        self._half_finished = HalfFinished(self.eos_token_ids)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt_ids: list[list[int]],
-        latent_embeds: torch.Tensor | None = None,
-        num_samples: torch.Tensor | None = None,
-    ) -> list[list[int]]:
-        """
-        Args:
-            prompt_ids (`list[list[int]]`):
-                Rendered prompts in the main model's tokens.
-            latent_embeds (`torch.Tensor` of shape `(num_rows, num_latents, hidden_size)`, *optional*):
-                Embeddings that follow the prompts. Without them the main model answers alone.
-            num_samples (`torch.Tensor` of shape `(len(prompt_ids),)`, *optional*):
-                Rows of `latent_embeds` per prompt, one each if not given. They sum to `num_rows`.
-
-        Returns:
-            `list[list[int]]`: completion tokens of each row, up to and with the end-of-sequence token, or
-            `max_new_tokens` of them if it did not come.
-        """
-        device = self.model.device
-        if num_samples is None:
-            num_samples = torch.ones(len(prompt_ids), dtype=torch.long)
-        rows = torch.arange(len(prompt_ids)).repeat_interleave(num_samples.cpu()).to(device)
-        num_latents = 0 if latent_embeds is None else latent_embeds.size(1)
-        length = max(len(ids) for ids in prompt_ids)
-        self.check_length(length, num_latents)
-        input_ids = torch.tensor(
-            [[self.pad_token_id] * (length - len(ids)) + ids for ids in prompt_ids], device=device
-        )
-        attention_mask = torch.tensor(
-            [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device
-        )
-        inputs_embeds = self.model.get_input_embeddings()(input_ids)
-        kwargs = {}
-        if latent_embeds is not None:
-            cache = DynamicCache(config=self.model.config)
-            self.model.base_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache.batch_select_indices(rows)
-            # `generate` wants embeddings of the full length; the prompt's are only counted, its rows are in the cache
-            inputs_embeds = torch.cat([inputs_embeds[rows], latent_embeds.to(inputs_embeds)], dim=1)
-            attention_mask = torch.cat([attention_mask[rows], attention_mask.new_ones(len(rows), num_latents)], dim=1)
-            kwargs["past_key_values"] = cache
+    def _decode(self, prompt_ids, rows, latent_embeds):
+        by_length = sorted(range(len(rows)), key=lambda place: (len(prompt_ids[rows[place]]), rows[place]))
+        batch_size = self.batch_size or len(rows)
         # A slice of hidden states times a frozen head is a batched product in torch: it copies the head once per row
         lm_head = self.model.get_output_embeddings()
         contiguous = lm_head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+        completions = [[]] * len(rows)
         try:
-            output = self.model.generate(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                generation_config=self.generation_config,
-                **kwargs,
-            )
+            for start in range(0, len(rows), batch_size):
+                places = by_length[start : start + batch_size]
+                batch_embeds = None if latent_embeds is None else latent_embeds[places]
+                decoded = self._decode_batch(prompt_ids, [rows[place] for place in places], batch_embeds)
+                for place, ids in zip(places, decoded, strict=True):
+                    completions[place] = ids
         finally:
             contiguous.remove()
-        completions = [self._until_eos(row) for row in output.tolist()]
-        self.num_forward_tokens += sum(map(len, prompt_ids)) + num_latents * len(rows) + sum(map(len, completions))
         return completions
 
-    def check_length(self, prompt_length: int, num_latents: int) -> None:
-        """Raise a `ValueError` if prompt, latents and completion together exceed the main model's positions."""
-        if self.max_positions is not None and prompt_length + num_latents + self.max_new_tokens > self.max_positions:
-            raise ValueError(
-                f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and "
-                f"`max_completion_length={self.max_new_tokens}` together exceed the main model's {self.max_positions} "
-                "positions. Shorten the prompts or the completion."
+    def _decode_batch(
+        self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: torch.Tensor | None
+    ) -> list[list[int]]:
+        device = self.model.device
+        prompts = [prompt_ids[place] for place in dict.fromkeys(rows)]  # each once, in the order of the rows
+        order = {place: i for i, place in enumerate(dict.fromkeys(rows))}
+        prompt_of = torch.tensor([order[place] for place in rows], device=device)
+        length = max(map(len, prompts))
+        input_ids = torch.tensor([[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts], device=device)
+        mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+        embeds = self.model.get_input_embeddings()(input_ids)
+        cache = DynamicCache(config=self.model.config)
+        if latent_embeds is not None:
+            self.model.base_model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
             )
+            cache.batch_select_indices(prompt_of)
+            embeds = torch.cat([embeds[prompt_of], latent_embeds.to(embeds)], dim=1)
+            mask = torch.cat([mask[prompt_of], mask.new_ones(latent_embeds.shape[:2])], dim=1)
+        elif len(prompts) < len(rows):
+            embeds, mask = embeds[prompt_of], mask[prompt_of]
 
-    def _until_eos(self, ids: list[int]) -> list[int]:
-        end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), len(ids) - 1)
-        return ids[: end + 1]
+        completions = [[]] * len(rows)
+        alive = torch.arange(len(rows), device=device)  # rows that have not finished
+        completion_ids = input_ids.new_empty(len(rows), 0)
+        eos = torch.tensor(self.eos_token_ids, device=device)
+        min_new_tokens = self.generation_config.min_new_tokens
+        while True:
+            done = completion_ids.size(1)
+            # `generate` wants embeddings of the full length; those in the cache are only counted
+            completion_ids = self.model.generate(
+                input_ids=completion_ids,
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                past_key_values=cache,
+                generation_config=self.generation_config,
+                max_new_tokens=self.max_new_tokens - done,
+                min_new_tokens=None if min_new_tokens is None else max(min_new_tokens - done, 0),
+                stopping_criteria=StoppingCriteriaList([self._half_finished]),
+            )
+            is_finished = torch.isin(completion_ids, eos).any(dim=1)
+            if completion_ids.size(1) >= self.max_new_tokens:
+                is_finished[:] = True
+            for row, ids in zip(alive[is_finished].tolist(), completion_ids[is_finished].tolist(), strict=True):
+                completions[row] = ids
+            if is_finished.all():
+                return completions
+            keep = (~is_finished).nonzero().squeeze(1)
+            alive, completion_ids = alive[keep], completion_ids[keep]
+            cache.batch_select_indices(keep)
+            new_ids = completion_ids[:, done:]
+            embeds = torch.cat([embeds[keep], self.model.get_input_embeddings()(new_ids)], dim=1)
+            mask = torch.cat([mask[keep], mask.new_ones(new_ids.shape)], dim=1)
+
+
+class HalfFinished(StoppingCriteria):
+    """Stops a batch when half of its rows have ended, so that the others go on without them."""
+
+    def __init__(self, eos_token_ids: list[int]):
+        self.eos_token_ids = eos_token_ids
+
+    def __call__(self, input_ids, scores, **kwargs):
+        eos = torch.tensor(self.eos_token_ids, device=input_ids.device)
+        is_finished = torch.isin(input_ids, eos).any(dim=1)
+        return torch.full_like(is_finished, 2 * int(is_finished.sum()) >= len(is_finished))

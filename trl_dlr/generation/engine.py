@@ -1,0 +1,121 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""What every decoder of the frozen main model has in common: prompts and latent embeddings in, completion tokens out."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+
+class DecodingEngine(ABC):
+    """
+    Decodes completions of a frozen causal LM from `[prompt embeddings ; latent embeddings]`.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the main model.
+        generation_config ([`~transformers.GenerationConfig`]):
+            Its generation configuration, which knows the end-of-sequence tokens.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        max_new_tokens (`int`):
+            Completion tokens at most.
+
+    Attributes:
+        num_decoded (`int`):
+            Completions decoded since the start.
+        num_forward_tokens (`int`):
+            Forward work since the start, in tokens of the main model.
+    """
+
+    # Whether a prompt is encoded once however many trajectories follow it
+    shares_prompts = False
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        generation_config: GenerationConfig,
+        processing_class: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+    ):
+        self.max_new_tokens = max_new_tokens
+        self.max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        eos = generation_config.eos_token_id
+        self.eos_token_ids = [eos] if isinstance(eos, int) else list(eos or [])
+        if processing_class.eos_token_id is not None and processing_class.eos_token_id not in self.eos_token_ids:
+            self.eos_token_ids.insert(0, processing_class.eos_token_id)
+        if not self.eos_token_ids:
+            raise ValueError(
+                "`main_model` has no end-of-sequence token: neither its generation config nor `main_processing_class` "
+                "sets one. Set `main_processing_class.eos_token`."
+            )
+        pad = processing_class.pad_token_id
+        self.pad_token_id = self.eos_token_ids[0] if pad is None else pad
+        self.num_decoded = 0
+        self.num_forward_tokens = 0
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_ids: list[list[int]],
+        latent_embeds: torch.Tensor | None = None,
+        num_samples: torch.Tensor | None = None,
+    ) -> list[list[int]]:
+        """
+        Args:
+            prompt_ids (`list[list[int]]`):
+                Rendered prompts in the main model's tokens.
+            latent_embeds (`torch.Tensor` of shape `(num_rows, num_latents, hidden_size)`, *optional*):
+                Embeddings that follow the prompts. Without them the main model answers alone.
+            num_samples (`torch.Tensor` of shape `(len(prompt_ids),)`, *optional*):
+                Rows per prompt, a prompt's next to each other; one each if not given. They sum to `num_rows`.
+
+        Returns:
+            `list[list[int]]`: completion tokens of each row, up to and with the end-of-sequence token, or
+            `max_new_tokens` of them if it did not come.
+        """
+        counts = [1] * len(prompt_ids) if num_samples is None else num_samples.tolist()
+        rows = [place for place, count in enumerate(counts) for _ in range(count)]
+        if not rows:
+            return []
+        num_latents = 0 if latent_embeds is None else latent_embeds.size(1)
+        self.check_length(max(len(ids) for ids in prompt_ids), num_latents)
+        completions = [self._until_eos(ids) for ids in self._decode(prompt_ids, rows, latent_embeds)]
+        read = set(rows) if self.shares_prompts else rows
+        self.num_decoded += len(rows)
+        self.num_forward_tokens += sum(len(prompt_ids[place]) for place in read)
+        self.num_forward_tokens += num_latents * len(rows) + sum(map(len, completions))
+        return completions
+
+    @abstractmethod
+    def _decode(
+        self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: torch.Tensor | None
+    ) -> list[list[int]]:
+        """Completion tokens of each row; `rows` names the prompt of each. What follows an end of sequence is cut off."""
+
+    def check_length(self, prompt_length: int, num_latents: int) -> None:
+        """Raise a `ValueError` if prompt, latents and completion together exceed the main model's positions."""
+        if self.max_positions is not None and prompt_length + num_latents + self.max_new_tokens > self.max_positions:
+            raise ValueError(
+                f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and "
+                f"`max_completion_length={self.max_new_tokens}` together exceed the main model's {self.max_positions} "
+                "positions. Shorten the prompts or the completion."
+            )
+
+    def _until_eos(self, ids: list[int]) -> list[int]:
+        end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), len(ids) - 1)
+        return ids[: end + 1]
+
+
+def prompt_embeds(
+    embed_tokens: nn.Module, prompt_ids: list[list[int]], rows: list[int], latent_embeds: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """`[prompt embeddings ; latent embeddings]` of each row, shape `(length, hidden_size)`, in the embeddings' dtype."""
+    device = embed_tokens.weight.device
+    embedded = {place: embed_tokens(torch.tensor(prompt_ids[place], device=device)) for place in set(rows)}
+    if latent_embeds is None:
+        return [embedded[place] for place in rows]
+    latent_embeds = latent_embeds.to(embed_tokens.weight)
+    return [torch.cat([embedded[place], latents]) for place, latents in zip(rows, latent_embeds, strict=True)]
