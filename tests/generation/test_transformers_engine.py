@@ -60,6 +60,65 @@ def test_completions_end_with_the_end_of_sequence_or_at_the_budget():
     assert any(len(ids) < 5 for ids in completions)
 
 
+def often_ending_main_model():
+    main_model = random_main_model()
+    with torch.no_grad():
+        # The end's logit is now an affine function of the hidden state: some rows end early, some late, some never
+        main_model.lm_head.weight[1] = 2.5 * main_model.lm_head.weight[2:].std() * torch.randn(64)
+    return main_model
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 5])
+@torch.no_grad()
+def test_rows_that_end_at_different_times_leave_the_batch(batch_size):
+    engine = TransformersEngine(often_ending_main_model(), tiny_tokenizer(), max_new_tokens=12, batch_size=batch_size)
+    num_samples = torch.tensor([9, 0, 8])
+    latent_embeds = 2 * torch.randn(17, 3, 64, generator=torch.Generator().manual_seed(0))
+    widths, forward = [], engine.model.forward
+    engine.model.forward = lambda *args, **kwargs: (
+        widths.append(len(x if (x := kwargs.get("input_ids")) is not None else kwargs["inputs_embeds"]))
+        or forward(*args, **kwargs)
+    )
+    completions = engine.generate(ids_of(PROMPTS), latent_embeds, num_samples)
+    del engine.model.forward
+    rows = torch.arange(3).repeat_interleave(num_samples).tolist()
+    for row, embeds, ids in zip(rows, latent_embeds, completions, strict=True):
+        assert ids == plain_greedy(engine.model, ids_of(PROMPTS)[row], embeds, 12)
+    assert len({len(ids) for ids in completions}) >= 3
+    if batch_size is None:
+        assert widths[0] == 17 and sorted(widths, reverse=True) == widths and min(widths) < 17 / 2
+    else:
+        assert max(widths) == batch_size
+    assert engine.num_decoded == 17
+
+
+def test_sampled_rows_differ_and_keep_to_the_budget():
+    engine = TransformersEngine(
+        often_ending_main_model(),
+        tiny_tokenizer(),
+        max_new_tokens=12,
+        generation_kwargs={"do_sample": True, "temperature": 2.0, "min_new_tokens": 6},
+    )
+    torch.manual_seed(0)
+    completions = engine.generate([[5, 6, 7]], torch.randn(1, 2, 64).expand(32, -1, -1), torch.tensor([32]))
+    assert len({tuple(ids) for ids in completions}) > 16
+    assert {len(ids) for ids in completions} <= set(range(6, 13)) and len({len(ids) for ids in completions}) >= 3
+
+
+def test_penalties_see_all_tokens_so_far():
+    # The penalty forbids what was said before, also when other rows have left the batch in between
+    main_model = often_ending_main_model()
+    engine = TransformersEngine(main_model, tiny_tokenizer(), 12, {"no_repeat_ngram_size": 1})
+    completions = engine.generate([[5, 6, 7]], torch.randn(17, 2, 64), torch.tensor([17]))
+    assert all(len(set(ids)) == len(ids) for ids in completions)
+    assert len({len(ids) for ids in completions}) >= 3
+
+
+def test_nothing_to_decode_is_nothing_done(engine):
+    assert engine.generate([[5, 6]], torch.empty(0, 2, 64), torch.tensor([0])) == []
+    assert engine.num_decoded == engine.num_forward_tokens == 0
+
+
 def test_forward_tokens_count_a_shared_prompt_once(engine):
     completions = engine.generate([[5, 6, 7]], torch.randn(4, 2, 64), torch.tensor([4]))
     assert engine.num_forward_tokens == 3 + 4 * 2 + sum(map(len, completions))

@@ -64,6 +64,8 @@ def main(folder: str, mode: str, **kwargs):
     weights = {
         name: tensor.clone() for name, tensor in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()
     }
+    if trainer.prescreener is not None:
+        weights |= {f"value_head.{name}": tensor for name, tensor in trainer.prescreener.head.state_dict().items()}
     save_file(weights, folder / f"weights_{trainer.accelerator.process_index}.safetensors")
     engine = {"engine": type(trainer.model_wrapped).__name__, "processes": trainer.accelerator.num_processes}
     if trainer.is_deepspeed_enabled:
@@ -71,7 +73,9 @@ def main(folder: str, mode: str, **kwargs):
         partitions = trainer.model_wrapped.optimizer.single_partition_of_fp32_groups
         engine["partition"] = sum(partition.numel() for partition in partitions)
         engine["trainable"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    engine |= {key: history(trainer, key) for key in ("reward", "frac_reward_mixed", "latent/kl", "latent/diversity")}
+    keys = ["reward", "frac_reward_mixed", "latent/kl", "latent/diversity", "main_model/decoded_fraction"]
+    keys += ["prescreening/loss", "prescreening/reward_random", "completions/mean_length"]
+    engine |= {key: history(trainer, key) for key in keys} | {"decoded": trainer.engine.num_decoded}
     (folder / f"run_{trainer.accelerator.process_index}.json").write_text(json.dumps(engine))
 
 

@@ -67,3 +67,15 @@ def test_groups_that_span_processes_have_one_groups_statistics(tmp_path, launche
     for key in ("reward", "frac_reward_mixed", "latent/kl", "latent/diversity"):
         assert logs[0][key] == logs[1][key], key
     assert logs[0]["reward"] and logs[0]["latent/kl"][0] == 0.0
+
+
+@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+def test_processes_decode_their_share_of_what_all_have_chosen(tmp_path, launcher):
+    # One group of 8 on two processes, 2 of which are decoded, wherever they are
+    kwargs = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "num_iterations": 1}
+    logs, weights = run(tmp_path / "two", launcher, "rollouts", **kwargs)
+    assert logs[0]["decoded"] + logs[1]["decoded"] == 8 + 3 * 2
+    assert any(name.startswith("value_head.") for name in weights)  # `run` compares those of the two processes
+    for key in ("reward", "prescreening/loss", "prescreening/reward_random", "completions/mean_length"):
+        assert logs[0][key] == logs[1][key] != [], key
+    assert logs[0]["main_model/decoded_fraction"] == [1.0, 0.25, 0.25, 0.25]

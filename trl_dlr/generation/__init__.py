@@ -3,6 +3,8 @@
 from .engine import DecodingEngine
 from .prompts import tokenize_prompts
 from .transformers_engine import TransformersEngine
+from .vllm_engine import VLLMEngine
+from .vllm_server_engine import VLLMServerEngine
 
 
-__all__ = ["DecodingEngine", "TransformersEngine", "tokenize_prompts"]
+__all__ = ["DecodingEngine", "TransformersEngine", "VLLMEngine", "VLLMServerEngine", "tokenize_prompts"]

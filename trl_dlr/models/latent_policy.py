@@ -147,11 +147,14 @@ class LatentPolicyOutput(ModelOutput):
             Natural logarithm of the standard deviation.
         latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
             What [`~LatentPolicyModel.sample`] drew from these densities.
+        question_states (`torch.Tensor` of shape `(batch_size, hidden_size)`):
+            Hidden state of the assistant at the question's last token, without gradient.
     """
 
     mean: torch.Tensor | None = None
     log_std: torch.Tensor | None = None
     latents: torch.Tensor | None = None
+    question_states: torch.Tensor | None = None
 
     @property
     def density(self) -> DiagonalGaussian:
@@ -351,7 +354,8 @@ class LatentPolicyModel(PreTrainedModel):
             queries = self.queries.weight.expand(input_ids.size(0), -1, -1)
             hidden_states = self._read_through(input_ids, attention_mask, queries)
             density = self.latent_head(hidden_states[:, input_ids.size(1) :])
-            return LatentPolicyOutput(mean=density.mean[rows], log_std=density.log_std)
+            states = hidden_states[:, input_ids.size(1) - 1].detach()
+            return LatentPolicyOutput(density.mean[rows], density.log_std, question_states=states[rows])
         fed = self.latent_in(latents[:, :-1].to(self.latent_in.weight.dtype))
         if self.training and self.is_activation_checkpointing:  # which recomputes layers, and so keeps no cache
             hidden_states = self._read_through(input_ids, attention_mask, fed)[:, input_ids.size(1) - 1 :]
@@ -366,7 +370,7 @@ class LatentPolicyModel(PreTrainedModel):
                 ).last_hidden_state
                 hidden_states = torch.cat([hidden_states, later], dim=1)
         density = self.latent_head(hidden_states)
-        return LatentPolicyOutput(mean=density.mean, log_std=density.log_std)
+        return LatentPolicyOutput(density.mean, density.log_std, question_states=hidden_states[:, 0].detach())
 
     def _read_through(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
         """Hidden states of a question and the embeddings fed after it, in one pass."""
@@ -421,8 +425,9 @@ class LatentPolicyModel(PreTrainedModel):
                 output = self(input_ids, attention_mask)
                 density = DiagonalGaussian(output.mean[rows], output.log_std)
                 latents = density.mean if deterministic else density.rsample()
-                return LatentPolicyOutput(mean=density.mean, log_std=density.log_std, latents=latents)
+                return LatentPolicyOutput(density.mean, density.log_std, latents, output.question_states[rows])
             cache, attention_mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
+            question_states = hidden_states[:, 0]
             means, latents = [], []
             for step in range(self.config.num_latents):
                 density = self.latent_head(hidden_states)
@@ -437,9 +442,7 @@ class LatentPolicyModel(PreTrainedModel):
                         use_cache=True,
                     ).last_hidden_state
             return LatentPolicyOutput(
-                mean=torch.cat(means, dim=1),
-                log_std=density.log_std,
-                latents=torch.cat(latents, dim=1),
+                torch.cat(means, dim=1), density.log_std, torch.cat(latents, dim=1), question_states
             )
 
     def inject(self, latents: torch.Tensor) -> torch.Tensor:

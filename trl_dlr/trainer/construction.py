@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from trl.data_utils import is_conversational
 from trl.trainer.utils import get_callable_name, is_async_callable
 
+from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
 from ..models import LatentPolicyConfig, LatentPolicyModel
 from .latent_grpo_config import LatentGRPOConfig
 
@@ -81,6 +82,36 @@ def build_policy(
             "`LatentPolicyModel.from_assistant`, which copies."
         )
     return model
+
+
+def build_engine(
+    main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, args: LatentGRPOConfig
+) -> DecodingEngine:
+    """What decodes the answers: the main model itself, or vLLM for it (TRL's `use_vllm` and `vllm_mode`)."""
+    limits = args.max_completion_length, args.generation_kwargs
+    if not args.use_vllm:
+        return TransformersEngine(main_model, main_processing_class, *limits, args.decoding_batch_size)
+    name = main_model.config.name_or_path
+    embed_tokens = main_model.get_input_embeddings()
+    parts = embed_tokens, main_model.config, main_model.generation_config, main_processing_class
+    if args.vllm_mode == "server":
+        base_url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+        return VLLMServerEngine(base_url, *parts, *limits, timeout=args.vllm_server_timeout)
+    if not name:
+        raise ValueError(
+            "`use_vllm=True` with `vllm_mode='colocate'` loads the main model by name, but `main_model` was built in "
+            "memory. Save it with `save_pretrained` and pass the path."
+        )
+    llm_kwargs = {
+        "dtype": str(embed_tokens.weight.dtype).removeprefix("torch."),
+        "gpu_memory_utilization": args.vllm_gpu_memory_utilization,
+        "tensor_parallel_size": args.vllm_tensor_parallel_size,
+        "max_model_len": args.vllm_max_model_length,
+        "model_impl": args.vllm_model_impl,
+        "trust_remote_code": args.trust_remote_code,
+        "seed": args.seed,
+    }
+    return VLLMEngine(name, *parts, *limits, llm_kwargs=llm_kwargs)
 
 
 def assistant_tokenizer(

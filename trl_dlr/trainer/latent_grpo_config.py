@@ -11,8 +11,9 @@ from .losses import CONTRASTIVE_SIMILARITIES
 
 # TRL options that speak of a policy that writes tokens. Ours draws latents, and the main model's tokens are not trained.
 REFUSED_OPTIONS = {
-    "use_vllm": "it syncs a trained policy's weights into vLLM, and the main model's weights never change",
     "use_transformers_continuous_batching": "it generates from token ids, not from embeddings",
+    "vllm_enable_sleep_mode": "the main model's weights never change, and waking would load them again",
+    "vllm_structured_outputs_regex": "what vLLM should be told goes into `generation_kwargs`",
     "cast_lm_head_to_fp32": "the latent policy has no LM head; its densities are float32 already",
     "router_aux_loss_coef": "the latent policy has no LM loss to balance",
     "top_entropy_quantile": "it masks tokens by their entropy, and latents have the same entropy at every step",
@@ -22,6 +23,7 @@ REFUSED_OPTIONS = {
     "min_p": "the main model decodes greedily",
 }
 LOGP_REDUCTIONS = ("sum", "mean")
+SELECTIONS = ("top_random", "top_bottom", "top", "random")
 
 
 @dataclass
@@ -33,7 +35,10 @@ class LatentGRPOConfig(GRPOConfig):
     with other defaults. For a full list of training arguments, please refer to the [`~trl.GRPOConfig`] and
     [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the main model's token budget per
     completion, `num_generations` is the number G of latent trajectories per question, and `beta` weighs the closed-form
-    KL of the latents' densities (`use_bias_correction_kl` does not apply to it).
+    KL of the latents' densities (`use_bias_correction_kl` does not apply to it). `use_vllm` decodes the frozen main model
+    with vLLM, in process (`vllm_mode="colocate"`) or by a stock server (`vllm_mode="server"`, started with `vllm serve
+    <main model> --enable-prompt-embeds`), which any number of runs can share, as its weights are never updated.
+    `generation_kwargs` are then fields of `vllm.SamplingParams`.
 
     Using [`~transformers.HfArgumentParser`] we can turn this class into
     [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the
@@ -86,6 +91,26 @@ class LatentGRPOConfig(GRPOConfig):
             string. If `dtype` is not given, the checkpoint's own is used.
         allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
             Whether to go on, with a warning, when the policy was built for a main model with other weights.
+        decoding_batch_size (`int`, *optional*):
+            Trajectories that transformers decodes together at most, to bound the memory of their KV cache. If `None`,
+            all of a rollout. vLLM has its own limits.
+
+        > Parameters of the pre-screening, which decides what the main model decodes
+
+        prescreening_fraction (`float`, *optional*, defaults to `1.0`):
+            Share ρ of each question's G trajectories that are decoded, K = ⌈ρG⌉ (equation 13; the paper's is 0.18). The
+            others have no reward and are outside the group's statistics and the loss. Evaluation decodes all.
+        prescreening_selection (`str`, *optional*, defaults to `"top_random"`):
+            Which K are decoded, by the scores of a value head that learns online from decoded rewards: `"top"` (the
+            best), `"top_random"` (the best, and a random share), `"top_bottom"` (the best and the worst in equal parts,
+            and a random share: groups stay mixed once most answers are right) or `"random"`.
+        prescreening_random_share (`float`, *optional*, defaults to `0.25`):
+            Share of the K places that `"top_random"` and `"top_bottom"` give to trajectories drawn uniformly from all G,
+            at least one of them. They keep the value head and its logged figures honest.
+        prescreening_warmup_rollouts (`int`, *optional*, defaults to `20`):
+            Rollouts at the start that are decoded whole, for the value head to learn from.
+        prescreening_learning_rate (`float`, *optional*, defaults to `1e-3`):
+            Learning rate of the value head.
 
         > Parameters of the loss
 
@@ -183,6 +208,35 @@ class LatentGRPOConfig(GRPOConfig):
         metadata={"help": "Whether to go on when the policy was built for a main model with other weights."},
     )
 
+    decoding_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Trajectories that transformers decodes together at most. If unset, all of a rollout."},
+    )
+
+    # Pre-screening
+    prescreening_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of each question's trajectories that are decoded (equation 13; the paper's is 0.18)."
+        },
+    )
+    prescreening_selection: str = field(
+        default="top_random",
+        metadata={
+            "help": "Which trajectories are decoded, by the scores of an online value head: 'top', 'top_random' (and a "
+            "random share), 'top_bottom' (best and worst, and a random share) or 'random'.",
+            "choices": list(SELECTIONS),
+        },
+    )
+    prescreening_random_share: float = field(
+        default=0.25,
+        metadata={"help": "Share of the decoded places that are filled at random, where a selection has one."},
+    )
+    prescreening_warmup_rollouts: int = field(
+        default=20, metadata={"help": "Rollouts at the start that are decoded whole."}
+    )
+    prescreening_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the value head."})
+
     # Loss
     gamma: float = field(default=0.0, metadata={"help": "Weight of the contrastive loss (equation 6)."})
     contrastive_similarity: str = field(
@@ -235,20 +289,51 @@ class LatentGRPOConfig(GRPOConfig):
         for name in ("latent_dim", "num_latents", "max_completion_length", "max_skipped_steps"):
             if getattr(self, name) is None or getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("beta", "gamma", "contrastive_margin", "exploration_check_prompts"):
+        if self.decoding_batch_size is not None and self.decoding_batch_size < 1:
+            raise ValueError(f"`decoding_batch_size` must be at least 1 or unset, got {self.decoding_batch_size}.")
+        if not 0 < self.prescreening_fraction <= 1:
+            raise ValueError(
+                "`prescreening_fraction` must be above 0 and at most 1 (which decodes all), got "
+                f"{self.prescreening_fraction}."
+            )
+        if not 0 <= self.prescreening_random_share <= 1:
+            raise ValueError(
+                f"`prescreening_random_share` must be between 0 and 1, got {self.prescreening_random_share}."
+            )
+        if self.prescreening_fraction < 1 and self.num_decoded < 2:
+            raise ValueError(
+                f"`prescreening_fraction={self.prescreening_fraction}` decodes {self.num_decoded} of "
+                f"`num_generations={self.num_generations}` trajectories of a question, which have nothing to be compared "
+                "with. Raise either so that at least 2 are decoded."
+            )
+        at_least_0 = (
+            "beta",
+            "gamma",
+            "contrastive_margin",
+            "exploration_check_prompts",
+            "prescreening_warmup_rollouts",
+        )
+        for name in at_least_0:
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}.")
-        for name in ("sigma", "injection_scale", "contrastive_temperature"):
+        for name in ("sigma", "injection_scale", "contrastive_temperature", "prescreening_learning_rate"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
         for name in ("projection_learning_rate", "projection_max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
-        for name in ("latent_sampling", "injection", "contrastive_similarity", "latent_logp_reduction"):
+        choosing = ("latent_sampling", "injection", "prescreening_selection", "contrastive_similarity")
+        for name in (*choosing, "latent_logp_reduction"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+
+    @property
+    def num_decoded(self) -> int:
+        """Number K = ⌈ρG⌉ of a question's trajectories that are decoded (equation 13)."""
+        # A float product a hair above a whole number is that number: 0.07 * 100 is 7
+        return math.ceil(round(self.prescreening_fraction * self.num_generations, 9))
 
     def policy_kwargs(self) -> dict[str, Any]:
         """Fields of [`LatentPolicyConfig`] that this configuration sets."""

@@ -20,12 +20,13 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id, pad, use_adapter
 
-from ..generation import TransformersEngine, tokenize_prompts
-from ..models import DiagonalGaussian
+from ..generation import tokenize_prompts
+from ..models import DiagonalGaussian, LatentPolicyOutput
 from .callbacks import ExplorationCheckCallback
 from .construction import (
     adapter_for_policy,
     assistant_tokenizer,
+    build_engine,
     build_policy,
     check_chat_templates,
     check_dataset,
@@ -36,6 +37,7 @@ from .construction import (
 )
 from .latent_grpo_config import LatentGRPOConfig
 from .losses import contrastive_loss
+from .prescreening import Prescreener, ValueHead, area_under_curve, select_trajectories
 from .rollouts import load_rollout, rollout_path, save_rollout
 
 
@@ -193,9 +195,7 @@ class LatentGRPOTrainer(GRPOTrainer):
                 raise ValueError(
                     "`optimizers` holds weights of `main_model`, which is frozen. Give it the policy's only."
                 )
-        engine = TransformersEngine(
-            main_model, main_processing_class, args.max_completion_length, args.generation_kwargs
-        )
+        engine = build_engine(main_model, main_processing_class, args)
         if prompts := longest_prompts(train_dataset):
             lengths = map(len, tokenize_prompts(prompts, main_processing_class, args.chat_template_kwargs))
             engine.check_length(max(lengths), policy.config.num_latents)
@@ -206,6 +206,11 @@ class LatentGRPOTrainer(GRPOTrainer):
                 "stays as it is."
             )
             policy.injector.requires_grad_(False)
+        prescreener = None
+        if args.prescreening_fraction < 1:
+            latent_size = policy.config.num_latents * policy.config.latent_dim
+            head = ValueHead(latent_size, policy.config.hidden_size)
+            prescreener = Prescreener(head, args.prescreening_learning_rate)
         if peft_config is not None and not is_peft_model(model):
             peft_config = adapter_for_policy(policy, peft_config)
 
@@ -232,8 +237,10 @@ class LatentGRPOTrainer(GRPOTrainer):
         elif reward_funcs is not None and not isinstance(reward_funcs, (str, torch.nn.Module)):
             reward_funcs = naming_itself(reward_funcs)
 
-        # TRL would look for its reference model on the Hub and estimate the KL from samples; ours has a closed form
-        args.beta, args.sync_ref_model = 0.0, False
+        # TRL would look for its reference model on the Hub and estimate the KL from samples; ours has a closed form. Its
+        # vLLM would serve the trained model; ours serves the frozen one.
+        use_vllm = args.use_vllm
+        args.beta, args.sync_ref_model, args.use_vllm = 0.0, False, False
         try:
             super().__init__(
                 model=model,
@@ -248,12 +255,14 @@ class LatentGRPOTrainer(GRPOTrainer):
                 peft_config=peft_config,
             )
         finally:
-            args.beta, args.sync_ref_model = self.kl_coef, sync_ref_model
+            args.beta, args.sync_ref_model, args.use_vllm = self.kl_coef, sync_ref_model, use_vllm
 
         self.main_model = main_model.requires_grad_(False).eval()
         if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
-            self.main_model.to(self.accelerator.device)
+            # All of it if it decodes; vLLM has weights of its own, and is given embeddings
+            (self.main_model.get_input_embeddings() if use_vllm else self.main_model).to(self.accelerator.device)
         self.engine = engine
+        self.prescreener = None if prescreener is None else prescreener.to(self.accelerator.device)
         self.eos_token_ids = engine.eos_token_ids
         self.max_completion_length = self.num_latents  # Dr. GRPO divides by the longest sequence of actions
         if ref_model is not None:
@@ -267,10 +276,15 @@ class LatentGRPOTrainer(GRPOTrainer):
         # What the hooks below hand to each other between a rollout and its losses
         self._assistant_prompt_ids = None  # the policy's reading of the prompts
         self._rollout = None  # latents and densities of the rows being generated
+        self._is_decoded = None  # rows that the main model decoded, and those of all processes that pre-screening
+        self._is_random = None  # did not choose by score
+        self._scores = None  # the value head's, of all processes' rows
         self._is_truncated = None  # rows whose completion ran into the token budget
-        self._has_rewards = None  # whether any completion was scored
+        self._rewards = None  # total rewards of all processes' rows, NaN where there is none
+        self._seen_by_rewards = None  # rows that reward functions are called for
+        self._decodes_all = False  # while exploration is measured
         self._groups = {}  # by mode: latents and means of whole groups, (num_groups, G, T, d)
-        self._latents_to_score = None
+        self._to_score = None  # latents of the loss being computed, and the rows that it needs
         self._old_logps = None
         self._scored = None  # density and log-densities of the latest scoring pass
         self._rollout_time = 0.0
@@ -294,8 +308,24 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._assistant_prompt_ids, *_ = self._tokenize_prompts(prompts)
         with self._main_model_speaks():
             _, *outputs = super()._generate(prompts)
+        self._log_completion_lengths(outputs[0])
         # The policy is scored on its own reading of the prompt
         return self._assistant_prompt_ids, *outputs
+
+    def _log_completion_lengths(self, completion_ids: list[list[int]]) -> None:
+        """TRL's figures of completions, over the decoded ones."""
+        mode = "train" if self.model.training else "eval"
+        lengths = torch.tensor([len(ids) for ids in completion_ids], device=self.accelerator.device)
+        rows = torch.stack([lengths, self._is_truncated.to(lengths), self._is_decoded.to(lengths)], dim=1)
+        lengths, is_truncated, is_decoded = self.accelerator.gather(rows).unbind(1)
+        lengths, is_truncated = lengths[is_decoded.bool()].float(), is_truncated[is_decoded.bool()]
+        ended = lengths[~is_truncated.bool()] if not is_truncated.all() else lengths.new_zeros(1)
+        figures = {"clipped_ratio": is_truncated.float().mean()}
+        for name, values in (("", lengths), ("_terminated", ended)):
+            figures |= {f"mean{name}_length": values.mean(), f"min{name}_length": values.min()}
+            figures[f"max{name}_length"] = values.max()
+        for name, value in figures.items():
+            self._metrics[mode][f"completions/{name}"][-1] = value.item()
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         mode = "train" if self.model.training else "eval"
@@ -320,44 +350,104 @@ class LatentGRPOTrainer(GRPOTrainer):
             attention_mask = pad([torch.ones_like(ids) for ids in own_ids], padding_value=0, padding_side="left")
             device = self.accelerator.device
             rollout = policy.sample(input_ids.to(device), attention_mask.to(device), num_samples)
-            latent_embeds = policy.inject(rollout.latents)
+            self._rollout = rollout
+            self._is_decoded = is_decoded = self._prescreen(rollout, mode)
+            latent_embeds = policy.inject(rollout.latents[is_decoded])
+        num_decoded = torch.stack([part.sum() for part in is_decoded.split(num_samples.tolist())])
         sampled = time.perf_counter()
         tokens_before = self.engine.num_forward_tokens
-        completion_ids = self.engine.generate([list(main) for (main, _), _ in runs], latent_embeds, num_samples)
+        decoded_ids = iter(self.engine.generate([list(main) for (main, _), _ in runs], latent_embeds, num_decoded))
         decoded = time.perf_counter()
 
-        self._rollout = rollout
+        # TRL wants a completion in every row: an empty one where nothing was decoded
+        completion_ids = [next(decoded_ids) if chosen else self.eos_token_ids[:1] for chosen in is_decoded.tolist()]
         self._is_truncated = torch.tensor([ids[-1] not in self.eos_token_ids for ids in completion_ids])
-        tokens = torch.tensor(float(self.engine.num_forward_tokens - tokens_before), device=device)
-        self._metrics[mode]["main_model/forward_tokens"].append(self.accelerator.reduce(tokens, "sum").item())
-        self._metrics[mode]["main_model/decoded_fraction"].append(len(completion_ids) / len(prompt_ids))
+        tokens, rows = float(self.engine.num_forward_tokens - tokens_before), float(len(is_decoded))
+        sums = torch.tensor([tokens, is_decoded.sum().item(), rows], device=device)
+        tokens, num_decoded, rows = self.accelerator.reduce(sums, "sum").tolist()
+        self._metrics[mode]["main_model/forward_tokens"].append(tokens)
+        self._metrics[mode]["main_model/decoded_fraction"].append(num_decoded / rows)
         self._metrics[mode]["time/sample"].append(sampled - start)
         self._metrics[mode]["time/decode"].append(decoded - sampled)
         return completion_ids, None
 
+    def _prescreen(self, rollout: LatentPolicyOutput, mode: str) -> torch.Tensor:
+        """Which of this process's rows are decoded, shape `(num_rows,)`. Groups may span processes: all decide alike."""
+        num_rows, device = rollout.latents.size(0), rollout.latents.device
+        self._is_random = torch.ones(num_rows * self.accelerator.num_processes, dtype=torch.bool, device=device)
+        if self.prescreener is None or mode == "eval" or self._decodes_all:
+            return self._is_random[:num_rows]
+        self._scores = gather(self.prescreener.score(rollout.latents, rollout.question_states))
+        if self._num_rollouts < self.args.prescreening_warmup_rollouts:
+            return self._is_random[:num_rows]
+        is_decoded, is_random = select_trajectories(
+            self._scores.view(-1, self.num_generations),
+            self.args.num_decoded,
+            self.args.prescreening_selection,
+            self.args.prescreening_random_share,
+            seed=self._rollout_seed,
+        )
+        self._is_random = is_random.flatten()
+        return is_decoded.flatten()[self._own_rows(num_rows)]
+
+    @property
+    def _num_rollouts(self) -> int:
+        return self._step // (self.args.steps_per_generation * self.num_iterations)
+
+    @property
+    def _rollout_seed(self) -> int:
+        """Seed that all processes share, another one for every rollout."""
+        return self.args.seed * 1_000_003 + self._num_rollouts
+
+    def _own_rows(self, num_rows: int) -> slice:
+        """This process's rows among those of all processes."""
+        return slice(self.accelerator.process_index * num_rows, (self.accelerator.process_index + 1) * num_rows)
+
+    def _log_completion_extra(self, column: str, values: list):
+        # A reward function saw the decoded rows, and the table has all
+        value_of = dict(zip(self._seen_by_rewards, values, strict=False))
+        super()._log_completion_extra(column, [value_of.get(row) for row in range(len(self._is_decoded))])
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """Rewards of decoded rows, NaN for the others: reward functions do not see those."""
         mode = "train" if self.model.training else "eval"
         start = time.perf_counter()
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        device = self.accelerator.device
+        is_decoded = gather(self._is_decoded)
+        counts = is_decoded.view(self.accelerator.num_processes, -1).sum(1)
+        most = int(counts.max())
+        # Processes gather as many rows each: one with fewer repeats its own
+        seen = self._is_decoded.nonzero().squeeze(1).tolist()
+        self._seen_by_rewards = seen = (seen * most)[:most]
+        if seen:
+            of_decoded = super()._calculate_rewards(
+                *([column[row] for row in seen] for column in (inputs, prompts, completions, completion_ids_list))
+            )
+        else:
+            of_decoded = gather(torch.full((most, len(self.reward_funcs)), torch.nan, device=device))
+        rewards_per_func = torch.full((len(is_decoded), len(self.reward_funcs)), torch.nan, device=device)
+        rewards_per_func[is_decoded] = torch.cat(
+            [rows[:count] for rows, count in zip(of_decoded.split(most), counts.tolist(), strict=True)]
+        )
         self._metrics[mode]["time/reward"].append(time.perf_counter() - start)
-        self._has_rewards = not rewards_per_func.isnan().all()
+        rewards = (rewards_per_func * self.reward_weights.to(device)).nansum(dim=1)
+        self._rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
-        self._metrics[mode]["frac_reward_mixed"].append(self._fraction_mixed(rewards_per_func, num_generations))
+        self._metrics[mode]["frac_reward_mixed"].append(self._fraction_mixed(num_generations))
         return rewards_per_func
 
-    def _fraction_mixed(self, rewards_per_func: torch.Tensor, num_generations: int) -> float:
+    def _fraction_mixed(self, num_generations: int) -> float:
         """Share of groups whose scored trajectories differ in reward: the only ones that teach anything."""
-        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
-        is_scored = ~rewards_per_func.isnan().all(dim=1)
-        highest = rewards.masked_fill(~is_scored, -torch.inf).view(-1, num_generations).amax(dim=1)
-        lowest = rewards.masked_fill(~is_scored, torch.inf).view(-1, num_generations).amin(dim=1)
+        is_scored = ~self._rewards.isnan()
+        highest = self._rewards.masked_fill(~is_scored, -torch.inf).view(-1, num_generations).amax(dim=1)
+        lowest = self._rewards.masked_fill(~is_scored, torch.inf).view(-1, num_generations).amin(dim=1)
         return (highest > lowest).float().mean().item()
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
         start = time.perf_counter()
-        self._old_logps = None
+        self._old_logps = self._scores = None
         output = super()._generate_and_score_completions(inputs)
         rollout, device = self._rollout, self.accelerator.device
         num_rows = len(inputs)
@@ -365,13 +455,15 @@ class LatentGRPOTrainer(GRPOTrainer):
         # From here on the actions are the latent steps; the decoded tokens have done their work
         output["latents"] = rollout.latents
         output["completion_ids"] = torch.zeros(num_rows, self.num_latents, dtype=torch.long, device=device)
-        mask = torch.ones_like(output["completion_ids"])
+        mask = torch.ones_like(output["completion_ids"]) * self._is_decoded.unsqueeze(1)
         if self.mask_truncated_completions:
             mask = mask * (~self._is_truncated.to(device)).unsqueeze(1)
         output["completion_mask"] = mask
         output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
         output["rollout_step"] = torch.tensor(self.state.global_step, device=device)
-        output["has_rewards"] = torch.tensor(self._has_rewards, device=device)
+        output["has_rewards"] = ~self._rewards.isnan().all()
+        if self._scores is not None:
+            self._learn_to_prescreen(rollout)
 
         if self.kl_coef != 0.0:
             reference = self._reference_density(output, mode)
@@ -396,14 +488,30 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._rollout_time += time.perf_counter() - start
         return output
 
+    def _learn_to_prescreen(self, rollout: LatentPolicyOutput) -> None:
+        """Say how well the value head had predicted this rollout's rewards, then teach it those."""
+        is_scored = ~self._rewards.isnan()
+        latents, states = gather(rollout.latents)[is_scored], gather(rollout.question_states)[is_scored]
+        scores, rewards, is_random = self._scores[is_scored], self._rewards[is_scored], self._is_random[is_scored]
+        loss = self.prescreener.learn(latents, states, rewards, seed=self._rollout_seed)
+        is_rewarded = self.prescreener.is_rewarded(rewards)
+        figures = {"loss": loss}
+        for name, rows in (("random", is_random), ("selected", ~is_random)):
+            figures[f"auc_{name}"] = area_under_curve(scores[rows], is_rewarded[rows])
+            figures[f"reward_{name}"] = rewards[rows].mean().item() if rows.any() else None
+        for name, value in figures.items():
+            if value is not None:
+                self._metrics["train"][f"prescreening/{name}"].append(value)
+
     @torch.no_grad()
     def _reference_density(self, output: dict[str, Any], mode: str) -> DiagonalGaussian:
         batch_size = self.args.per_device_train_batch_size if mode == "train" else self.args.per_device_eval_batch_size
-        prompt = output["prompt_ids"], output["prompt_mask"], output["latents"], batch_size
+        prompt = output["prompt_ids"], output["prompt_mask"], output["latents"]
+        rows = output["completion_mask"].any(dim=1)
         if self.ref_model is not None:
-            return self._score(self.ref_model, *prompt)
+            return self._score(self.ref_model, *prompt, rows, batch_size)
         with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
-            return self._score(self.model, *prompt)
+            return self._score(self.model, *prompt, rows, batch_size)
 
     # ---- Loss: the density of the stored latents ----
 
@@ -413,15 +521,22 @@ class LatentGRPOTrainer(GRPOTrainer):
         prompt_ids: torch.Tensor,
         prompt_mask: torch.Tensor,
         latents: torch.Tensor,
+        is_needed: torch.Tensor,
         batch_size: int,
     ) -> DiagonalGaussian:
-        """The one scoring function: density of every latent step, in chunks of `batch_size` rows."""
+        """The one scoring function: density of the latent steps of the rows in need, in chunks of `batch_size`."""
+        needed = is_needed.nonzero().squeeze(1)
+        if len(needed) == 0:  # every process makes a pass, and gets zero gradients from it
+            needed = needed.new_zeros(1)
         means = []
-        for rows in torch.arange(latents.size(0), device=latents.device).split(batch_size):
+        for rows in needed.split(batch_size):
             with self.accelerator.autocast():
                 scored = model(input_ids=prompt_ids[rows], attention_mask=prompt_mask[rows], latents=latents[rows])
             means.append(scored.mean)
-        return DiagonalGaussian(torch.cat(means), scored.log_std)
+        mean = torch.cat(means)
+        if len(needed) < len(latents):
+            mean = torch.zeros_like(latents).index_copy(0, needed, mean)
+        return DiagonalGaussian(mean, scored.log_std)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -435,12 +550,13 @@ class LatentGRPOTrainer(GRPOTrainer):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """Log-density and entropy of every latent step, shape `(batch_size, num_latents)`: TRL's "tokens" here."""
-        latents = self._latents_to_score if self._latents_to_score is not None else self._rollout.latents
+        latents, is_needed = self._to_score or (self._rollout.latents, self._is_decoded)
         density = self._score(
             model,
             input_ids[:, :-logits_to_keep],
             attention_mask[:, :-logits_to_keep],
             latents,
+            is_needed,
             batch_size or latents.size(0),
         )
         logps = density.log_prob(latents)
@@ -457,11 +573,13 @@ class LatentGRPOTrainer(GRPOTrainer):
             # No update since the rollout: this very score is the old one, whatever a batch of another shape would round
             # it to. The buffered micro-batch keeps it for the passes to come.
             inputs["old_per_token_logps"] = None
-        self._latents_to_score, self._old_logps = inputs["latents"], inputs["old_per_token_logps"]
+        # The contrastive loss is of all trajectories, the others are of those that have a reward
+        is_needed = inputs["completion_mask"].any(dim=1) | (self.args.gamma != 0.0)
+        self._to_score, self._old_logps = (inputs["latents"], is_needed), inputs["old_per_token_logps"]
         try:
             loss = super()._compute_loss(model, inputs)  # the clipped surrogate of equation 7, without its KL
         finally:
-            self._latents_to_score = None
+            self._to_score = None
         (density, logps), mask = self._scored, inputs["completion_mask"]
         if self._old_logps is None:
             inputs["old_per_token_logps"] = self._old_logps = logps
@@ -583,13 +701,17 @@ class LatentGRPOTrainer(GRPOTrainer):
         inputs = [row for row in itertools.islice(rows, per_process) for _ in range(self.num_generations)]
         prompts = [row["prompt"] for row in inputs]
         metrics, tokens_seen = copy.deepcopy(self._metrics), self.state.num_input_tokens_seen
-        with torch.random.fork_rng():
-            _, completion_ids, _, completions, *_ = self._generate(prompts)
-            rewards_per_func = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        self._decodes_all = True
+        try:
+            with torch.random.fork_rng():
+                _, completion_ids, _, completions, *_ = self._generate(prompts)
+                self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        finally:
+            self._decodes_all = False
         self._metrics, self.state.num_input_tokens_seen = metrics, tokens_seen
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()
-        return self._fraction_mixed(rewards_per_func, self.num_generations)
+        return self._fraction_mixed(self.num_generations)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         if self._base_policy_state is not None and self.args.should_save:
@@ -597,16 +719,22 @@ class LatentGRPOTrainer(GRPOTrainer):
             base_policy.save_pretrained(base_policy.name_or_path, state_dict=self._base_policy_state)
             self._base_policy_state = None
         super()._save(output_dir, state_dict)
+        if self.prescreener is not None and self.args.should_save:
+            self.prescreener.save_head(output_dir or self.args.output_dir)
 
     # A rollout serves several steps, so a checkpoint between them holds it: each process its own part, beside its RNG
 
     def _save_rng_state(self, output_dir: str):
         super()._save_rng_state(output_dir)
+        if self.prescreener is not None and self.args.should_save:
+            self.prescreener.save_state(output_dir)
         path = rollout_path(output_dir, self.accelerator.process_index)
         save_rollout(path, self._step, self._buffered_inputs, self._groups.get("train", ()))
 
     def _load_rng_state(self, checkpoint: str | None):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
+            if self.prescreener is not None:
+                self.prescreener.load(checkpoint)
             path = rollout_path(checkpoint, self.accelerator.process_index)
             self._step, self._buffered_inputs, self._groups["train"] = load_rollout(path, self.accelerator.device)

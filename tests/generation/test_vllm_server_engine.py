@@ -1,0 +1,345 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Against a small server of the same speech; tests/generation/test_vllm_engine.py has the real one."""
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from tests.tiny import random_main_model, tiny_tokenizer
+from trl_dlr.generation import TransformersEngine, VLLMServerEngine, vllm_server_engine
+
+
+PROMPTS = [[5, 6, 7], [8, 4], [5, 9, 10, 11, 12]]
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Speaks the part of vLLM's API that the engine uses. `faults` are played before the next completions."""
+
+    daemon_threads = True
+
+    def __init__(self, main_model, port=0, max_model_len=64, takes_embeds=True):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.main_model = main_model
+        self.max_model_len = max_model_len
+        self.takes_embeds = takes_embeds
+        self.faults = []
+        self.bodies = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def answer(self, reply, status=200):
+        data = json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def refuse(self, message, status=400):
+        self.answer({"error": {"message": message, "type": "BadRequestError", "code": status}}, status)
+
+    def do_GET(self):
+        if self.path == "/health":
+            return self.answer({})
+        assert self.path == "/v1/models"
+        adapter = {"id": "adapter", "parent": "main", "max_model_len": None}
+        self.answer({"data": [adapter, {"id": "main", "parent": None, "max_model_len": self.server.max_model_len}]})
+
+    def do_POST(self):
+        assert self.path == "/v1/completions"
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.bodies.append(body)
+            fault = self.server.faults.pop(0) if self.server.faults else None
+        if fault is not None:
+            return fault(self)
+        if body["model"] != "main":
+            return self.refuse(f"The model `{body['model']}` does not exist.", 404)
+        embed = self.server.main_model.get_input_embeddings()
+        if "prompt_embeds" in body:
+            if not self.server.takes_embeds:
+                return self.refuse(
+                    "You must set `--enable-prompt-embeds` to input `prompt_embeds`. (parameter=prompt_embeds)"
+                )
+            rows = [torch.load(io.BytesIO(base64.b64decode(blob))) for blob in body["prompt_embeds"]]
+            sizes = {rows[0].size(1), embed.embedding_dim}
+            if len(sizes) > 1:
+                return self.refuse(
+                    f"`prompt_embeds` hidden_size {rows[0].size(1)} does not match the model's hidden_size "
+                    f"{embed.embedding_dim}. (parameter=prompt_embeds)"
+                )
+        else:
+            rows = [embed(torch.tensor(ids)) for ids in body["prompt"]]
+        with self.server.lock:
+            choices = [self.complete(embeds, body, index) for index, embeds in enumerate(rows)]
+        self.answer({"choices": choices[::-1]})
+
+    @torch.no_grad()
+    def complete(self, embeds, body, index):
+        embed, stop = self.server.main_model.get_input_embeddings(), body.get("stop_token_ids", [])
+        ids, top = [], []
+        while len(ids) < body["max_tokens"] and not (ids and ids[-1] in stop):
+            logprobs = self.server.main_model(inputs_embeds=embeds[None]).logits[0, -1].log_softmax(-1)
+            best = logprobs.topk(body.get("logprobs", 1))
+            top.append({f"token_id:{token}": logprobs[token].item() for token in best.indices.tolist()})
+            ids.append(best.indices[0].item())
+            embeds = torch.cat([embeds, embed(torch.tensor(ids[-1:]))])
+        finish_reason = "stop" if ids[-1] in stop else "length"
+        return {"index": index, "token_ids": ids, "finish_reason": finish_reason, "logprobs": {"top_logprobs": top}}
+
+
+@contextmanager
+def serve(main_model, **kwargs):
+    server = FakeServer(main_model, **kwargs)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # Each of the server's threads would start a team of its own
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def main_model():
+    model = random_main_model()
+    with torch.no_grad():
+        model.lm_head.weight[1] = model.model.norm.weight  # an end of sequence now and then
+    return model
+
+
+@pytest.fixture
+def server(main_model):
+    with serve(main_model) as server:
+        yield server
+
+
+def connect(url, main_model, **kwargs):
+    kwargs = {"timeout": 30.0, "max_new_tokens": 12, **kwargs}
+    return VLLMServerEngine(
+        url,
+        main_model.get_input_embeddings(),
+        main_model.config,
+        main_model.generation_config,
+        tiny_tokenizer(),
+        **kwargs,
+    )
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def rollout():
+    torch.manual_seed(1)
+    return PROMPTS, 2 * torch.randn(7, 3, 64), torch.tensor([2, 1, 4])
+
+
+def expected_tokens(main_model):
+    return TransformersEngine(main_model, tiny_tokenizer(), max_new_tokens=12).generate(*rollout())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_it_gives_the_tokens_of_transformers(server, main_model, batch_size):
+    engine = connect(server.url, main_model, batch_size=batch_size)
+    before = len(server.bodies)
+    completions = engine.generate(*rollout())
+    assert completions == expected_tokens(main_model)
+    assert {len(ids) for ids in completions} != {12}  # some ended
+    assert len(server.bodies) - before == -(-7 // batch_size)
+    assert engine.num_decoded == 7 and engine.num_retries == 0
+    alone = TransformersEngine(main_model, tiny_tokenizer(), max_new_tokens=12).generate(PROMPTS)
+    assert engine.generate(PROMPTS) == alone
+
+
+def test_fields_are_sent_and_the_servers_own_defaults_are_not_used(server, main_model):
+    engine = connect(server.url, main_model, generation_kwargs={"temperature": 0.8, "top_p": 0.9})
+    engine.generate(*rollout())
+    sent = {key: value for key, value in server.bodies[-1].items() if key != "prompt_embeds"}
+    assert sent == {
+        "model": "main",
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "n": 1,
+        "max_tokens": 12,
+        "stop_token_ids": [1],
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+
+
+def test_an_absent_server_is_named(main_model):
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ConnectionError, match=f"server at {url} was away for 0.3 seconds.*refused.*Start it with"):
+        connect(url, main_model, timeout=0.3)
+
+
+def test_a_server_that_is_still_starting_is_waited_for(main_model):
+    port = free_port()
+    engines = []
+    waiting = threading.Thread(target=lambda: engines.append(connect(f"http://127.0.0.1:{port}", main_model)))
+    waiting.start()
+    time.sleep(0.5)
+    with serve(main_model, port=port):
+        waiting.join()
+        assert engines[0].num_retries > 0
+        assert engines[0].generate(*rollout()) == expected_tokens(main_model)
+
+
+def answer_503(handler):
+    handler.refuse("Service Unavailable", 503)
+
+
+def break_the_connection(handler):
+    handler.close_connection = True
+
+
+def abort(handler):
+    handler.answer({"choices": [{"index": i, "token_ids": [5], "finish_reason": "abort"} for i in range(7)]})
+
+
+@pytest.mark.parametrize("fault", [answer_503, break_the_connection, abort])
+def test_a_restart_in_the_middle_is_survived(server, main_model, fault):
+    engine = connect(server.url, main_model)
+    server.faults = [fault] * 3
+    assert engine.generate(*rollout()) == expected_tokens(main_model)
+    assert engine.num_retries == 3
+
+
+def test_a_server_that_stays_away_is_given_up(server, main_model):
+    engine = connect(server.url, main_model)
+    engine.timeout = 0.3
+    server.faults = [answer_503] * 100
+    with pytest.raises(ConnectionError, match=r"away for 0.3 seconds .*503 .*Service Unavailable.*Start it with"):
+        engine.generate(*rollout())
+
+
+def test_a_slow_server_is_named_and_not_asked_again(server, main_model):
+    engine = connect(server.url, main_model)
+    engine.timeout = 0.4
+    asked = len(server.bodies)
+    server.faults = [lambda handler: time.sleep(1)]
+    with pytest.raises(TimeoutError, match="not answered /v1/completions within 0.4 seconds.*batch_size"):
+        engine.generate(*rollout())
+    assert len(server.bodies) - asked == 1
+
+
+def test_a_request_that_a_stopping_server_never_answers_is_sent_again(main_model, monkeypatch):
+    # What vLLM 0.32 does on SIGTERM: it closes its port, keeps the connections, and answers no more
+    monkeypatch.setattr(vllm_server_engine, "HEARTBEAT", 0.1)
+    received = threading.Event()
+    completions = []
+    with serve(main_model) as stopping:
+        engine = connect(stopping.url, main_model)
+        stopping.faults = [lambda handler: (received.set(), time.sleep(60))]
+        decoding = threading.Thread(target=lambda: completions.extend(engine.generate(*rollout())))
+        decoding.start()
+        received.wait()
+    while not engine.num_retries:
+        time.sleep(0.02)
+    with serve(main_model, port=stopping.server_port):
+        decoding.join()
+    assert completions == expected_tokens(main_model)
+
+
+def test_a_refused_request_is_not_sent_again(server, main_model):
+    engine = connect(server.url, main_model)
+    asked = len(server.bodies)
+    server.faults = [lambda handler: handler.refuse("top_p must be in (0, 1], got 7.0.")]
+    with pytest.raises(RuntimeError, match=f"{server.url} refuses /v1/completions: 400 .*top_p must be in"):
+        engine.generate(*rollout())
+    assert len(server.bodies) - asked == 1
+
+
+def test_a_server_without_the_flag_is_recognized(main_model):
+    main_model.config.name_or_path = "org/main"
+    with serve(main_model, takes_embeds=False) as server:
+        message = "does not take embeddings. Start it with `vllm serve org/main --enable-prompt-embeds`"
+        with pytest.raises(RuntimeError, match=message):
+            connect(server.url, main_model)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"hidden_size": 32}, "serves 'main', which is not this main model.*hidden_size 64 does not match"),
+        ({"seed": 7}, "serves 'main', which is not this main model: it continues a text differently"),
+    ],
+)
+def test_another_main_model_is_recognized(main_model, monkeypatch, kwargs, message):
+    monkeypatch.setattr(vllm_server_engine, "PROBE_TEXTS", ("A12", "B3+", "C*4"))  # words of the tiny tokenizer
+    monkeypatch.setattr(vllm_server_engine, "PROBE_CANDIDATES", 1)
+    with serve(random_main_model(**kwargs)) as server, pytest.raises(ValueError, match=message):
+        connect(server.url, main_model)
+
+
+@pytest.mark.parametrize(
+    ("reply", "seen"),
+    [
+        ({"choices": []}, "0 choices for 7 prompts"),
+        ({"choices": [{"index": i, "text": "4", "finish_reason": "stop"} for i in range(7)]}, "without `token_ids`"),
+        ({"object": "something else"}, "KeyError.*'choices'"),
+    ],
+)
+def test_a_malformed_reply_is_shown(server, main_model, reply, seen):
+    engine = connect(server.url, main_model)
+    server.faults = [lambda handler: handler.answer(reply)]
+    with pytest.raises(RuntimeError, match=f"{server.url} gave a malformed reply to /v1/completions: .*{seen}"):
+        engine.generate(*rollout())
+
+
+def test_a_context_that_is_too_short_is_refused(main_model):
+    with serve(main_model, max_model_len=20) as server:
+        with pytest.raises(ValueError, match=f"exceed the 20 tokens.*{server.url}.*--max-model-len 41"):
+            connect(server.url, main_model, max_new_tokens=40)
+        engine = connect(server.url, main_model)
+        with pytest.raises(ValueError, match="prompt of 6 tokens.*exceed the 20 tokens.*--max-model-len 21"):
+            engine.generate([[5] * 6], torch.randn(1, 3, 64))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"url": "localhost:8000"}, "`base_url` must look like 'http://localhost:8000'"),
+        ({"timeout": 0}, "`timeout` must be positive"),
+        ({"batch_size": 0}, "`batch_size` must be positive"),
+        ({"num_concurrent": 0}, "`num_concurrent` must be positive"),
+        ({"generation_kwargs": {"n": 2, "max_tokens": 5}}, "must not set max_tokens, n"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(main_model, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        connect(**{"url": "http://localhost:8000", "main_model": main_model, **kwargs})

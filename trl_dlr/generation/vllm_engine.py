@@ -1,0 +1,126 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""The frozen main model, decoding with vLLM inside the training process."""
+
+import importlib.util
+import os
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from .engine import DecodingEngine, prompt_embeds
+
+
+class VLLMEngine(DecodingEngine):
+    """
+    Decodes with a [`vllm.LLM`] of this process, which holds a copy of the main model of its own.
+
+    The weights never change, so they are loaded once. Several training processes (`accelerate launch`, `torchrun`)
+    hold a copy each and decode their own rows; all of them must construct the engine at the same time. Where there is
+    no memory for that, one server can serve them all: see [`VLLMServerEngine`].
+
+    Args:
+        model_name_or_path (`str`):
+            Main model: a Hub id or a folder with its weights, its configuration and its tokenizer.
+        embed_tokens (`nn.Module`):
+            Its input embeddings, which turn prompts into `(length, hidden_size)`.
+        config ([`~transformers.PreTrainedConfig`]):
+            Its configuration.
+        generation_config ([`~transformers.GenerationConfig`]):
+            Its generation configuration, which knows the end-of-sequence tokens.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        max_new_tokens (`int`):
+            Completion tokens at most.
+        generation_kwargs (`dict`, *optional*):
+            Further fields of `vllm.SamplingParams`, such as `temperature`. Decoding is greedy unless they say
+            otherwise.
+        llm_kwargs (`dict`, *optional*):
+            Further arguments of `vllm.LLM`, such as `dtype`, `gpu_memory_utilization` and `max_model_len`.
+
+    Raises:
+        `ImportError`: vLLM is not installed.
+        `ValueError`: `tensor_parallel_size` is above 1, `max_model_len` leaves no room for `max_new_tokens`, or
+        `generation_kwargs` set what the engine sets.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        embed_tokens: nn.Module,
+        config: PreTrainedConfig,
+        generation_config: GenerationConfig,
+        processing_class: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        generation_kwargs: dict | None = None,
+        llm_kwargs: dict | None = None,
+    ):
+        super().__init__(config, generation_config, processing_class, max_new_tokens)
+        fields = sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)
+        llm_kwargs = {"enable_prompt_embeds": True, **(llm_kwargs or {})}
+        if llm_kwargs.get("tensor_parallel_size", 1) > 1:
+            raise ValueError(
+                f"`tensor_parallel_size={llm_kwargs['tensor_parallel_size']}` would let training processes share a "
+                "copy of the main model, but each decodes its own rows. Serve the main model with `vllm serve "
+                f"{model_name_or_path} --enable-prompt-embeds --tensor-parallel-size "
+                f"{llm_kwargs['tensor_parallel_size']}` and decode with the server."
+            )
+        if importlib.util.find_spec("vllm") is None:
+            raise ImportError('Decoding with vLLM needs the `vllm` package. Install it: pip install "trl_dlr[vllm]"')
+        # The engine lives in this process, as in TRL: a spawned one would run the training script again
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            # Takes the process group that is there, and this process's device from LOCAL_RANK
+            llm_kwargs.setdefault("distributed_executor_backend", "external_launcher")
+
+        from vllm import LLM, SamplingParams
+
+        with _random_states_kept():
+            self.llm = LLM(model=model_name_or_path, **llm_kwargs)
+        self.sampling_params = SamplingParams(**{"detokenize": False, **fields})
+        self.embed_tokens = embed_tokens
+        self.max_model_len = self.llm.llm_engine.model_config.max_model_len
+        self.check_length(1, 0)
+
+    def check_length(self, prompt_length, num_latents):
+        super().check_length(prompt_length, num_latents)
+        length = prompt_length + num_latents + self.max_new_tokens
+        if length > self.max_model_len:
+            raise ValueError(
+                f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and "
+                f"`max_completion_length={self.max_new_tokens}` together exceed vLLM's `max_model_len="
+                f"{self.max_model_len}`. Set it to at least {length}."
+            )
+
+    def _decode(self, prompt_ids, rows, latent_embeds):
+        embeds = prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)
+        inputs = [{"prompt_embeds": row} for row in embeds]
+        outputs = self.llm.generate(inputs, self.sampling_params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def sampling_fields(max_new_tokens: int, eos_token_ids: list[int], generation_kwargs: dict | None) -> dict:
+    """Fields of `vllm.SamplingParams`: one greedy completion up to one of `eos_token_ids`, then `generation_kwargs`."""
+    # Only `eos_token_ids` end a completion, whatever vLLM reads in the main model's files
+    fixed = {"n": 1, "max_tokens": max_new_tokens, "stop_token_ids": eos_token_ids, "ignore_eos": True}
+    generation_kwargs = generation_kwargs or {}
+    if taken := sorted(fixed.keys() & generation_kwargs):
+        raise ValueError(
+            f"`generation_kwargs` must not set {', '.join(taken)}: a row has one completion, which ends at an "
+            "end-of-sequence token or after `max_completion_length` tokens."
+        )
+    return {"temperature": 0.0, **generation_kwargs, **fixed}
+
+
+@contextmanager
+def _random_states_kept():
+    """vLLM seeds Python, numpy and torch when it starts; training keeps its own random numbers."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)

@@ -1,0 +1,291 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""The frozen main model, decoding on a stock vLLM server."""
+
+import base64
+import http.client
+import io
+import itertools
+import json
+import logging
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from .engine import DecodingEngine, prompt_embeds
+from .vllm_engine import sampling_fields
+
+
+logger = logging.getLogger(__name__)
+
+PASSING_STATUS = (500, 502, 503, 504)  # an engine that has died answers 500 until its server is started again
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between tries
+HEARTBEAT = 5.0  # seconds between looks at a server that has not answered yet
+PROBE_TEXTS = ("The capital of France is", "1, 2, 3, 4, 5,", "Once upon a")
+PROBE_CANDIDATES = 5
+# What a server's `generation_config.json` would decide otherwise
+NEUTRAL = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+class VLLMServerEngine(DecodingEngine):
+    """
+    Decodes on a vLLM server that is started with `vllm serve <main model> --enable-prompt-embeds`.
+
+    The weights never change, so nothing is synchronized: any stock server will do, and it can serve any number of
+    trainers. Construction waits until the server answers and checks that it serves this main model. A server that goes
+    away and comes back within `timeout` seconds is waited for, in the middle of a rollout too.
+
+    Args:
+        base_url (`str`):
+            Address of the server, such as `"http://localhost:8000"`.
+        embed_tokens (`nn.Module`):
+            Input embeddings of the main model, which turn prompts into `(length, hidden_size)`.
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the main model.
+        generation_config ([`~transformers.GenerationConfig`]):
+            Its generation configuration, which knows the end-of-sequence tokens.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        max_new_tokens (`int`):
+            Completion tokens at most.
+        generation_kwargs (`dict`, *optional*):
+            Further fields of `vllm.SamplingParams`, such as `temperature`. Decoding is greedy unless they say
+            otherwise.
+        timeout (`float`, *optional*, defaults to `240.0`):
+            Seconds to wait for a server that is away, and for the answer to one request.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows of one request at most.
+        num_concurrent (`int`, *optional*, defaults to `8`):
+            Requests under way at most.
+
+    Attributes:
+        num_retries (`int`):
+            Requests sent again since the start because the server was away.
+
+    Raises:
+        `ConnectionError`: the server stays away for `timeout` seconds, at construction or later.
+        `TimeoutError`: the server is there, but a request is not answered within `timeout` seconds.
+        `RuntimeError`: the server refuses a request, lacks `--enable-prompt-embeds`, or its reply is malformed.
+        `ValueError`: bad arguments, or a server with another main model or too small a `--max-model-len`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        embed_tokens: nn.Module,
+        config: PreTrainedConfig,
+        generation_config: GenerationConfig,
+        processing_class: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        generation_kwargs: dict | None = None,
+        timeout: float = 240.0,
+        batch_size: int = 16,
+        num_concurrent: int = 8,
+    ):
+        super().__init__(config, generation_config, processing_class, max_new_tokens)
+        for name, value in {"timeout": timeout, "batch_size": batch_size, "num_concurrent": num_concurrent}.items():
+            if value <= 0:
+                raise ValueError(f"`{name}` must be positive, but is {value}.")
+        url = urlsplit(base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"`base_url` must look like 'http://localhost:8000', but is {base_url!r}.")
+        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self.embed_tokens = embed_tokens
+        self.timeout = timeout
+        self.batch_size = batch_size
+        self.num_concurrent = num_concurrent
+        self.num_retries = 0
+        self.fields = {**NEUTRAL, **sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)}
+        self._hint = f"Start it with `vllm serve {config.name_or_path or '<main model>'} --enable-prompt-embeds`"
+
+        self._send("/health", parse=lambda reply: None)
+        self.model, self.max_model_len = self._send("/v1/models", parse=self._read_served_model)
+        self.check_length(1, 0)
+        self._check_main_model(processing_class)
+
+    def check_length(self, prompt_length, num_latents):
+        super().check_length(prompt_length, num_latents)
+        length = prompt_length + num_latents + self.max_new_tokens
+        if length > self.max_model_len:
+            raise ValueError(
+                f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and "
+                f"`max_completion_length={self.max_new_tokens}` together exceed the {self.max_model_len} tokens that "
+                f"the vLLM server at {self.base_url} takes. Start it with `--max-model-len {length}` or more."
+            )
+
+    def _decode(self, prompt_ids, rows, latent_embeds):
+        embeds = [row.cpu() for row in prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)]
+        batches = [embeds[start : start + self.batch_size] for start in range(0, len(embeds), self.batch_size)]
+        with ThreadPoolExecutor(self.num_concurrent) as pool:
+            decoded = list(pool.map(lambda batch: self._complete(batch, self.fields), batches))
+        return [choice["token_ids"] for choices in decoded for choice in choices]
+
+    @torch.no_grad()
+    def _check_main_model(self, processing_class: PreTrainedTokenizerBase) -> None:
+        """The next token after a prompt must be the same from its embeddings as from its tokens."""
+        prompts = [processing_class(text, add_special_tokens=False)["input_ids"] for text in PROBE_TEXTS]
+        embeds = [row.cpu() for row in prompt_embeds(self.embed_tokens, prompts, [0, 1, 2], None)]
+        fields = {**NEUTRAL, "temperature": 0.0, "max_tokens": 1}
+        try:
+            from_embeds = self._complete(embeds, fields)
+            top_fields = {**fields, "logprobs": PROBE_CANDIDATES, "return_tokens_as_token_ids": True}
+            from_ids = self._complete(prompts, top_fields, "prompt")
+        except RuntimeError as error:
+            if "--enable-prompt-embeds" in str(error):
+                raise RuntimeError(
+                    f"The vLLM server at {self.base_url} does not take embeddings. {self._hint}. It said: {error}"
+                ) from error
+            if "hidden_size" in str(error) or "out of vocabulary" in str(error):
+                raise ValueError(self._describe_other_model(str(error))) from error
+            raise
+        for embeds_choice, ids_choice in zip(from_embeds, from_ids, strict=True):
+            # Near ties may fall either way in bfloat16
+            likely = ids_choice["logprobs"]["top_logprobs"][0]
+            if f"token_id:{embeds_choice['token_ids'][0]}" not in likely:
+                raise ValueError(
+                    self._describe_other_model("it continues a text differently from this main model's embeddings")
+                )
+
+    def _describe_other_model(self, seen: str) -> str:
+        return (
+            f"The vLLM server at {self.base_url} serves {self.model!r}, which is not this main model: {seen}. "
+            f"{self._hint}, or change `base_url`."
+        )
+
+    def _complete(self, prompts: list, fields: dict[str, Any], key: str = "prompt_embeds") -> list[dict]:
+        """Choices of the server, one for each prompt, given as embeddings of shape `(length, hidden_size)` or ids."""
+        if key == "prompt_embeds":
+            prompts = [_to_base64(embeds) for embeds in prompts]
+        body = {**fields, "model": self.model, key: prompts, "return_token_ids": True}
+        return self._send("/v1/completions", body, parse=lambda reply: self._read_choices(reply, len(prompts)))
+
+    def _read_served_model(self, reply: dict) -> tuple[str, int]:
+        base = next(model for model in reply["data"] if not model.get("parent"))  # the others are adapters
+        return base["id"], int(base["max_model_len"])
+
+    def _read_choices(self, reply: dict, num_prompts: int) -> list[dict]:
+        choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+        if [choice["index"] for choice in choices] != list(range(num_prompts)):
+            raise ValueError(f"{len(choices)} choices for {num_prompts} prompts")
+        for choice in choices:
+            if not isinstance(choice.get("token_ids"), list):
+                raise ValueError("a choice without `token_ids`, which vLLM returns from version 0.10.2 on")
+            if choice["finish_reason"] not in ("stop", "length"):
+                raise _Away(f"it broke off a completion ({choice['finish_reason']})")
+        return choices
+
+    def _send(self, path: str, body: dict | None = None, *, parse: Callable[[dict], Any]) -> Any:
+        """What `parse` makes of the server's reply. While the server is away, asks again, with growing pauses."""
+        start = time.monotonic()
+        data = None if body is None else json.dumps(body).encode()
+        for tries in itertools.count(1):
+            try:
+                return self._send_once(path, data, parse)
+            except _Away as error:
+                pause = min(FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE)
+                if time.monotonic() + pause > start + self.timeout:
+                    raise ConnectionError(
+                        f"The vLLM server at {self.base_url} was away for {self.timeout:g} seconds ({tries} tries of "
+                        f"{path}); the last time, {error}. {self._hint}, check `base_url`, or raise `timeout` if it "
+                        "needs longer to start."
+                    ) from error
+                if tries == 1:
+                    logger.warning(f"Waiting for the vLLM server at {self.base_url}: {error}.")
+                self.num_retries += 1
+                time.sleep(pause)
+
+    def _send_once(self, path: str, data: bytes | None, parse: Callable[[dict], Any]) -> Any:
+        status, reason, reply = self._exchange(path, data, self.timeout)
+        if status in PASSING_STATUS:
+            raise _Away(f"it answered {status} {reason}: {_read_error(reply)}")
+        if status != 200:
+            raise RuntimeError(
+                f"The vLLM server at {self.base_url} refuses {path}: {status} {reason}: {_read_error(reply)}"
+            )
+        try:
+            return parse(json.loads(reply or b"{}"))
+        except (KeyError, TypeError, ValueError, StopIteration, AttributeError) as error:
+            raise RuntimeError(
+                f"The vLLM server at {self.base_url} gave a malformed reply to {path}: "
+                f"{error if isinstance(error, ValueError) else repr(error)}. It said: {_shorten(reply)}. Is it a vLLM "
+                "server of version 0.11.1 or later?"
+            ) from error
+
+    def _exchange(self, path: str, data: bytes | None, timeout: float) -> tuple[int, str, bytes]:
+        """Status, reason and body of one reply."""
+        url = urlsplit(self.base_url)
+        connection_class = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        connection = connection_class(url.hostname, url.port, timeout=timeout)
+        try:
+            connection.connect()
+        except OSError as error:
+            raise _Away(f"the connection failed ({type(error).__name__}: {error})") from error
+        try:
+            headers = {} if data is None else {"Content-Type": "application/json"}
+            connection.request("GET" if data is None else "POST", url.path + path, data, headers)
+            if data is not None:
+                self._wait_for_reply(connection.sock, timeout)
+            response = connection.getresponse()
+            return response.status, response.reason, response.read()
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"The vLLM server at {self.base_url} has not answered {path} within {timeout:g} seconds. Raise "
+                "`timeout`, or lower `batch_size` or `max_completion_length`, or give the server more capacity."
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _Away(f"the connection broke ({type(error).__name__}: {error})") from error
+        finally:
+            connection.close()
+
+    def _wait_for_reply(self, connected: socket.socket, timeout: float) -> None:
+        # A vLLM server that is told to stop keeps the connections of its requests, but never answers them
+        deadline = time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            selector.register(connected, selectors.EVENT_READ)
+            while not selector.select(min(HEARTBEAT, max(deadline - time.monotonic(), 0))):
+                if time.monotonic() >= deadline:
+                    raise TimeoutError
+                try:
+                    status, reason, _ = self._exchange("/health", None, HEARTBEAT)
+                except TimeoutError:
+                    continue  # busy, but there
+                if status in PASSING_STATUS:
+                    raise _Away(f"it answered {status} {reason} to /health while a request waited")
+
+
+class _Away(Exception):
+    """The server is not there now, but may come back."""
+
+
+def _to_base64(tensor: torch.Tensor) -> str:
+    file = io.BytesIO()
+    torch.save(tensor, file)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _read_error(reply: bytes) -> str:
+    """The server's own words."""
+    try:
+        return json.loads(reply)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return _shorten(reply)
+
+
+def _shorten(reply: bytes) -> str:
+    text = reply.decode(errors="replace")
+    return text if len(text) <= 300 else text[:300] + "…"

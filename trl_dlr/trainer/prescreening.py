@@ -1,0 +1,215 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Which of a question's trajectories are worth decoding: a value head that learns from the decoded ones."""
+
+import os
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+HIDDEN_SIZE = 128
+REPLAY_SIZE = (
+    2048  # decoded trajectories that the head goes on learning from: the main model is frozen, so they stay true
+)
+UPDATES_PER_ROLLOUT = 16
+UPDATE_BATCH_SIZE = 256
+
+
+class ValueHead(nn.Module):
+    """
+    Log-odds that a trajectory is rewarded, from its latents and the assistant's last hidden state of the question.
+
+    Args:
+        latent_size (`int`):
+            Numbers in a trajectory, T * d.
+        state_size (`int`):
+            Hidden size of the assistant.
+    """
+
+    def __init__(self, latent_size: int, state_size: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(latent_size + state_size, HIDDEN_SIZE),
+            nn.SiLU(),
+            nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE),
+            nn.SiLU(),
+            nn.Linear(HIDDEN_SIZE, 1),
+        )
+
+    def forward(self, latents: torch.Tensor, question_states: torch.Tensor) -> torch.Tensor:
+        """Latents `(batch_size, num_latents, latent_dim)` and states `(batch_size, hidden_size)` to `(batch_size,)`."""
+        states = F.rms_norm(question_states.float(), question_states.shape[-1:], eps=1e-6)
+        return self.layers(torch.cat([latents.float().flatten(1), states], dim=1)).squeeze(1)
+
+
+class Prescreener:
+    """
+    Trains a [`ValueHead`] online with the binary cross-entropy of decoded rewards, and saves and loads it.
+
+    Rewards are scaled to [0, 1] by the lowest and highest seen so far. Processes that are given the same rows stay
+    alike: nothing here draws from a global generator.
+
+    Args:
+        head ([`ValueHead`]):
+            Head to train.
+        learning_rate (`float`):
+            Learning rate of AdamW.
+    """
+
+    HEAD_FILE = "value_head.safetensors"  # beside the policy: part of what was trained
+    STATE_FILE = "prescreening.safetensors"  # in checkpoints only: what training it on needs
+
+    def __init__(self, head: ValueHead, learning_rate: float):
+        self.head = head
+        self.optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate)
+        device = next(head.parameters()).device
+        self.reward_range = torch.tensor([torch.inf, -torch.inf], device=device)  # lowest and highest so far
+        self.replay = {}
+
+    @torch.no_grad()
+    def score(self, latents: torch.Tensor, question_states: torch.Tensor) -> torch.Tensor:
+        """Log-odds of reward, shape `(batch_size,)`."""
+        return self.head(latents, question_states)
+
+    def is_rewarded(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Whether rewards lie in the upper half of the range seen so far."""
+        return rewards > self.reward_range.mean()
+
+    @torch.enable_grad()
+    def learn(
+        self, latents: torch.Tensor, question_states: torch.Tensor, rewards: torch.Tensor, seed: int
+    ) -> float | None:
+        """
+        Update the head on decoded trajectories and on those before them.
+
+        Args:
+            latents (`torch.Tensor` of shape `(num_decoded, num_latents, latent_dim)`):
+                Decoded trajectories.
+            question_states (`torch.Tensor` of shape `(num_decoded, hidden_size)`):
+                States of their questions.
+            rewards (`torch.Tensor` of shape `(num_decoded,)`):
+                Total rewards.
+            seed (`int`):
+                Seed of the mini-batches.
+
+        Returns:
+            `float`: mean loss, or `None` as long as all rewards are alike and there is nothing to tell apart.
+        """
+        new = {"latents": latents.float(), "question_states": question_states.float(), "rewards": rewards.float()}
+        if self.replay:
+            new = {name: torch.cat([self.replay[name], rows]) for name, rows in new.items()}
+        self.replay = {name: rows[-REPLAY_SIZE:] for name, rows in new.items()}
+        if len(rewards) > 0:
+            lowest, highest = rewards.aminmax()
+            self.reward_range = torch.stack(
+                [torch.minimum(self.reward_range[0], lowest), torch.maximum(self.reward_range[1], highest)]
+            )
+        lowest, highest = self.reward_range
+        if not highest > lowest:
+            return None
+        targets = (self.replay["rewards"] - lowest) / (highest - lowest)
+        generator = torch.Generator().manual_seed(seed)
+        losses = []
+        for _ in range(UPDATES_PER_ROLLOUT):
+            rows = torch.randint(len(targets), (UPDATE_BATCH_SIZE,), generator=generator).to(targets.device)
+            logits = self.head(self.replay["latents"][rows], self.replay["question_states"][rows])
+            loss = F.binary_cross_entropy_with_logits(logits, targets[rows])
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean().item()
+
+    def to(self, device: torch.device) -> "Prescreener":
+        """Move the head, before it has learned anything."""
+        self.head.to(device)
+        self.reward_range = self.reward_range.to(device)
+        return self
+
+    def save_head(self, folder: str) -> None:
+        save_file(self.head.state_dict(), os.path.join(folder, self.HEAD_FILE))
+
+    def save_state(self, folder: str) -> None:
+        tensors = {"reward_range": self.reward_range}
+        tensors.update({f"replay.{name}": rows.contiguous() for name, rows in self.replay.items()})
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors.update({f"optimizer.{i}.{name}": tensor for name, tensor in moments.items()})
+        save_file(tensors, os.path.join(folder, self.STATE_FILE))
+
+    def load(self, folder: str) -> None:
+        """
+        Load what [`save_head`] and [`save_state`] wrote.
+
+        Raises:
+            `ValueError`: if it is not there.
+        """
+        paths = [os.path.join(folder, name) for name in (self.HEAD_FILE, self.STATE_FILE)]
+        if missing := [path for path in paths if not os.path.isfile(path)]:
+            raise ValueError(
+                f"`resume_from_checkpoint` names a checkpoint without {', '.join(missing)}: it was trained with "
+                "`prescreening_fraction=1`. Resume with that, or start anew from its policy (`model`)."
+            )
+        device = self.reward_range.device
+        self.head.load_state_dict(load_file(paths[0], device=str(device)))
+        tensors = load_file(paths[1], device=str(device))
+        self.reward_range = tensors.pop("reward_range")
+        self.replay, moments = {}, {}
+        for name, tensor in tensors.items():
+            kind, *key = name.split(".")
+            if kind == "replay":
+                self.replay[key[0]] = tensor
+            else:  # AdamW keeps its step counts on the CPU
+                moments.setdefault(int(key[0]), {})[key[1]] = tensor.cpu() if key[1] == "step" else tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+def select_trajectories(
+    scores: torch.Tensor, num_decoded: int, selection: str, random_share: float, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Choose the trajectories of each question that are decoded (equation 13).
+
+    The random ones are drawn uniformly from all of a question's, before the best of the others are added: their mean
+    reward is an unbiased estimate of the policy's.
+
+    Args:
+        scores (`torch.Tensor` of shape `(num_groups, num_generations)`):
+            Score of each trajectory.
+        num_decoded (`int`):
+            Number K to choose of each group.
+        selection (`str`):
+            `"top"` (best scores), `"top_random"` (and a random share), `"top_bottom"` (best and worst scores in equal
+            parts, and a random share) or `"random"`.
+        random_share (`float`):
+            Share of the K that are drawn at random, at least one, by the selections that have one.
+        seed (`int`):
+            Seed of the draw, the same on every process.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: what is decoded, and what of it was drawn at random; `bool`, shaped like
+        `scores`.
+    """
+    num_random = {"top": 0, "random": num_decoded}.get(selection, max(1, round(random_share * num_decoded)))
+    draws = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed)).to(scores.device)
+    is_random = torch.zeros_like(scores, dtype=torch.bool)
+    is_random.scatter_(1, draws.topk(num_random, dim=1).indices, True)
+    num_worst = (num_decoded - num_random) // 2 if selection == "top_bottom" else 0
+    ranked = scores.masked_fill(is_random, -torch.inf).sort(dim=1, descending=True).indices  # random ones are last
+    others = ranked[:, : scores.size(1) - num_random]
+    num_best = num_decoded - num_random - num_worst
+    is_decoded = is_random.scatter(1, others[:, :num_best], True)
+    return is_decoded.scatter(1, others[:, others.size(1) - num_worst :], True), is_random
+
+
+def area_under_curve(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
+    """
+    Area under the ROC curve: how often a positive scores above a negative, a tie counting half. `None` without both.
+    """
+    positive, negative = scores[labels], scores[~labels]
+    if len(positive) == 0 or len(negative) == 0:
+        return None
+    difference = positive.unsqueeze(1) - negative.unsqueeze(0)
+    return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item()
