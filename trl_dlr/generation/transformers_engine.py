@@ -48,11 +48,15 @@ class TransformersEngine(DecodingEngine):
         super().__init__(model.config, model.generation_config, processing_class, max_new_tokens)
         self.model = model
         self.batch_size = batch_size
-        self.generation_config = GenerationConfig(
-            pad_token_id=self.pad_token_id,
-            eos_token_id=self.eos_token_ids,
-            **{"do_sample": False, **(generation_kwargs or {})},
-        )
+        fixed = {"max_new_tokens", "num_return_sequences", "num_beams", "pad_token_id", "eos_token_id"}
+        if taken := sorted(fixed & (generation_kwargs or {}).keys()):
+            raise ValueError(
+                f"`generation_kwargs` must not set {', '.join(taken)}: a row has one completion, which ends at an "
+                "end-of-sequence token or after `max_completion_length` tokens."
+            )
+        self.generation_kwargs = {"do_sample": False, "min_new_tokens": 0, **(generation_kwargs or {})}
+        self.generation_kwargs |= {"pad_token_id": self.pad_token_id, "eos_token_id": self.eos_token_ids}
+        GenerationConfig(**self.generation_kwargs)  # which refuses what does not fit, before anything is decoded
         self._half_finished = HalfFinished(self.eos_token_ids)
 
     def _decode(self, prompt_ids, rows, latent_embeds):
@@ -103,18 +107,19 @@ class TransformersEngine(DecodingEngine):
         alive = torch.arange(len(rows), device=device)  # rows that have not finished
         completion_ids = input_ids.new_empty(len(rows), 0)
         eos = torch.tensor(self.eos_token_ids, device=device)
-        min_new_tokens = self.generation_config.min_new_tokens
         while True:
             done = completion_ids.size(1)
+            limits = {
+                "max_new_tokens": self.max_new_tokens - done,
+                "min_new_tokens": max(self.generation_kwargs["min_new_tokens"] - done, 0),
+            }
             # `generate` wants embeddings of the full length; those in the cache are only counted
             completion_ids = self.model.generate(
                 input_ids=completion_ids,
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 past_key_values=cache,
-                generation_config=self.generation_config,
-                max_new_tokens=self.max_new_tokens - done,
-                min_new_tokens=None if min_new_tokens is None else max(min_new_tokens - done, 0),
+                generation_config=GenerationConfig(**{**self.generation_kwargs, **limits}),
                 stopping_criteria=StoppingCriteriaList([self._half_finished]),
             )
             is_finished = torch.isin(completion_ids, eos).any(dim=1)

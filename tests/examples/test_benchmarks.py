@@ -1,0 +1,116 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""The benchmarks run, and say what they promise to: on random weights, so the figures themselves mean nothing."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+TINY = ["--shape", "tiny", "--max_completion_length", "4", "--repeats", "2", "--warmup", "1"]
+
+
+def run(script, tmp_path, *arguments):
+    """Standard output and the JSON's content."""
+    path = tmp_path / "figures.json"
+    result = subprocess.run(
+        [sys.executable, BENCHMARKS / script, *TINY, "--output_json", path, *arguments],
+        capture_output=True,
+        text=True,
+        # One thread: operations this small only wait for a second one
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    content = json.loads(path.read_text())
+    assert content["benchmark"] == Path(script).stem
+    assert content["settings"]["shape"] == "tiny" and content["machine"]["cpu_cores"] > 0
+    assert set(content["versions"]) == {"python", "torch", "transformers", "trl"}
+    return result.stdout, content["figures"]
+
+
+def check_summary(figure, name=""):
+    assert set(figure) == {"median", "min", "max"}, name
+    assert 0 < figure["min"] <= figure["median"] <= figure["max"], (name, figure)
+
+
+def test_step_time_against_trl(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "plot.png"
+    stdout, figures = run(
+        "step_time.py", tmp_path, "--num_generations", "16", "--num_questions", "2", "--output_png", plot
+    )
+    assert set(figures) == {"ours", "trl", "trl/ours", "ours_breakdown_seconds", "ours_decoding", "steps"}
+    for contender in ("ours", "trl", "trl/ours"):
+        for name in ("seconds", "rollout_seconds", "update_seconds", "main_model_tokens", "peak_memory_mib"):
+            check_summary(figures[contender][name], name)
+    assert len(figures["steps"]["ours"]) == len(figures["steps"]["trl"]) == 2
+    for step in figures["steps"]["ours"] + figures["steps"]["trl"]:
+        assert step["seconds"] == pytest.approx(step["rollout_seconds"] + step["update_seconds"])
+
+    num_decoded = 2 * math.ceil(0.18 * 16)
+    assert figures["ours"]["num_decoded"]["median"] == num_decoded
+    assert figures["trl"]["num_decoded"]["median"] == 32
+    # "What is a + b?" is 6 words. Ours reads a question once, then each row's latents and completion.
+    assert figures["ours"]["main_model_tokens"]["median"] == 2 * 6 + num_decoded * (4 + 4)
+    # TRL's rows read the prompt and all but the last token in generation, and everything again in the loss
+    assert figures["trl"]["main_model_tokens"]["median"] == 32 * (6 + 3 + 6 + 4)
+    for name in ("time/sample", "time/decode", "time/reward", "time/optimize"):
+        check_summary(figures["ours_breakdown_seconds"][name], name)
+    check_summary(figures["ours_decoding"]["share_of_copy_bandwidth"])
+    assert "trl/ours" in stdout and plot.stat().st_size > 1000
+
+
+def test_overhead(tmp_path):
+    stdout, figures = run("overhead.py", tmp_path, "--num_generations", "16", "--latent_sampling", "autoregressive")
+    for name in ("step", "decode", "sample", "score", "parts"):
+        check_summary(figures[f"{name}_seconds"], name)
+    parts = [figures[f"{name}_seconds"] for name in ("decode", "sample", "score")]
+    assert sum(part["min"] for part in parts) <= figures["parts_seconds"]["max"]
+    assert figures["overhead"]["median"] > 0  # a step has all of its parts, and at this size far more
+    assert figures["num_decoded_per_question"] == math.ceil(0.18 * 16)
+    assert "Overhead: " in stdout
+
+
+def test_scaling(tmp_path):
+    stdout, figures = run(
+        "scaling.py",
+        tmp_path,
+        *["--vary", "g", "k", "--rounds", "1", "--num_decoded", "2"],
+        *["--g_values", "8", "16", "--k_values", "2", "16", "--num_generations", "16"],
+    )
+    assert set(figures) == {"g", "k"}
+    for varied, values in {"g": ["8", "16"], "k": ["2", "16"]}.items():
+        assert list(figures[varied]["step_seconds"]) == values
+        for figure in figures[varied]["step_seconds"].values():
+            check_summary(figure)
+        assert all(math.isfinite(figures[varied][name]) for name in ("exponent", "slope_seconds", "r_squared"))
+    assert stdout.count("exponent") == 2
+
+
+def test_engines(tmp_path):
+    stdout, figures = run("engines.py", tmp_path, "--engines", "transformers", "plain", "--dtype", "float32")
+    assert set(figures) == {"transformers", "plain"}
+    for figure in figures.values():
+        for name in ("seconds", "tokens_per_second", "tokens_per_cpu_second"):
+            check_summary(figure[name], name)
+        assert figure["new_tokens"]["min"] == 16 * 4  # full length
+    check_summary(figures["transformers"]["speedup_seconds_over_plain"])
+    assert figures["plain"]["agreement"]["min"] == 1.0
+    assert "tokens_per_cpu_second" in stdout
+
+
+def test_the_slope_and_the_exponent_of_known_curves(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from scaling import fit
+
+    assert fit([1, 2, 3], [5, 7, 9]) == pytest.approx((2, 3, 1))
+    x = [1.0, 2.0, 4.0]
+    exponent, _, r_squared = fit([math.log(value) for value in x], [math.log(3 * value**0.5) for value in x])
+    assert (exponent, r_squared) == pytest.approx((0.5, 1))
