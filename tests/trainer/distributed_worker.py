@@ -47,6 +47,7 @@ def stored_rollout(trainer):
 
 def main(folder: str, mode: str, **kwargs):
     folder = Path(folder)
+    checkpoint = kwargs.pop("checkpoint", None)
     batch_size = GLOBAL_BATCH // int(kwargs.pop("num_processes"))
     trainer = make_trainer(
         folder,
@@ -60,7 +61,7 @@ def main(folder: str, mode: str, **kwargs):
     )
     if mode == "stored":
         trainer._generate_and_score_completions = lambda inputs: stored_rollout(trainer)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     weights = {
         name: tensor.clone() for name, tensor in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()
     }
@@ -73,7 +74,7 @@ def main(folder: str, mode: str, **kwargs):
         partitions = trainer.model_wrapped.optimizer.single_partition_of_fp32_groups
         engine["partition"] = sum(partition.numel() for partition in partitions)
         engine["trainable"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    keys = ["reward", "frac_reward_mixed", "latent/kl", "latent/diversity", "main_model/decoded_fraction"]
+    keys = ["reward", "frac_reward_mixed", "latent/kl", "latent/diversity", "main_model/decoded_fraction", "loss"]
     keys += ["prescreening/loss", "prescreening/reward_random", "completions/mean_length"]
     engine |= {key: history(trainer, key) for key in keys} | {"decoded": trainer.engine.num_decoded}
     (folder / f"run_{trainer.accelerator.process_index}.json").write_text(json.dumps(engine))

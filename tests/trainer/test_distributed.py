@@ -79,3 +79,15 @@ def test_processes_decode_their_share_of_what_all_have_chosen(tmp_path, launcher
     for key in ("reward", "prescreening/loss", "prescreening/reward_random", "completions/mean_length"):
         assert logs[0][key] == logs[1][key] != [], key
     assert logs[0]["main_model/decoded_fraction"] == [1.0, 0.25, 0.25, 0.25]
+
+
+@needs_compiler
+def test_a_resumed_zero2_run_equals_the_uninterrupted_one(tmp_path):
+    # In the middle of a rollout, with a value head
+    kwargs = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "projection_learning_rate": 2e-3}
+    straight, expected = run(tmp_path / "straight", "zero2", "rollouts", save_strategy="steps", save_steps=3, **kwargs)
+    checkpoint = str(tmp_path / "straight" / "run" / "checkpoint-3")
+    resumed, weights = run(tmp_path / "resumed", "zero2", "rollouts", checkpoint=checkpoint, **kwargs)
+    assert any(name.startswith("value_head.") for name in weights)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    assert [log["loss"] for log in resumed] == [log["loss"] for log in straight]

@@ -153,8 +153,8 @@ class Prescreener:
                 "`prescreening_fraction=1`. Resume with that, or start anew from its policy (`model`)."
             )
         device = self.reward_range.device
-        self.head.load_state_dict(load_file(paths[0], device=str(device)))
-        tensors = load_file(paths[1], device=str(device))
+        self.head.load_state_dict(load_file(paths[0]))
+        tensors = {name: tensor.to(device) for name, tensor in load_file(paths[1]).items()}
         self.reward_range = tensors.pop("reward_range")
         self.replay, moments = {}, {}
         for name, tensor in tensors.items():

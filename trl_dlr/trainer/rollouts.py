@@ -42,7 +42,8 @@ def load_rollout(
     path: str, device: torch.device
 ) -> tuple[int, list[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]:
     """Step, micro-batches and groups of a rollout that [`save_rollout`] wrote."""
-    tensors = load_file(path, device=str(device))
+    # safetensors does not know every name of a device, `cpu:0` for one
+    tensors = {name: tensor.to(device) for name, tensor in load_file(path).items()}
     step = tensors.pop("step").item()
     batches = defaultdict(dict)
     for name in [name for name in tensors if name.startswith("batch.")]:

