@@ -24,9 +24,9 @@ LAUNCHERS = {
 }
 
 
-def run(folder, launcher, mode, **kwargs):
+def run(folder, launcher, mode, env=None, fails=False, **kwargs):
     folder.mkdir()
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     if launcher == "ddp":
         env["ACCELERATE_USE_CPU"] = "true"
     num_processes = 1 if launcher == "one" else 2
@@ -35,6 +35,9 @@ def run(folder, launcher, mode, **kwargs):
         [*command, json.dumps({"num_processes": num_processes, **kwargs})],
         env=env, cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
+    if fails:
+        assert result.returncode != 0 and not (folder / "run" / "model.safetensors").exists()
+        return result.stderr
     assert result.returncode == 0, result.stderr[-4000:]
     logs = [json.loads((folder / f"run_{i}.json").read_text()) for i in range(num_processes)]
     weights = [load_file(folder / f"weights_{i}.safetensors") for i in range(num_processes)]
@@ -91,3 +94,17 @@ def test_a_resumed_zero2_run_equals_the_uninterrupted_one(tmp_path):
     assert any(name.startswith("value_head.") for name in weights)
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     assert [log["loss"] for log in resumed] == [log["loss"] for log in straight]
+
+
+@needs_compiler
+def test_a_launch_that_lost_its_deepspeed_is_refused(tmp_path):
+    error = run(tmp_path / "lost", "zero2", "rollouts", env={"ACCELERATE_USE_CPU": "true"}, fails=True)
+    assert "ValueError: DeepSpeed is configured, but the environment has `ACCELERATE_USE_CPU`" in error
+    assert not (tmp_path / "lost" / "run").exists()
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
+    run(tmp_path / "two", "ddp", "rollouts", save_strategy="steps", save_steps=3)
+    checkpoint = str(tmp_path / "two" / "run" / "checkpoint-3")
+    error = run(tmp_path / "one", "one", "rollouts", checkpoint=checkpoint, fails=True)
+    assert "checkpoint-3` holds the rollout of 2 processes, and this run has 1." in error

@@ -5,7 +5,7 @@
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..generation import TransformersEngine, tokenize_prompts
+from ..generation import DecodingEngine, tokenize_prompts
 from .latent_policy import LatentPolicyModel
 
 
@@ -18,7 +18,7 @@ class LatentReasoner:
             Policy that draws the latents.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of its assistant.
-        engine ([`TransformersEngine`]):
+        engine ([`DecodingEngine`]):
             Main model that decodes.
         main_processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the main model.
@@ -28,7 +28,7 @@ class LatentReasoner:
         self,
         policy: LatentPolicyModel,
         processing_class: PreTrainedTokenizerBase,
-        engine: TransformersEngine,
+        engine: DecodingEngine,
         main_processing_class: PreTrainedTokenizerBase,
     ):
         self.policy = policy

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather, is_peft_model, set_seed
+from accelerate.utils import gather, is_peft_model, parse_flag_from_env, set_seed
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -38,7 +38,7 @@ from .construction import (
 from .latent_grpo_config import LatentGRPOConfig
 from .losses import contrastive_loss
 from .prescreening import Prescreener, ValueHead, area_under_curve, select_trajectories
-from .rollouts import load_rollout, rollout_path, save_rollout
+from .rollouts import check_world_size, load_rollout, rollout_path, save_rollout
 
 
 logger = get_logger(__name__)
@@ -170,6 +170,11 @@ class LatentGRPOTrainer(GRPOTrainer):
             args = LatentGRPOConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentGRPO")
         elif not isinstance(args, LatentGRPOConfig):
             raise ValueError(f"`args` must be a `LatentGRPOConfig`, got {type(args).__name__}.")
+        if args.deepspeed_plugin is not None and parse_flag_from_env("ACCELERATE_USE_CPU"):
+            raise ValueError(
+                "DeepSpeed is configured, but the environment has `ACCELERATE_USE_CPU`, with which accelerate leaves it "
+                "out and runs plain data parallelism. Unset it: `use_cpu=True` in `args` is enough on a CPU."
+            )
         if args.projection_max_grad_norm is not None and args.deepspeed_plugin is not None:
             raise ValueError(
                 f"`projection_max_grad_norm={args.projection_max_grad_norm}` cannot be enforced under DeepSpeed, which "
@@ -736,5 +741,6 @@ class LatentGRPOTrainer(GRPOTrainer):
         if checkpoint is not None:
             if self.prescreener is not None:
                 self.prescreener.load(checkpoint)
+            check_world_size(checkpoint, self.accelerator.num_processes)
             path = rollout_path(checkpoint, self.accelerator.process_index)
             self._step, self._buffered_inputs, self._groups["train"] = load_rollout(path, self.accelerator.device)
