@@ -114,6 +114,20 @@ def test_penalties_see_all_tokens_so_far():
     assert len({len(ids) for ids in completions}) >= 3
 
 
+def test_a_main_models_own_generation_config_does_not_change_what_is_greedy(engine):
+    latent_embeds = torch.randn(3, 2, 64)
+    expected = engine.generate(ids_of(PROMPTS), latent_embeds)
+    settings = engine.model.generation_config
+    settings.do_sample, settings.repetition_penalty, settings.temperature, settings.top_p = True, 3.0, 0.7, 0.5
+    try:
+        other = TransformersEngine(engine.model, tiny_tokenizer(), max_new_tokens=12)
+        assert other.generate(ids_of(PROMPTS), latent_embeds) == expected
+    finally:
+        settings.do_sample, settings.repetition_penalty, settings.temperature, settings.top_p = (None,) * 4
+    penalized = TransformersEngine(engine.model, tiny_tokenizer(), 12, {"repetition_penalty": 3.0})
+    assert penalized.generate(ids_of(PROMPTS), latent_embeds) != expected
+
+
 @pytest.mark.parametrize("name", ["max_new_tokens", "num_return_sequences", "num_beams"])
 def test_a_row_has_one_completion(name):
     with pytest.raises(ValueError, match=f"generation_kwargs.*must not set {name}.*max_completion_length"):

@@ -31,6 +31,7 @@ QUESTIONS = [
     "Hi",
 ]
 NUM_SAMPLES = torch.tensor([4, 3, 2])
+ENVIRONMENT = dict(os.environ)  # vLLM changes that of the process it runs in
 LLM_KWARGS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512}
 
 
@@ -60,7 +61,7 @@ def rollout(main_model, tokenizer, seed=0):
 def vllm_server(folder, port, *flags):
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(port)]
     options = ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
-    process = subprocess.Popen([*command, *options, *flags], start_new_session=True)
+    process = subprocess.Popen([*command, *options, *flags], env=ENVIRONMENT, start_new_session=True)
     try:
         yield process
     finally:
@@ -162,9 +163,9 @@ def test_too_long_a_prompt_is_refused(main, vllm_engine):
 @pytest.mark.vllm
 def test_processes_decode_their_own_rows(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", __spec__.name, folder]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "VLLM_CPU_OMP_THREADS_BIND": "0|1", "OMP_NUM_THREADS": "1"}
+    env = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true", "VLLM_CPU_OMP_THREADS_BIND": "0|1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     assert "process 0 agrees" in result.stdout and "process 1 agrees" in result.stdout
 
 

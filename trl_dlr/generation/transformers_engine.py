@@ -54,7 +54,11 @@ class TransformersEngine(DecodingEngine):
                 f"`generation_kwargs` must not set {', '.join(taken)}: a row has one completion, which ends at an "
                 "end-of-sequence token or after `max_completion_length` tokens."
             )
-        self.generation_kwargs = {"do_sample": False, "min_new_tokens": 0, **(generation_kwargs or {})}
+        # `generate` would take from the model's own generation config what is not said here
+        neutral = {"do_sample": False, "min_new_tokens": 0, "repetition_penalty": 1.0}
+        if (generation_kwargs or {}).get("do_sample"):
+            neutral |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        self.generation_kwargs = {**neutral, **(generation_kwargs or {})}
         self.generation_kwargs |= {"pad_token_id": self.pad_token_id, "eos_token_id": self.eos_token_ids}
         GenerationConfig(**self.generation_kwargs)  # which refuses what does not fit, before anything is decoded
         self._half_finished = HalfFinished(self.eos_token_ids)

@@ -498,7 +498,9 @@ class LatentGRPOTrainer(GRPOTrainer):
         is_scored = ~self._rewards.isnan()
         latents, states = gather(rollout.latents)[is_scored], gather(rollout.question_states)[is_scored]
         scores, rewards, is_random = self._scores[is_scored], self._rewards[is_scored], self._is_random[is_scored]
+        start = time.perf_counter()
         loss = self.prescreener.learn(latents, states, rewards, seed=self._rollout_seed)
+        self._metrics["train"]["time/prescreen"].append(time.perf_counter() - start)
         is_rewarded = self.prescreener.is_rewarded(rewards)
         figures = {"loss": loss}
         for name, rows in (("random", is_random), ("selected", ~is_random)):
