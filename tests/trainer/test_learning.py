@@ -18,40 +18,37 @@ def accuracy(trainer, latents):
     return figures["accuracy"]
 
 
-@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
-def test_latents_learn_to_carry_the_question(tmp_path, sampling):
+def make_learner(folder, model_seed=0, **kwargs):
+    """A trainer on the task of tests/tiny.py, on the CPU, that saves nothing."""
     main_model = trained_main_model()
-    before = {name: tensor.clone() for name, tensor in main_model.state_dict().items()}
-    torch.manual_seed(0)
-    trainer = LatentGRPOTrainer(
+    torch.manual_seed(model_seed)
+    defaults = {"num_latents": 2, "injection": "components", "injection_scale": 1.0, "max_completion_length": 3}
+    defaults |= {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    return LatentGRPOTrainer(
         model=fresh_layers(main_model, 2),
         main_model=main_model,
         main_processing_class=tiny_tokenizer(),
         processing_class=tiny_tokenizer(),
         reward_funcs=tiny_reward,
-        args=LatentGRPOConfig(
-            str(tmp_path / "run"),
-            max_steps=600,
-            num_latents=2,
-            latent_sampling=sampling,
-            injection="components",
-            injection_scale=1.0,
-            per_device_train_batch_size=256,
-            lr_scheduler_type="constant",
-            max_completion_length=3,
-            logging_steps=100,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-        ),
+        args=LatentGRPOConfig(str(folder), logging_steps=100, **{**defaults, **kwargs}),
         train_dataset=tiny_dataset(2000, seed=0),
     )
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_latents_learn_to_carry_the_question(tmp_path, sampling):
+    trainer = make_learner(
+        tmp_path / "run",
+        max_steps=600,
+        latent_sampling=sampling,
+        per_device_train_batch_size=256,
+        lr_scheduler_type="constant",
+    )
+    before = {name: tensor.clone() for name, tensor in trainer.main_model.state_dict().items()}
     alone, untrained = accuracy(trainer, "none"), accuracy(trainer, "own")
     trainer.train()
     trained, shuffled = accuracy(trainer, "own"), accuracy(trainer, "shuffled")
     print(f"{sampling}: alone {alone:.3f}, untrained {untrained:.3f}, trained {trained:.3f}, shuffled {shuffled:.3f}")
     assert trained >= untrained + 0.4
     assert shuffled <= trained - 0.3
-    assert all(torch.equal(before[name], tensor) for name, tensor in main_model.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.main_model.state_dict().items())

@@ -5,11 +5,8 @@
 import statistics
 
 import pytest
-import torch
 
-from tests.tiny import tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_model
-from tests.trainer.test_learning import accuracy
-from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, fresh_layers
+from tests.trainer.test_learning import accuracy, make_learner
 
 
 QUESTIONS = 8
@@ -17,34 +14,15 @@ QUESTIONS = 8
 
 def train(folder, seed, num_generations, **kwargs):
     """Held-out accuracy after training, and how many trajectories were decoded for it."""
-    main_model = trained_main_model()
-    torch.manual_seed(seed)
-    trainer = LatentGRPOTrainer(
-        model=fresh_layers(main_model, 2),
-        main_model=main_model,
-        main_processing_class=tiny_tokenizer(),
-        processing_class=tiny_tokenizer(),
-        reward_funcs=tiny_reward,
-        args=LatentGRPOConfig(
-            str(folder),
-            seed=seed,
-            num_generations=num_generations,
-            per_device_train_batch_size=QUESTIONS * num_generations,
-            num_latents=2,
-            latent_sampling="parallel",
-            injection="components",
-            injection_scale=1.0,
-            max_completion_length=3,
-            exploration_check_prompts=0,
-            logging_steps=100,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            **kwargs,
-        ),
-        train_dataset=tiny_dataset(2000, seed=0),
+    trainer = make_learner(
+        folder,
+        model_seed=seed,
+        seed=seed,
+        latent_sampling="parallel",
+        num_generations=num_generations,
+        per_device_train_batch_size=QUESTIONS * num_generations,
+        exploration_check_prompts=0,
+        **kwargs,
     )
     trainer.train()
     num_decoded = trainer.engine.num_decoded
