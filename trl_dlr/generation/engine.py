@@ -42,6 +42,7 @@ class DecodingEngine(ABC):
     ):
         self.max_new_tokens = max_new_tokens
         self.max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.max_model_len = None  # tokens that the decoder takes, if it has a limit of its own
         eos = generation_config.eos_token_id
         self.eos_token_ids = [eos] if isinstance(eos, int) else list(eos or [])
         if processing_class.eos_token_id is not None and processing_class.eos_token_id not in self.eos_token_ids:
@@ -96,13 +97,22 @@ class DecodingEngine(ABC):
         """Completion tokens of each row; `rows` names the prompt of each. What follows an end of sequence is cut off."""
 
     def check_length(self, prompt_length: int, num_latents: int) -> None:
-        """Raise a `ValueError` if prompt, latents and completion together exceed the main model's positions."""
-        if self.max_positions is not None and prompt_length + num_latents + self.max_new_tokens > self.max_positions:
+        """Raise a `ValueError` if prompt, latents and completion together are more than can be decoded."""
+        length = prompt_length + num_latents + self.max_new_tokens
+        together = (
+            f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and "
+            f"`max_completion_length={self.max_new_tokens}` together exceed "
+        )
+        if self.max_positions is not None and length > self.max_positions:
             raise ValueError(
-                f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and "
-                f"`max_completion_length={self.max_new_tokens}` together exceed the main model's {self.max_positions} "
-                "positions. Shorten the prompts or the completion."
+                f"{together}the main model's {self.max_positions} positions. Shorten the prompts or the completion."
             )
+        if self.max_model_len is not None and length > self.max_model_len:
+            raise ValueError(together + self._describe_limit(length))
+
+    def _describe_limit(self, length: int) -> str:
+        """What `max_model_len` is, and how to have it admit `length` tokens."""
+        raise NotImplementedError
 
     def _until_eos(self, ids: list[int]) -> list[int]:
         end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), len(ids) - 1)

@@ -104,7 +104,7 @@ class TransformersEngine(DecodingEngine):
             cache.batch_select_indices(prompt_of)
             embeds = torch.cat([embeds[prompt_of], latent_embeds.to(embeds)], dim=1)
             mask = torch.cat([mask[prompt_of], mask.new_ones(latent_embeds.shape[:2])], dim=1)
-        elif len(prompts) < len(rows):
+        else:
             embeds, mask = embeds[prompt_of], mask[prompt_of]
 
         completions = [[]] * len(rows)

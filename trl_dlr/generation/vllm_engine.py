@@ -86,15 +86,8 @@ class VLLMEngine(DecodingEngine):
         self.max_model_len = self.llm.llm_engine.model_config.max_model_len
         self.check_length(1, 0)
 
-    def check_length(self, prompt_length, num_latents):
-        super().check_length(prompt_length, num_latents)
-        length = prompt_length + num_latents + self.max_new_tokens
-        if length > self.max_model_len:
-            raise ValueError(
-                f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and "
-                f"`max_completion_length={self.max_new_tokens}` together exceed vLLM's `max_model_len="
-                f"{self.max_model_len}`. Set it to at least {length}."
-            )
+    def _describe_limit(self, length):
+        return f"vLLM's `max_model_len={self.max_model_len}`. Set it to at least {length}."
 
     def _decode(self, prompt_ids, rows, latent_embeds):
         embeds = prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)

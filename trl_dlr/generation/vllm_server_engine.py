@@ -118,15 +118,11 @@ class VLLMServerEngine(DecodingEngine):
         self.check_length(1, 0)
         self._check_main_model(processing_class)
 
-    def check_length(self, prompt_length, num_latents):
-        super().check_length(prompt_length, num_latents)
-        length = prompt_length + num_latents + self.max_new_tokens
-        if length > self.max_model_len:
-            raise ValueError(
-                f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and "
-                f"`max_completion_length={self.max_new_tokens}` together exceed the {self.max_model_len} tokens that "
-                f"the vLLM server at {self.base_url} takes. Start it with `--max-model-len {length}` or more."
-            )
+    def _describe_limit(self, length):
+        return (
+            f"the {self.max_model_len} tokens that the vLLM server at {self.base_url} takes. Start it with "
+            f"`--max-model-len {length}` or more."
+        )
 
     def _decode(self, prompt_ids, rows, latent_embeds):
         embeds = [row.cpu() for row in prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)]

@@ -313,7 +313,8 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._assistant_prompt_ids, *_ = self._tokenize_prompts(prompts)
         with self._main_model_speaks():
             _, *outputs = super()._generate(prompts)
-        self._log_completion_lengths(outputs[0])
+        if self.prescreener is not None:
+            self._log_completion_lengths(outputs[0])
         # The policy is scored on its own reading of the prompt
         return self._assistant_prompt_ids, *outputs
 
