@@ -394,7 +394,7 @@ class LatentGRPOTrainer(GRPOTrainer):
             seed=self._rollout_seed,
         )
         self._is_random = is_random.flatten()
-        return is_decoded.flatten()[self._own_rows(num_rows)]
+        return is_decoded.flatten().split(num_rows)[self.accelerator.process_index]
 
     @property
     def _num_rollouts(self) -> int:
@@ -404,10 +404,6 @@ class LatentGRPOTrainer(GRPOTrainer):
     def _rollout_seed(self) -> int:
         """Seed that all processes share, another one for every rollout."""
         return self.args.seed * 1_000_003 + self._num_rollouts
-
-    def _own_rows(self, num_rows: int) -> slice:
-        """This process's rows among those of all processes."""
-        return slice(self.accelerator.process_index * num_rows, (self.accelerator.process_index + 1) * num_rows)
 
     def _log_completion_extra(self, column: str, values: list):
         # A reward function saw the decoded rows, and the table has all
@@ -468,8 +464,6 @@ class LatentGRPOTrainer(GRPOTrainer):
         output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
         output["rollout_step"] = torch.tensor(self.state.global_step, device=device)
         output["has_rewards"] = ~self._rewards.isnan().all()
-        if self._scores is not None:
-            self._learn_to_prescreen(rollout)
 
         if self.kl_coef != 0.0:
             reference = self._reference_density(output, mode)
@@ -478,6 +472,8 @@ class LatentGRPOTrainer(GRPOTrainer):
 
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
         latents, means = gather(rollout.latents), gather(rollout.mean)  # groups may span processes
+        if self._scores is not None:
+            self._learn_to_prescreen(latents, gather(rollout.question_states))
         groups = latents.unflatten(0, (-1, num_generations)), means.unflatten(0, (-1, num_generations))
         if self.args.gamma != 0.0:
             self._groups[mode] = groups
@@ -494,10 +490,10 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._rollout_time += time.perf_counter() - start
         return output
 
-    def _learn_to_prescreen(self, rollout: LatentPolicyOutput) -> None:
-        """Say how well the value head had predicted this rollout's rewards, then teach it those."""
+    def _learn_to_prescreen(self, latents: torch.Tensor, states: torch.Tensor) -> None:
+        """Say how well the value head had predicted the rewards of all processes' rows, then teach it those."""
         is_scored = ~self._rewards.isnan()
-        latents, states = gather(rollout.latents)[is_scored], gather(rollout.question_states)[is_scored]
+        latents, states = latents[is_scored], states[is_scored]
         scores, rewards, is_random = self._scores[is_scored], self._rewards[is_scored], self._is_random[is_scored]
         start = time.perf_counter()
         loss = self.prescreener.learn(latents, states, rewards, seed=self._rollout_seed)
