@@ -41,24 +41,21 @@ def stored_rollout(trainer):
         **local,
         "num_items_in_batch": torch.tensor(GLOBAL_BATCH * STEPS),
         "rollout_step": torch.tensor(-1),
-        "has_rewards": torch.tensor(True),
+        "has_rewards": torch.tensor(trainer.state.global_step not in trainer.steps_without_rewards),
     }
 
 
 def main(folder: str, mode: str, **kwargs):
     folder = Path(folder)
-    checkpoint = kwargs.pop("checkpoint", None)
+    checkpoint, steps_without_rewards = kwargs.pop("checkpoint", None), kwargs.pop("steps_without_rewards", ())
     batch_size = GLOBAL_BATCH // int(kwargs.pop("num_processes"))
     trainer = make_trainer(
         folder,
         per_device_train_batch_size=batch_size,
         num_generations=GROUP if mode == "stored" else GLOBAL_BATCH,
-        max_steps=4,
-        beta=0.1,
-        gamma=0.01,
-        policy_kwargs={"learn_sigma": True},
-        **kwargs,
+        **{"max_steps": 4, "beta": 0.1, "gamma": 0.01, "policy_kwargs": {"learn_sigma": True}, **kwargs},
     )
+    trainer.steps_without_rewards = steps_without_rewards
     if mode == "stored":
         trainer._generate_and_score_completions = lambda inputs: stored_rollout(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -75,7 +72,13 @@ def main(folder: str, mode: str, **kwargs):
         engine["partition"] = sum(partition.numel() for partition in partitions)
         engine["trainable"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     keys = ["reward", "frac_reward_mixed", "latent/kl", "latent/diversity", "main_model/decoded_fraction", "loss"]
-    keys += ["prescreening/loss", "prescreening/reward_random", "completions/mean_length"]
+    keys += [
+        "grad_norm",
+        "skipped_steps",
+        "prescreening/loss",
+        "prescreening/reward_random",
+        "completions/mean_length",
+    ]
     engine |= {key: history(trainer, key) for key in keys} | {"decoded": trainer.engine.num_decoded}
     (folder / f"run_{trainer.accelerator.process_index}.json").write_text(json.dumps(engine))
 

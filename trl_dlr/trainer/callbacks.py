@@ -1,6 +1,9 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
@@ -11,6 +14,22 @@ from .latent_grpo_config import LatentGRPOConfig
 logger = get_logger(__name__)
 
 MIN_MIXED_GROUPS = 0.3
+
+
+class EngineCheckCallback(TrainerCallback):
+    """
+    Makes sure before the first step, and when resuming, that what was configured is what runs.
+
+    Args:
+        check (`Callable[[], None]`):
+            Raises if not.
+    """
+
+    def __init__(self, check: Callable[[], None]):
+        self.check = check
+
+    def on_train_begin(self, args: LatentGRPOConfig, state, control, **kwargs):
+        self.check()
 
 
 class ExplorationCheckCallback(TrainerCallback):
@@ -37,3 +56,35 @@ class ExplorationCheckCallback(TrainerCallback):
                 "If all answers are wrong, use easier questions, another `anchor_text`, or a policy with a supervised "
                 "start; if all answers are alike, raise `injection_scale`, `sigma` or `num_generations`."
             )
+
+
+class PreemptionCallback(TrainerCallback):
+    """
+    Turns SIGTERM, by which schedulers take a machine back, into a checkpoint after the step and an end of training.
+
+    Args:
+        is_true_anywhere (`Callable[[bool], bool]`):
+            Whether any process says so: the signal may reach one, or all at different steps.
+    """
+
+    def __init__(self, is_true_anywhere: Callable[[bool], bool]):
+        self.is_true_anywhere = is_true_anywhere
+        self.is_signalled = self.is_preempted = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+            yield
+            return
+        self.is_signalled = self.is_preempted = False
+        # More of them change nothing: a launcher may pass on what the process has been sent already
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "is_signalled", True))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def on_step_end(self, args: LatentGRPOConfig, state, control, **kwargs):
+        if self.is_true_anywhere(self.is_signalled):
+            self.is_preempted = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # the time until SIGKILL is for the checkpoint

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import os
+import shutil
+import signal
 import textwrap
 import time
 from collections.abc import Iterator
@@ -11,10 +13,12 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather, is_peft_model, parse_flag_from_env, set_seed
+from accelerate.utils import gather, is_peft_model, set_seed
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
@@ -22,7 +26,8 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id, pad
 
 from ..generation import tokenize_prompts
 from ..models import DiagonalGaussian, LatentPolicyOutput
-from .callbacks import ExplorationCheckCallback
+from .callbacks import EngineCheckCallback, ExplorationCheckCallback, PreemptionCallback
+from .checkpoints import check_checkpoint, find_checkpoint, finish_checkpoint, unfinished_dir, whole_files
 from .construction import (
     adapter_for_policy,
     assistant_tokenizer,
@@ -38,7 +43,7 @@ from .construction import (
 from .latent_grpo_config import LatentGRPOConfig
 from .losses import contrastive_loss
 from .prescreening import Prescreener, ValueHead, area_under_curve, select_trajectories
-from .rollouts import check_world_size, load_rollout, rollout_path, save_rollout
+from .rollouts import load_rollout, rollout_path, save_rollout
 
 
 logger = get_logger(__name__)
@@ -170,16 +175,10 @@ class LatentGRPOTrainer(GRPOTrainer):
             args = LatentGRPOConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentGRPO")
         elif not isinstance(args, LatentGRPOConfig):
             raise ValueError(f"`args` must be a `LatentGRPOConfig`, got {type(args).__name__}.")
-        if args.deepspeed_plugin is not None and parse_flag_from_env("ACCELERATE_USE_CPU"):
-            raise ValueError(
-                "DeepSpeed is configured, but the environment has `ACCELERATE_USE_CPU`, with which accelerate leaves it "
-                "out and runs plain data parallelism. Unset it: `use_cpu=True` in `args` is enough on a CPU."
-            )
-        if args.projection_max_grad_norm is not None and args.deepspeed_plugin is not None:
-            raise ValueError(
-                f"`projection_max_grad_norm={args.projection_max_grad_norm}` cannot be enforced under DeepSpeed, which "
-                "clips all gradients together. Leave it unset, and set `max_grad_norm`."
-            )
+        if args.deepspeed_plugin is not None:
+            from .zero2 import check_deepspeed  # imports DeepSpeed, which takes seconds
+
+            check_deepspeed(args)
         check_dataset(train_dataset, "train_dataset")
         check_dataset(eval_dataset, "eval_dataset")
 
@@ -276,7 +275,10 @@ class LatentGRPOTrainer(GRPOTrainer):
             self.ref_model = ref_model.to(self.accelerator.device)
         if sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+        self.add_callback(EngineCheckCallback(self._check_engine))
         self.add_callback(ExplorationCheckCallback(self.measure_exploration))
+        self._preemption = PreemptionCallback(self._is_true_anywhere)
+        self.add_callback(self._preemption)
 
         # What the hooks below hand to each other between a rollout and its losses
         self._assistant_prompt_ids = None  # the policy's reading of the prompts
@@ -296,6 +298,12 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._optimize_time = 0.0
         self._skip_step = False
         self._skipped_in_a_row = 0
+        self._staging_dir = None  # run folder of the checkpoint being written
+
+    def _is_true_anywhere(self, value: bool | torch.Tensor) -> bool:
+        """Whether `value` is true on any process. All of them must ask."""
+        value = torch.as_tensor(value, device=self.accelerator.device).float()
+        return self.accelerator.reduce(value, "sum").item() > 0
 
     # ---- Rollout: latents from the policy, text from the main model ----
 
@@ -618,9 +626,11 @@ class LatentGRPOTrainer(GRPOTrainer):
         if mode == "train":
             # The same verdict on every process: one that skipped alone would leave the others waiting
             is_bad = (~loss.detach().isfinite()) | ~inputs["has_rewards"]
-            if self.accelerator.reduce(is_bad.float(), "sum") > 0:
+            if self._is_true_anywhere(is_bad):
                 self._skip_step = True
-                loss = sum((p * 0.0).sum() for p in model.parameters() if p.requires_grad)
+                # A value of 0, and a gradient that is not finite: DeepSpeed, which steps within the backward pass, skips
+                # those by itself
+                loss = sum((p * 0.0).sum() for p in model.parameters() if p.requires_grad).sqrt()
         return loss
 
     @torch.no_grad()
@@ -643,16 +653,16 @@ class LatentGRPOTrainer(GRPOTrainer):
         if self.accelerator.sync_gradients:
             self._metrics["train"]["time/optimize"].append(self._optimize_time)
             self._optimize_time = 0.0
-            self._finish_step(model)
+            self._finish_step()
         return loss
 
-    def _finish_step(self, model) -> None:
+    def _finish_step(self) -> None:
         """Drop the gradients of a step that is to be skipped, and stop after too many of them in a row."""
         self._metrics["train"]["skipped_steps"].append(float(self._skip_step))
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if self._skip_step else 0
         if self._skip_step:
             # AdamW passes over weights without a gradient: neither momentum nor weight decay moves them
-            model.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
         self._skip_step = False
         if self._skipped_in_a_row >= self.args.max_skipped_steps:
             self._save_checkpoint(self.model, trial=None)
@@ -669,19 +679,38 @@ class LatentGRPOTrainer(GRPOTrainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         is_given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        if not is_given and self.args.projection_learning_rate is not None:
-            named = (model or self.model).named_parameters()
-            projection = {id(parameter) for name, parameter in named if self._is_projection(name)}
-            for group in list(optimizer.param_groups):
-                moved = [parameter for parameter in group["params"] if id(parameter) in projection]
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in projection]
-                if moved:
-                    optimizer.add_param_group({**group, "params": moved, "lr": self.args.projection_learning_rate})
+        rate = self.args.projection_learning_rate
+        if not is_given and (rate is not None or self.args.projection_max_grad_norm is not None):
+            projection, groups = self._projection_ids(model or self.model), []
+            for group in optimizer.param_groups:
+                is_projection = [id(parameter) in projection for parameter in group["params"]]
+                own = {} if rate is None else {"lr": rate}
+                for wanted, changes in ((False, {}), (True, own)):
+                    part = [p for p, found in zip(group["params"], is_projection, strict=True) if found is wanted]
+                    if part:
+                        groups.append({**group, "params": part, **changes})
+            optimizer.param_groups = groups
         return optimizer
+
+    def _projection_ids(self, model) -> set[int]:
+        return {id(parameter) for name, parameter in model.named_parameters() if self._is_projection(name)}
+
+    def _check_engine(self) -> None:
+        """Say in what the policy is trained, and make sure of it."""
+        engine = self.model_wrapped
+        if not self.is_deepspeed_enabled:
+            logger.info(f"{type(engine).__name__}, {self.accelerator.num_processes} processes")
+            return
+        from .zero2 import check_engine, clip_separately
+
+        logger.info(check_engine(engine, self.model, self.main_model), main_process_only=False)
+        if self.args.projection_max_grad_norm is not None:
+            limits = self.args.projection_max_grad_norm, self.args.max_grad_norm
+            clip_separately(engine.optimizer, self._projection_ids(self.model), *limits)
 
     def _clip_grad_norm(self, model):
         max_norm = self.args.projection_max_grad_norm
-        if max_norm is None:
+        if max_norm is None or self.is_deepspeed_enabled:  # which has clipped in the backward pass
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
         named = [(self._is_projection(name), p) for name, p in model.named_parameters() if p.grad is not None]
@@ -717,14 +746,116 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._pending_metrics.clear()
         return self._fraction_mixed(self.num_generations)
 
+    # ---- Checkpoints: whole, or not there ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        Train, as [`~transformers.Trainer.train`] does.
+
+        SIGTERM, by which schedulers take a machine back, lets the step end, saves a checkpoint and exits with status
+        143; `resume_from_checkpoint=True` goes on from it.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Checkpoint to go on from, or `True` for the last one in `args.output_dir`.
+            **kwargs:
+                As for [`~transformers.Trainer.train`].
+
+        Raises:
+            `ValueError`: if the checkpoint is incomplete or of a run that differs. Nothing has been loaded then.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+            check_checkpoint(resume_from_checkpoint, self._checkpoint_record(), self.args.allow_main_model_mismatch)
+        if self.args.should_save:  # what a killed run was writing
+            shutil.rmtree(unfinished_dir(self.args.output_dir), ignore_errors=True)
+        with self._preemption.listening():
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self._preemption.is_preempted:
+            logger.warning(
+                f"SIGTERM: stopped and saved after step {self.state.global_step} of {self.state.max_steps}."
+            )
+            raise SystemExit(128 + signal.SIGTERM)
+        return output
+
+    def _checkpoint_record(self) -> dict[str, Any]:
+        """What a run must have in common with this one to go on from its checkpoints."""
+        policy = self.accelerator.unwrap_model(self.model)
+        config = (policy.get_base_model() if is_peft_model(policy) else policy).config
+        of_args = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+        of_args += ("num_generations", "num_iterations")
+        of_config = ("latent_dim", "num_latents", "sampling", "learn_sigma", "normalize_mean")
+        return {
+            "main_model_fingerprint": config.main_model_fingerprint,
+            "save_only_model": self.args.save_only_model,
+            "run": {
+                "num_processes": self.accelerator.num_processes,
+                "deepspeed": self.is_deepspeed_enabled,
+                "adapter": is_peft_model(policy),
+                "prescreening": self.prescreener is not None,
+                **{name: getattr(self.args, name) for name in of_args},
+            },
+            "policy": {
+                **{name: getattr(config, name) for name in of_config},
+                **{name: list(tensor.shape) for name, tensor in policy.state_dict().items()},
+            },
+        }
+
+    def _get_output_dir(self, trial):
+        return self._staging_dir or super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging_dir is None:  # what is pushed has its name
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model, trial):
+        """TRL's, in a folder that gets the name of a checkpoint when every process has written its part."""
+        run_dir = self._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staging_dir, checkpoint = unfinished_dir(run_dir), os.path.join(run_dir, name)
+        staged = os.path.join(staging_dir, name)
+        self._staging_dir = staging_dir
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.state.best_model_checkpoint == staged:
+                self.state.best_model_checkpoint = checkpoint
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
+                finish_checkpoint(staged, checkpoint, self._checkpoint_record())
+        except Exception as error:
+            raise RuntimeError(
+                f"The checkpoint of step {self.state.global_step} could not be written to {run_dir} ({error}). Those "
+                "before it are whole; make room, or set `save_total_limit`, and resume."
+            ) from error
+        finally:
+            self._staging_dir = None
+            if self.args.should_save:
+                shutil.rmtree(staging_dir, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(checkpoint)
+        if self.args.should_save:
+            rotate_checkpoints(
+                run_dir,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
-        if self._base_policy_state is not None and self.args.should_save:
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        if self._base_policy_state is not None:
             base_policy = self.accelerator.unwrap_model(self.model).get_base_model()
-            base_policy.save_pretrained(base_policy.name_or_path, state_dict=self._base_policy_state)
+            with whole_files(base_policy.name_or_path) as folder:
+                base_policy.save_pretrained(folder, state_dict=self._base_policy_state)
             self._base_policy_state = None
-        super()._save(output_dir, state_dict)
-        if self.prescreener is not None and self.args.should_save:
-            self.prescreener.save_head(output_dir or self.args.output_dir)
+        with whole_files(output_dir or self.args.output_dir) as folder:
+            super()._save(folder, state_dict)
+            if self.prescreener is not None:
+                self.prescreener.save_head(folder)
 
     # A rollout serves several steps, so a checkpoint between them holds it: each process its own part, beside its RNG
 
@@ -740,6 +871,5 @@ class LatentGRPOTrainer(GRPOTrainer):
         if checkpoint is not None:
             if self.prescreener is not None:
                 self.prescreener.load(checkpoint)
-            check_world_size(checkpoint, self.accelerator.num_processes)
             path = rollout_path(checkpoint, self.accelerator.process_index)
             self._step, self._buffered_inputs, self._groups["train"] = load_rollout(path, self.accelerator.device)

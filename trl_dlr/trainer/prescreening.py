@@ -140,18 +140,8 @@ class Prescreener:
         save_file(tensors, os.path.join(folder, self.STATE_FILE))
 
     def load(self, folder: str) -> None:
-        """
-        Load what [`save_head`] and [`save_state`] wrote.
-
-        Raises:
-            `ValueError`: if it is not there.
-        """
+        """Load what [`save_head`] and [`save_state`] wrote."""
         paths = [os.path.join(folder, name) for name in (self.HEAD_FILE, self.STATE_FILE)]
-        if missing := [path for path in paths if not os.path.isfile(path)]:
-            raise ValueError(
-                f"`resume_from_checkpoint` names a checkpoint without {', '.join(missing)}: it was trained with "
-                "`prescreening_fraction=1`. Resume with that, or start anew from its policy (`model`)."
-            )
         device = self.reward_range.device
         self.head.load_state_dict(load_file(paths[0]))
         tensors = {name: tensor.to(device) for name, tensor in load_file(paths[1]).items()}

@@ -2,7 +2,6 @@
 
 """The rollout that is being learned from, as a safetensors file of a checkpoint: one file a process."""
 
-import glob
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,17 +12,6 @@ from safetensors.torch import load_file, save_file
 
 def rollout_path(checkpoint: str, process_index: int) -> str:
     return os.path.join(checkpoint, f"rollout_{process_index}.safetensors")
-
-
-def check_world_size(checkpoint: str, num_processes: int) -> None:
-    """Raise a `ValueError` unless every process, and no other, left its part of the rollout in `checkpoint`."""
-    found = len(glob.glob(os.path.join(glob.escape(checkpoint), "rollout_*.safetensors")))
-    if found != num_processes:
-        raise ValueError(
-            f"`resume_from_checkpoint={checkpoint}` holds the rollout of {found} processes, and this run has "
-            f"{num_processes}. Launch as many as wrote it (a copy may be incomplete if they were more), or start anew "
-            "from its policy (`model`)."
-        )
 
 
 def save_rollout(
