@@ -26,6 +26,7 @@ questions; `<output_dir>/eval_results.json` holds the same figures.
 import copy
 import importlib.util
 import itertools
+import logging
 import random
 import sys
 from dataclasses import dataclass, field
@@ -185,6 +186,8 @@ def print_table(results: dict[str, dict[str, float]]) -> None:
 
 def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
     is_main = PartialState().is_main_process
+    logging.getLogger("trl_dlr").setLevel(logging.INFO)  # says in which engine the policy is trained
+    logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
     # Main model and policy
     main_model, main_tokenizer = script_args.main_model_name_or_path, None
     if main_model is None:
@@ -245,7 +248,8 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
         )
 
     results = {"no_latents": evaluate("no latents", "none"), "untrained": evaluate("untrained latents", "own")}
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    is_last = str(training_args.resume_from_checkpoint).lower() == "true"
+    trainer.train(resume_from_checkpoint=is_last or training_args.resume_from_checkpoint)
     results["trained"] = evaluate("trained latents", "own")
     results["shuffled"] = evaluate("latents shuffled between questions", "shuffled")
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from trl import ModelConfig, TrlParser
 
+from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
 from trl_dlr import LatentGRPOConfig, LatentPolicyModel
 
 
@@ -67,6 +70,64 @@ def test_gsm8k_from_local_files(tmp_path):
     files = ["--dataset_name", "train.jsonl", "--eval_dataset_name", "test.jsonl", "--max_completion_length", "16"]
     stdout, _ = run(tmp_path, "--config", ROOT / "examples/configs/gsm8k_smollm2.yaml", *files, *SHORT)
     assert "train.jsonl" in stdout
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles an extension with g++")
+@pytest.mark.parametrize("num_processes", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_it_learns_under_zero2(tmp_path, num_processes):
+    # The tiny main model and task of the tests, from a folder and from files, as a user would bring their own
+    trained_main_model().save_pretrained(tmp_path / "main")
+    tiny_tokenizer().save_pretrained(tmp_path / "main")
+    for name, rows in (("train", tiny_dataset(2000, 0)), ("test", tiny_dataset(100, 1, held_out=True))):
+        rows.rename_column("prompt", "question").to_json(tmp_path / f"{name}.jsonl")
+    settings = {
+        "main_model_name_or_path": "main",
+        "model_name_or_path": "fresh_layers",
+        "assistant_num_layers": 2,
+        "dataset_name": "train.jsonl",
+        "eval_dataset_name": "test.jsonl",
+        "num_eval_questions": 100,
+        "eval_batch_questions": 50,
+        "prompt_template": "{question}",
+        "max_steps": 160,
+        "num_generations": 16,
+        "per_device_train_batch_size": 256 // num_processes,
+        "latent_sampling": "parallel",
+        "num_latents": 2,
+        "injection": "components",
+        "injection_scale": 1.0,
+        "max_completion_length": 3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 40,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "use_cpu": True,
+        "output_dir": "out",
+    }
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
+    launch += ["--config_file", ROOT / "accelerate_configs" / "deepspeed_zero2_cpu.yaml"]
+    result = subprocess.run(
+        [*launch, SCRIPT, *(str(part) for name, value in settings.items() for part in (f"--{name}", value))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    engines = re.findall(
+        r"DeepSpeedEngine, ZeRO stage 2, .* ([\d,]+) trainable .* process has ([\d,]+) .*", result.stderr
+    )
+    assert len(engines) == num_processes
+    for trainable, partition in engines:
+        share = int(partition.replace(",", "")) * num_processes / int(trainable.replace(",", ""))
+        assert 1.0 <= share < 1.02
+    rewards = [float(reward) for reward in re.findall(r"'reward': '([-\d.e]+)'", result.stdout)]
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    held_out = {name: results[f"{name}/accuracy"] for name in ("no_latents", "untrained", "trained", "shuffled")}
+    print(f"\n{engines}\nrewards over steps: {rewards}\nheld-out accuracy: {held_out}")
+    assert rewards[-1] > rewards[0] + 0.5
+    assert results["trained/accuracy"] > results["untrained/accuracy"] + 0.2
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

@@ -3,6 +3,8 @@
 """Run by test_distributed.py under a launcher: a few steps from the same global rollouts, whatever the processes."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -45,8 +47,23 @@ def stored_rollout(trainer):
     }
 
 
+def fail_on(trainer, rank: int, step: int, how: str) -> None:
+    """While `step` calls its reward functions, process `rank` raises, is killed, or is told to end."""
+    calculate_rewards = trainer._calculate_rewards
+
+    def wrapped(*args, **kwargs):
+        if trainer.state.global_step == step and trainer.accelerator.process_index == rank:
+            if how == "raise":
+                raise ZeroDivisionError(f"process {rank} has failed")
+            os.kill(os.getpid(), getattr(signal, how))
+        return calculate_rewards(*args, **kwargs)
+
+    trainer._calculate_rewards = wrapped
+
+
 def main(folder: str, mode: str, **kwargs):
     folder = Path(folder)
+    failure = kwargs.pop("failure", None)
     checkpoint, steps_without_rewards = kwargs.pop("checkpoint", None), kwargs.pop("steps_without_rewards", ())
     batch_size = GLOBAL_BATCH // int(kwargs.pop("num_processes"))
     trainer = make_trainer(
@@ -55,6 +72,9 @@ def main(folder: str, mode: str, **kwargs):
         num_generations=GROUP if mode == "stored" else GLOBAL_BATCH,
         **{"max_steps": 4, "beta": 0.1, "gamma": 0.01, "policy_kwargs": {"learn_sigma": True}, **kwargs},
     )
+    if failure is not None:
+        fail_on(trainer, **failure)
+    (folder / f"started_{trainer.accelerator.process_index}").write_text(str(os.getpid()))
     trainer.steps_without_rewards = steps_without_rewards
     if mode == "stored":
         trainer._generate_and_score_completions = lambda inputs: stored_rollout(trainer)

@@ -4,14 +4,19 @@
 
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.trainer.test_latent_grpo_trainer import make_trainer
 
 
 ROOT = Path(__file__).parents[2]
@@ -22,26 +27,41 @@ LAUNCHERS = {
     "ddp": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "{}"],
     "zero2": [sys.executable, *f"-m accelerate.commands.launch --config_file {ZERO2} --num_processes {{}}".split()],
 }
+LAUNCHERS["zero2_bf16"] = [*LAUNCHERS["zero2"], "--mixed_precision", "bf16"]  # as on GPUs
 
 
-def run(folder, launcher, mode, num_processes=2, env=None, fails=False, **kwargs):
-    folder.mkdir()
+def start(folder, launcher, mode, num_processes=2, env=None, **kwargs):
+    folder.mkdir(exist_ok=True)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     if launcher == "ddp":
         env["ACCELERATE_USE_CPU"] = "true"
-    num_processes = 1 if launcher == "one" else num_processes
     command = [part.format(num_processes) for part in LAUNCHERS[launcher]]
-    result = subprocess.run(
-        [
-            *[*command, "-m", "tests.trainer.distributed_worker", str(folder), mode],
-            json.dumps({"num_processes": num_processes, **kwargs}),
-        ],
-        env=env, cwd=ROOT, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    worker = ["-m", "tests.trainer.distributed_worker", str(folder), mode]
+    settings = json.dumps({"num_processes": num_processes, **kwargs})
+    with open(folder / "stderr.txt", "w") as stderr:
+        return subprocess.Popen(
+            [*command, *worker, settings], env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def finish(process, folder, timeout=600):
+    """Exit status and what was printed to stderr. A job that hangs is killed, all of it."""
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, (folder / "stderr.txt").read_text()
+
+
+def run(folder, launcher, mode, num_processes=2, fails=False, **kwargs):
+    num_processes = 1 if launcher == "one" else num_processes
+    status, stderr = finish(start(folder, launcher, mode, num_processes, **kwargs), folder)
     if fails:
-        assert result.returncode != 0 and not (folder / "run" / "model.safetensors").exists()
-        return result.stderr
-    assert result.returncode == 0, result.stderr[-4000:]
+        assert status != 0 and not (folder / "run" / "model.safetensors").exists()
+        return stderr
+    assert status == 0, stderr[-4000:]
     logs = [json.loads((folder / f"run_{i}.json").read_text()) for i in range(num_processes)]
     weights = [load_file(folder / f"weights_{i}.safetensors") for i in range(num_processes)]
     for other in weights[1:]:
@@ -118,11 +138,13 @@ def test_processes_decode_their_share_of_what_all_have_chosen(tmp_path, launcher
 
 @needs_compiler
 def test_a_resumed_zero2_run_equals_the_uninterrupted_one(tmp_path):
-    # In the middle of a rollout, with a value head
+    # In the middle of a rollout, with a value head; weights in bfloat16, of which each process keeps a float32 part
     kwargs = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "projection_learning_rate": 2e-3}
-    straight, expected = run(tmp_path / "straight", "zero2", "rollouts", save_strategy="steps", save_steps=3, **kwargs)
+    kwargs |= {"bf16": True, "save_strategy": "steps", "save_steps": 3}
+    straight, expected = run(tmp_path / "straight", "zero2_bf16", "rollouts", **kwargs)
     checkpoint = str(tmp_path / "straight" / "run" / "checkpoint-3")
-    resumed, weights = run(tmp_path / "resumed", "zero2", "rollouts", checkpoint=checkpoint, **kwargs)
+    resumed, weights = run(tmp_path / "resumed", "zero2_bf16", "rollouts", checkpoint=checkpoint, **kwargs)
+    assert weights["latent_head.mean.weight"].dtype == torch.bfloat16
     assert any(name.startswith("value_head.") for name in weights)
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     assert [log["loss"] for log in resumed] == [log["loss"] for log in straight]
@@ -135,8 +157,111 @@ def test_a_launch_that_lost_its_deepspeed_is_refused(tmp_path):
     assert not (tmp_path / "lost" / "run").exists()
 
 
-def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
-    run(tmp_path / "two", "ddp", "rollouts", save_strategy="steps", save_steps=3)
-    checkpoint = str(tmp_path / "two" / "run" / "checkpoint-3")
-    error = run(tmp_path / "one", "one", "rollouts", checkpoint=checkpoint, fails=True)
+@needs_compiler
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_another_stage_is_refused(monkeypatch, tmp_path, stage):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
+    with pytest.raises(ValueError, match=f"`zero_stage={stage}` is not supported.*Set `zero_stage: 2`"):
+        make_trainer(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path, launcher):
+    run(tmp_path / "two", launcher, "rollouts", save_strategy="steps", save_steps=3)
+    checkpoint = tmp_path / "two" / "run" / "checkpoint-3"
+    before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    kwargs = {"num_processes": 1, "checkpoint": str(checkpoint)}
+    error = run(tmp_path / "one", launcher, "rollouts", fails=True, **kwargs)
     assert "checkpoint-3` was written by another run: `num_processes` was 2 in its run, and is 1 now." in error
+    assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before
+
+
+# ---- Faults of several processes ----
+
+EVERY_STEP = {"save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
+
+
+@needs_compiler
+@pytest.mark.parametrize(("how", "rank"), [("raise", 1), ("raise", 0), ("SIGKILL", 1), ("SIGKILL", 0)])
+def test_a_process_that_fails_ends_the_job(tmp_path, how, rank):
+    failure = {"rank": rank, "step": 2, "how": how}
+    start_time = time.monotonic()
+    error = run(tmp_path / "failing", "zero2", "rollouts", fails=True, failure=failure, **EVERY_STEP)
+    seconds = time.monotonic() - start_time
+    print(f"\n{how} on process {rank}: over after {seconds:.0f} s, launch included")
+    assert seconds < 120
+    if how == "raise":
+        first = next(line for line in error.splitlines() if "Error:" in line)
+        assert f"ZeroDivisionError: process {rank} has failed" in first  # before what its end did to the other
+    else:
+        assert "Signal 9 (SIGKILL)" in error
+    assert sorted(path.name for path in (tmp_path / "failing" / "run").glob("checkpoint-*")) == [
+        "checkpoint-1",
+        "checkpoint-2",
+    ]
+    for i in range(2):  # nothing is left running
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "failing" / f"started_{i}").read_text()), 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("receiver", ["launcher", "one process"])
+def test_a_preempted_job_saves_exits_and_resumes(tmp_path, receiver):
+    kwargs = {"num_iterations": 2}
+    _, expected = run(tmp_path / "straight", "zero2", "rollouts", **kwargs)
+    folder = tmp_path / "preempted"
+    if receiver == "launcher":
+        process = start(folder, "zero2", "rollouts", **kwargs, failure={"rank": 0, "step": 2, "how": "SIGSTOP"})
+        pid = int(wait_for(folder / "started_0").read_text())
+        while "T" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)  # while one process is in a rollout, and the other waits for it
+        time.sleep(1)
+        os.kill(pid, signal.SIGCONT)
+        status, error = finish(process, folder)
+    else:
+        failure = {"rank": 1, "step": 2, "how": "SIGTERM"}
+        status, error = finish(start(folder, "zero2", "rollouts", **kwargs, failure=failure), folder)
+    assert status != 0
+    assert "SIGTERM: stopped and saved after step 3 of 4." in error
+    assert [path.name for path in (folder / "run").iterdir() if path.is_dir()] == ["checkpoint-3"]
+    assert not list(folder.glob("weights_*"))
+    _, weights = run(folder, "zero2", "rollouts", checkpoint=True, **kwargs)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def wait_for(path, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.05)
+    return path
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_zero2_run_killed_at_50_random_moments_resumes_each_time(tmp_path):
+    kwargs = {**EVERY_STEP, "max_steps": 1500, "save_total_limit": 2, "report_to": "none"}
+    kwargs |= {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1}
+    _, expected = run(tmp_path / "straight", "zero2", "rollouts", **kwargs)
+    folder, moments = tmp_path / "killed", random.Random(0)
+    steps, in_saves = [], 0
+    for _ in range(50):
+        for rank in range(2):
+            (folder / f"started_{rank}").unlink(missing_ok=True)
+        process = start(folder, "zero2", "rollouts", checkpoint=bool(steps and steps[-1]), **kwargs)
+        pids = [int(wait_for(folder / f"started_{rank}").read_text()) for rank in range(2)]
+        time.sleep(moments.uniform(0.0, 5.0))
+        for pid in (process.pid, *pids):
+            os.kill(pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (folder / "stderr.txt").read_text()[-4000:]
+        checkpoints = [int(path.name.split("-")[1]) for path in (folder / "run").glob("checkpoint-*")]
+        steps.append(max(checkpoints, default=0))
+        in_saves += (folder / "run" / "_unfinished").exists()
+    print(f"\n50 kills, {in_saves} of them in a save; the last checkpoints were of the steps {steps}")
+    assert steps == sorted(steps) and steps[-1] < kwargs["max_steps"]
+    _, weights = run(folder, "zero2", "rollouts", checkpoint=True, **kwargs)
+    assert any(name.startswith("value_head.") for name in weights)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
