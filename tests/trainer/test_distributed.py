@@ -225,7 +225,7 @@ def test_a_preempted_job_saves_exits_and_resumes(tmp_path, receiver):
         failure = {"rank": 1, "step": 2, "how": "SIGTERM"}
         status, error = finish(start(folder, "zero2", "rollouts", **kwargs, failure=failure), folder)
     assert status != 0
-    assert "SIGTERM: stopped and saved after step 3 of 4." in error
+    assert "SIGTERM: stopped after step 3 of 4; saved " in error
     assert [path.name for path in (folder / "run").iterdir() if path.is_dir()] == ["checkpoint-3"]
     assert not list(folder.glob("weights_*"))
     _, weights = run(folder, "zero2", "rollouts", checkpoint=True, **kwargs)

@@ -5,13 +5,21 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
+import torch
+from accelerate.logging import get_logger
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from ..models.fingerprint import fingerprints_match
+from .callbacks import PreemptionCallback
+
+
+logger = get_logger(__name__)
 
 
 # No name that Trainer takes for a checkpoint, and one that pushes to the Hub leave out
@@ -132,3 +140,95 @@ def check_checkpoint(checkpoint: str, record: dict[str, Any], allow_main_model_m
                     f"{named} was written by another run: `{name}` was {had.get(name)} in its {part}, and is "
                     f"{has.get(name)} now. Resume it as it was, or start anew from its policy (`model`)."
                 )
+
+
+class WholeCheckpointsMixin:
+    """
+    For a [`~transformers.Trainer`]: checkpoints that are whole or not there, checked before they are resumed from, and
+    one more when SIGTERM comes. The trainer adds `_checkpoint_record`, what a run must have in common with this one.
+    """
+
+    _staging_dir = None  # run folder of the checkpoint being written
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._preemption = PreemptionCallback(self._is_true_anywhere)
+        self.add_callback(self._preemption)
+
+    def _is_true_anywhere(self, value: bool | torch.Tensor) -> bool:
+        """Whether `value` is true on any process. All of them must ask."""
+        value = torch.as_tensor(value, device=self.accelerator.device).float()
+        return self.accelerator.reduce(value, "sum").item() > 0
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        Train, as [`~transformers.Trainer.train`] does.
+
+        SIGTERM, by which schedulers take a machine back, lets the step end, saves a checkpoint and exits with status
+        143; `resume_from_checkpoint=True` goes on from it.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Checkpoint to go on from, or `True` for the last one in `args.output_dir`.
+            **kwargs:
+                As for [`~transformers.Trainer.train`].
+
+        Raises:
+            `ValueError`: if the checkpoint is incomplete or of a run that differs. Nothing has been loaded then.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+            check_checkpoint(resume_from_checkpoint, self._checkpoint_record(), self.args.allow_main_model_mismatch)
+        if self.args.should_save:  # what a killed run was writing
+            shutil.rmtree(unfinished_dir(self.args.output_dir), ignore_errors=True)
+        with self._preemption.listening():
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self._preemption.is_signalled or self._preemption.is_preempted:  # the former alone: after the last step
+            last = get_last_checkpoint(self.args.output_dir)
+            logger.warning(
+                f"SIGTERM: stopped after step {self.state.global_step} of {self.state.max_steps}; saved {last}"
+            )
+            raise SystemExit(128 + signal.SIGTERM)
+        return output
+
+    def _get_output_dir(self, trial):
+        return self._staging_dir or super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging_dir is None:  # what is pushed has its name
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model, trial):
+        """TRL's, in a folder that gets the name of a checkpoint when every process has written its part."""
+        run_dir = self._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staging_dir, checkpoint = unfinished_dir(run_dir), os.path.join(run_dir, name)
+        staged = os.path.join(staging_dir, name)
+        self._staging_dir = staging_dir
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.state.best_model_checkpoint == staged:
+                self.state.best_model_checkpoint = checkpoint
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
+                finish_checkpoint(staged, checkpoint, self._checkpoint_record())
+        except Exception as error:
+            raise RuntimeError(
+                f"The checkpoint of step {self.state.global_step} could not be written to {run_dir} ({error}). Those "
+                "before it are whole; make room, or set `save_total_limit`, and resume."
+            ) from error
+        finally:
+            self._staging_dir = None
+            if self.args.should_save:
+                shutil.rmtree(staging_dir, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(checkpoint)
+        if self.args.should_save:
+            rotate_checkpoints(
+                run_dir,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )

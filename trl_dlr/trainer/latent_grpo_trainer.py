@@ -3,8 +3,6 @@
 import copy
 import itertools
 import os
-import shutil
-import signal
 import textwrap
 import time
 from collections.abc import Iterator
@@ -17,8 +15,6 @@ from accelerate.utils import gather, is_peft_model, set_seed
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
@@ -26,8 +22,8 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id, pad
 
 from ..generation import tokenize_prompts
 from ..models import DiagonalGaussian, LatentPolicyOutput
-from .callbacks import EngineCheckCallback, ExplorationCheckCallback, PreemptionCallback
-from .checkpoints import check_checkpoint, find_checkpoint, finish_checkpoint, unfinished_dir, whole_files
+from .callbacks import EngineCheckCallback, ExplorationCheckCallback
+from .checkpoints import WholeCheckpointsMixin, whole_files
 from .construction import (
     adapter_for_policy,
     assistant_tokenizer,
@@ -52,7 +48,7 @@ logger = get_logger(__name__)
 MAX_LOG_RATIO = 20.0
 
 
-class LatentGRPOTrainer(GRPOTrainer):
+class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
     r"""
     Trainer for DeepLatent Reasoning, proposed in the paper [Latent-Space Contrastive Reinforcement Learning for Stable
     and Efficient LLM Reasoning](https://huggingface.co/papers/2601.17275).
@@ -277,8 +273,6 @@ class LatentGRPOTrainer(GRPOTrainer):
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
         self.add_callback(EngineCheckCallback(self._check_engine))
         self.add_callback(ExplorationCheckCallback(self.measure_exploration))
-        self._preemption = PreemptionCallback(self._is_true_anywhere)
-        self.add_callback(self._preemption)
 
         # What the hooks below hand to each other between a rollout and its losses
         self._assistant_prompt_ids = None  # the policy's reading of the prompts
@@ -298,12 +292,6 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._optimize_time = 0.0
         self._skip_step = False
         self._skipped_in_a_row = 0
-        self._staging_dir = None  # run folder of the checkpoint being written
-
-    def _is_true_anywhere(self, value: bool | torch.Tensor) -> bool:
-        """Whether `value` is true on any process. All of them must ask."""
-        value = torch.as_tensor(value, device=self.accelerator.device).float()
-        return self.accelerator.reduce(value, "sum").item() > 0
 
     # ---- Rollout: latents from the policy, text from the main model ----
 
@@ -746,38 +734,6 @@ class LatentGRPOTrainer(GRPOTrainer):
         self._pending_metrics.clear()
         return self._fraction_mixed(self.num_generations)
 
-    # ---- Checkpoints: whole, or not there ----
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """
-        Train, as [`~transformers.Trainer.train`] does.
-
-        SIGTERM, by which schedulers take a machine back, lets the step end, saves a checkpoint and exits with status
-        143; `resume_from_checkpoint=True` goes on from it.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                Checkpoint to go on from, or `True` for the last one in `args.output_dir`.
-            **kwargs:
-                As for [`~transformers.Trainer.train`].
-
-        Raises:
-            `ValueError`: if the checkpoint is incomplete or of a run that differs. Nothing has been loaded then.
-        """
-        if resume_from_checkpoint:
-            resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-            check_checkpoint(resume_from_checkpoint, self._checkpoint_record(), self.args.allow_main_model_mismatch)
-        if self.args.should_save:  # what a killed run was writing
-            shutil.rmtree(unfinished_dir(self.args.output_dir), ignore_errors=True)
-        with self._preemption.listening():
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self._preemption.is_preempted:
-            logger.warning(
-                f"SIGTERM: stopped and saved after step {self.state.global_step} of {self.state.max_steps}."
-            )
-            raise SystemExit(128 + signal.SIGTERM)
-        return output
-
     def _checkpoint_record(self) -> dict[str, Any]:
         """What a run must have in common with this one to go on from its checkpoints."""
         policy = self.accelerator.unwrap_model(self.model)
@@ -800,48 +756,6 @@ class LatentGRPOTrainer(GRPOTrainer):
                 **{name: list(tensor.shape) for name, tensor in policy.state_dict().items()},
             },
         }
-
-    def _get_output_dir(self, trial):
-        return self._staging_dir or super()._get_output_dir(trial)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging_dir is None:  # what is pushed has its name
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save_checkpoint(self, model, trial):
-        """TRL's, in a folder that gets the name of a checkpoint when every process has written its part."""
-        run_dir = self._get_output_dir(trial)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staging_dir, checkpoint = unfinished_dir(run_dir), os.path.join(run_dir, name)
-        staged = os.path.join(staging_dir, name)
-        self._staging_dir = staging_dir
-        try:
-            super()._save_checkpoint(model, trial)
-            if self.state.best_model_checkpoint == staged:
-                self.state.best_model_checkpoint = checkpoint
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
-                finish_checkpoint(staged, checkpoint, self._checkpoint_record())
-        except Exception as error:
-            raise RuntimeError(
-                f"The checkpoint of step {self.state.global_step} could not be written to {run_dir} ({error}). Those "
-                "before it are whole; make room, or set `save_total_limit`, and resume."
-            ) from error
-        finally:
-            self._staging_dir = None
-            if self.args.should_save:
-                shutil.rmtree(staging_dir, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(checkpoint)
-        if self.args.should_save:
-            rotate_checkpoints(
-                run_dir,
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         if not self.args.should_save:
