@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tests.tiny import tiny_dataset
 from tests.trainer.test_latent_grpo_trainer import history, make_trainer
 
 
@@ -63,12 +64,13 @@ def fail_on(trainer, rank: int, step: int, how: str) -> None:
 
 def main(folder: str, mode: str, **kwargs):
     folder = Path(folder)
-    failure = kwargs.pop("failure", None)
+    failure, num_rows = kwargs.pop("failure", None), kwargs.pop("num_rows", 40)
     checkpoint, steps_without_rewards = kwargs.pop("checkpoint", None), kwargs.pop("steps_without_rewards", ())
     batch_size = GLOBAL_BATCH // int(kwargs.pop("num_processes"))
     trainer = make_trainer(
         folder,
         per_device_train_batch_size=batch_size,
+        train_dataset=tiny_dataset(num_rows, 0),
         num_generations=GROUP if mode == "stored" else GLOBAL_BATCH,
         **{"max_steps": 4, "beta": 0.1, "gamma": 0.01, "policy_kwargs": {"learn_sigma": True}, **kwargs},
     )

@@ -138,11 +138,12 @@ def test_processes_decode_their_share_of_what_all_have_chosen(tmp_path, launcher
 
 @needs_compiler
 def test_a_resumed_zero2_run_equals_the_uninterrupted_one(tmp_path):
-    # In the middle of a rollout, with a value head; weights in bfloat16, of which each process keeps a float32 part
+    # In the middle of a rollout of the second epoch (2 questions are 4 steps), with a value head; weights in bfloat16,
+    # of which each process keeps a float32 part
     kwargs = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "projection_learning_rate": 2e-3}
-    kwargs |= {"bf16": True, "save_strategy": "steps", "save_steps": 3}
+    kwargs |= {"bf16": True, "save_strategy": "steps", "save_steps": 5, "max_steps": 10, "num_rows": 2}
     straight, expected = run(tmp_path / "straight", "zero2_bf16", "rollouts", **kwargs)
-    checkpoint = str(tmp_path / "straight" / "run" / "checkpoint-3")
+    checkpoint = str(tmp_path / "straight" / "run" / "checkpoint-5")
     resumed, weights = run(tmp_path / "resumed", "zero2_bf16", "rollouts", checkpoint=checkpoint, **kwargs)
     assert weights["latent_head.mean.weight"].dtype == torch.bfloat16
     assert any(name.startswith("value_head.") for name in weights)
@@ -243,7 +244,7 @@ def wait_for(path, seconds=120):
 @needs_compiler
 @pytest.mark.slow
 def test_a_zero2_run_killed_at_50_random_moments_resumes_each_time(tmp_path):
-    kwargs = {**EVERY_STEP, "max_steps": 1500, "save_total_limit": 2, "report_to": "none"}
+    kwargs = {**EVERY_STEP, "max_steps": 1000, "save_total_limit": 2}
     kwargs |= {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1}
     _, expected = run(tmp_path / "straight", "zero2", "rollouts", **kwargs)
     folder, moments = tmp_path / "killed", random.Random(0)

@@ -315,6 +315,19 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, kwargs, stop):
     assert history(resumed, "loss") == history(straight, "loss")
 
 
+@pytest.mark.parametrize("stop", [11, 12, 13, 15])  # an epoch of 6 questions is 6 steps: within and between epochs
+def test_a_run_resumed_in_a_later_epoch_goes_on_with_the_same_rows(tmp_path, stop):
+    kwargs = {"train_dataset": tiny_dataset(6, 0), "max_steps": 20}
+    straight = make_trainer(tmp_path / "a", **kwargs)
+    straight.train()
+    make_trainer(tmp_path / "b", save_strategy="steps", save_steps=stop, **kwargs).train()
+    resumed = make_trainer(tmp_path / "b", **kwargs)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "run" / f"checkpoint-{stop}"))
+    assert history(resumed, "loss") == history(straight, "loss")
+    for name, tensor in straight.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
 # ---- TRL around it ----
 
 

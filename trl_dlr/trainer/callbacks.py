@@ -5,8 +5,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
+from trl.trainer.utils import RepeatSampler
 
 from .latent_grpo_config import LatentGRPOConfig
 
@@ -30,6 +32,22 @@ class EngineCheckCallback(TrainerCallback):
 
     def on_train_begin(self, args: LatentGRPOConfig, state, control, **kwargs):
         self.check()
+
+
+class EpochOrderCallback(TrainerCallback):
+    """
+    Makes the order of an epoch's rows depend on the epoch alone, so that a run resumed in a later one goes on with the
+    same rows: the sampler draws each order from where its generator was left by the one before.
+    """
+
+    def __init__(self):
+        self.sampler: RepeatSampler | None = None
+
+    def on_epoch_begin(self, args: LatentGRPOConfig, state, control, **kwargs):
+        if self.sampler is not None and self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed)
+            for _ in range(int(state.epoch)):
+                torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
 
 
 class ExplorationCheckCallback(TrainerCallback):

@@ -22,7 +22,7 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id, pad
 
 from ..generation import tokenize_prompts
 from ..models import DiagonalGaussian, LatentPolicyOutput
-from .callbacks import EngineCheckCallback, ExplorationCheckCallback
+from .callbacks import EngineCheckCallback, EpochOrderCallback, ExplorationCheckCallback
 from .checkpoints import WholeCheckpointsMixin, whole_files
 from .construction import (
     adapter_for_policy,
@@ -271,6 +271,8 @@ class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
             self.ref_model = ref_model.to(self.accelerator.device)
         if sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+        self._epoch_order = EpochOrderCallback()
+        self.add_callback(self._epoch_order)
         self.add_callback(EngineCheckCallback(self._check_engine))
         self.add_callback(ExplorationCheckCallback(self.measure_exploration))
 
@@ -770,6 +772,10 @@ class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
             super()._save(folder, state_dict)
             if self.prescreener is not None:
                 self.prescreener.save_head(folder)
+
+    def _get_train_sampler(self, dataset=None):
+        self._epoch_order.sampler = super()._get_train_sampler(dataset)
+        return self._epoch_order.sampler
 
     # A rollout serves several steps, so a checkpoint between them holds it: each process its own part, beside its RNG
 

@@ -1,0 +1,64 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "examples" / "configs"
+ARCHITECTURES = CONFIGS / "architectures"
+PAPER = ["--config", CONFIGS / "paper_llama2_7b.yaml"]
+PAPER += ["--main_model_name_or_path", ARCHITECTURES / "llama2_7b"]
+PAPER += ["--model_name_or_path", ARCHITECTURES / "llama_1.3b", "--num_processes", "8"]
+
+
+def run(tmp_path, *arguments, fails=False):
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / "plan_memory.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+    )
+    assert (result.returncode != 0) == fails, result.stderr[-3000:]
+    assert not list(tmp_path.iterdir())
+    table = dict(re.findall(r"^([a-z ]+?) +([\d.]+)$", result.stdout, flags=re.MULTILINE))
+    return result.stderr if fails else result.stdout, {name: float(value) for name, value in table.items()}
+
+
+def test_the_papers_recipe_on_8_gpus(tmp_path):
+    stdout, table = run(tmp_path, *PAPER, "--zero_stage", "2", "--gpu_memory", "40", "80")
+    # The 7B model's and the 1.3B policy's weights in bfloat16, and the policy's in float32 as the reference
+    assert (table["main model"], table["parameters"], table["reference"]) == (13.48, 2.57, 5.14)
+    assert table["total peak"] == max(table["rollout peak"], table["update peak"])
+    assert "does not fit 40 GB" in stdout and "\nfits 80 GB" in stdout
+
+
+@pytest.mark.slow  # as long as the test above, which is a quarter of a minute
+def test_what_makes_the_papers_recipe_fit_40_gb(tmp_path):
+    arguments = ["--zero_stage", "2", "--gpu_memory", "40", "--decoding_batch_size", "32"]
+    stdout, _ = run(tmp_path, *PAPER, *arguments)
+    assert "\nfits 40 GB" in stdout
+
+
+def test_without_arguments_it_plans_the_demo(tmp_path):
+    pytest.importorskip("gguf")
+    stdout, table = run(tmp_path)
+    assert stdout.splitlines()[-1].startswith("total peak")
+    assert table["main model"] == 0.27  # 135 million weights in bfloat16, embeddings and head being one
+
+
+def test_assistants_made_from_the_main_model_and_adapters(tmp_path):
+    made = ["--model_name_or_path", "first_layers", "--use_peft", "true", "--freeze_embeddings", "true"]
+    _, table = run(tmp_path, *PAPER, *made, "--bf16", "false")
+    assert table["gradients"] < 0.1 * table["parameters"] and table["reference"] == 0
+
+
+def test_a_stage_that_is_not_supported_is_refused(tmp_path):
+    stderr, _ = run(tmp_path, *PAPER, "--zero_stage", "3", fails=True)
+    assert "`zero_stage` must be one of 0, 2 to be planned, got 3" in stderr
