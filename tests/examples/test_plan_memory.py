@@ -32,18 +32,18 @@ def run(tmp_path, *arguments, fails=False):
 
 
 def test_the_papers_recipe_on_8_gpus(tmp_path):
-    stdout, table = run(tmp_path, *PAPER, "--zero_stage", "2", "--gpu_memory", "40", "80")
-    # The 7B model's and the 1.3B policy's weights in bfloat16, and the policy's in float32 as the reference
-    assert (table["main model"], table["parameters"], table["reference"]) == (13.48, 2.57, 5.14)
+    stdout, table = run(tmp_path, *PAPER, "--zero_stage", "2", "--gpu_memory", "30", "80")
+    # Weights in bfloat16: the 7B model's, the 1.3B policy's, and the reference's
+    assert (table["main model"], table["parameters"], table["reference"]) == (13.48, 2.57, 2.57)
     assert table["total peak"] == max(table["rollout peak"], table["update peak"])
-    assert "does not fit 40 GB" in stdout and "\nfits 80 GB" in stdout
+    assert "does not fit 30 GB" in stdout and "\nfits 80 GB" in stdout
 
 
 @pytest.mark.slow  # as long as the test above, which is a quarter of a minute
 def test_what_makes_the_papers_recipe_fit_40_gb(tmp_path):
     arguments = ["--zero_stage", "2", "--gpu_memory", "40", "--decoding_batch_size", "32"]
-    stdout, _ = run(tmp_path, *PAPER, *arguments)
-    assert "\nfits 40 GB" in stdout
+    stdout, table = run(tmp_path, *PAPER, *arguments)
+    assert "\nfits 40 GB" in stdout and table["total peak"] < 0.8 * 40
 
 
 def test_without_arguments_it_plans_the_demo(tmp_path):

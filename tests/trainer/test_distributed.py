@@ -146,6 +146,7 @@ def test_a_resumed_zero2_run_equals_the_uninterrupted_one(tmp_path):
     checkpoint = str(tmp_path / "straight" / "run" / "checkpoint-5")
     resumed, weights = run(tmp_path / "resumed", "zero2_bf16", "rollouts", checkpoint=checkpoint, **kwargs)
     assert weights["latent_head.mean.weight"].dtype == torch.bfloat16
+    assert straight[0]["latent/kl"][0] == 0.0  # the reference has been cast as well
     assert any(name.startswith("value_head.") for name in weights)
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     assert [log["loss"] for log in resumed] == [log["loss"] for log in straight]

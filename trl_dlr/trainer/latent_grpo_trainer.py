@@ -691,9 +691,11 @@ class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
         if not self.is_deepspeed_enabled:
             logger.info(f"{type(engine).__name__}, {self.accelerator.num_processes} processes")
             return
-        from .zero2 import check_engine, clip_separately
+        from .zero2 import cast_like_engine, check_engine, clip_separately
 
         logger.info(check_engine(engine, self.model, self.main_model), main_process_only=False)
+        if self.ref_model is not None:
+            cast_like_engine(self.ref_model, engine.optimizer)
         if self.args.projection_max_grad_norm is not None:
             limits = self.args.projection_max_grad_norm, self.args.max_grad_norm
             clip_separately(engine.optimizer, self._projection_ids(self.model), *limits)

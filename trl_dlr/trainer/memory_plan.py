@@ -374,9 +374,9 @@ def plan_memory(
         gradients = num_owned * element
         buckets = 0 if is_sharded or num_processes == 1 else gradients
 
-        reference = 0  # a copy from before DeepSpeed casts
+        reference = 0  # in the policy's precision
         if args.beta != 0.0 and not is_peft_model(policy):
-            reference = num_bytes(tensors_of(policy))
+            reference = num_bytes(tensors_of(trained))
         value_head = 0
         if args.prescreening_fraction < 1:
             sizes = num_latents * latent_dim, base.config.hidden_size

@@ -75,6 +75,12 @@ def check_engine(engine: nn.Module, policy: nn.Module, main_model: nn.Module) ->
     )
 
 
+def cast_like_engine(reference: nn.Module, zero: DeepSpeedZeroOptimizer) -> None:
+    """Cast a reference policy's weights as DeepSpeed has cast the policy's: else unchanged weights would have a KL."""
+    for parameter in reference.parameters():
+        parameter.data = parameter.data.to(zero.dtype)
+
+
 def clip_separately(
     zero: DeepSpeedZeroOptimizer, projection: Collection[int], projection_max_norm: float, max_norm: float
 ) -> None:
