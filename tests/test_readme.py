@@ -4,9 +4,11 @@
 
 import ast
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from trl_dlr import LatentGRPOConfig
+from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +17,8 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_configuration_table_has_every_field_and_its_default():
     rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", README, flags=re.MULTILINE))
-    own = {name: LatentGRPOConfig.__dataclass_fields__[name].default for name in LatentGRPOConfig.__annotations__}
+    of_grpo = [field for field in fields(LatentGRPOConfig) if field.name in LatentGRPOConfig.__annotations__]
+    own = {field.name: field.default for field in (*fields(LatentPolicyArguments), *of_grpo)}
     assert {name: ast.literal_eval(default) for name, default in rows.items()} == own
 
 

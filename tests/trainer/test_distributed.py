@@ -245,7 +245,7 @@ def wait_for(path, seconds=120):
 @needs_compiler
 @pytest.mark.slow
 def test_a_zero2_run_killed_at_50_random_moments_resumes_each_time(tmp_path):
-    kwargs = {**EVERY_STEP, "max_steps": 1000, "save_total_limit": 2}
+    kwargs = {**EVERY_STEP, "max_steps": 1500, "save_total_limit": 2}
     kwargs |= {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1}
     _, expected = run(tmp_path / "straight", "zero2", "rollouts", **kwargs)
     folder, moments = tmp_path / "killed", random.Random(0)
@@ -255,7 +255,7 @@ def test_a_zero2_run_killed_at_50_random_moments_resumes_each_time(tmp_path):
             (folder / f"started_{rank}").unlink(missing_ok=True)
         process = start(folder, "zero2", "rollouts", checkpoint=bool(steps and steps[-1]), **kwargs)
         pids = [int(wait_for(folder / f"started_{rank}").read_text()) for rank in range(2)]
-        time.sleep(moments.uniform(0.0, 5.0))
+        time.sleep(moments.uniform(0.0, 3.0))
         for pid in (process.pid, *pids):
             os.kill(pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, (folder / "stderr.txt").read_text()[-4000:]

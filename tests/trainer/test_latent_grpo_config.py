@@ -7,6 +7,7 @@ import pytest
 from trl import TrlParser
 
 from trl_dlr import LatentGRPOConfig, LatentPolicyConfig
+from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
 
 
 @pytest.mark.parametrize(
@@ -51,12 +52,14 @@ def test_bad_input(tmp_path, kwargs, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_every_field_of_its_own_is_documented_with_its_default():
-    for name in LatentGRPOConfig.__annotations__:
-        field = LatentGRPOConfig.__dataclass_fields__[name]
+@pytest.mark.parametrize("config", [LatentGRPOConfig, LatentPolicyArguments])
+def test_every_field_of_its_own_is_documented_with_its_default(config):
+    own = {field.name for field in dataclasses.fields(config)} & config.__annotations__.keys()
+    for name in sorted(own):
+        field = config.__dataclass_fields__[name]
         assert field.metadata["help"]
-        assert f"        {name} (" in LatentGRPOConfig.__doc__, name
-        documented = LatentGRPOConfig.__doc__.split(f"        {name} (")[1].split(":\n")[0]
+        assert f"        {name} (" in config.__doc__, name
+        documented = config.__doc__.split(f"        {name} (")[1].split(":\n")[0]
         if field.default is not None:
             assert ast.literal_eval(documented.split("defaults to `")[1].rstrip("`)")) == field.default, name
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model, set_seed
 from datasets import Dataset
 from peft import PeftConfig
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -20,10 +20,35 @@ from trl.trainer.utils import get_callable_name, is_async_callable
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
 from ..models import LatentPolicyConfig, LatentPolicyModel
 from .latent_grpo_config import LatentGRPOConfig
+from .policy_arguments import LatentPolicyArguments
+
+
+def assemble(
+    model: str | PreTrainedModel,
+    main_model: str | PreTrainedModel,
+    main_processing_class: PreTrainedTokenizerBase | None,
+    processing_class: PreTrainedTokenizerBase | None,
+    args: LatentPolicyArguments,
+    quantization_config: Any = None,
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """Policy, main model, the main model's tokenizer and the assistant's, from what a user gave of them."""
+    if args.deepspeed_plugin is not None:
+        from .zero2 import check_deepspeed  # imports DeepSpeed, which takes seconds
+
+        check_deepspeed(args)
+    set_seed(args.seed)  # a new policy's projection layers are random
+    main_model = load_main_model(main_model, args, quantization_config)
+    if main_processing_class is None:
+        main_processing_class = load_tokenizer(main_model, "main_processing_class")
+    model = build_policy(model, main_model, main_processing_class, args)
+    if processing_class is None:
+        policy = model.get_base_model() if is_peft_model(model) else model
+        processing_class = assistant_tokenizer(policy, main_model, main_processing_class)
+    return model, main_model, main_processing_class, processing_class
 
 
 def load_main_model(
-    main_model: str | PreTrainedModel, args: LatentGRPOConfig, quantization_config: Any = None
+    main_model: str | PreTrainedModel, args: LatentPolicyArguments, quantization_config: Any = None
 ) -> PreTrainedModel:
     """The main model, loaded if it is given by name. Its weights are not touched yet."""
     if isinstance(main_model, str):
@@ -59,7 +84,7 @@ def build_policy(
     model: str | PreTrainedModel,
     main_model: PreTrainedModel,
     main_processing_class: PreTrainedTokenizerBase,
-    args: LatentGRPOConfig,
+    args: LatentPolicyArguments,
 ) -> PreTrainedModel:
     """The policy to train: a saved or given [`LatentPolicyModel`], or a new one around an assistant."""
     if model is main_model:
@@ -174,6 +199,14 @@ def naming_itself(reward_func: Callable) -> Callable:
     functools.update_wrapper(wrapped, reward_func)
     wrapped.__name__ = name
     return wrapped
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, main_model: PreTrainedModel) -> None:
+    """Refuse an optimizer of the frozen main model's weights."""
+    main_parameters = {id(parameter) for parameter in main_model.parameters()}
+    groups = [] if optimizer is None else optimizer.param_groups
+    if any(id(parameter) in main_parameters for group in groups for parameter in group["params"]):
+        raise ValueError("`optimizers` holds weights of `main_model`, which is frozen. Give it the policy's only.")
 
 
 def check_dataset(dataset: Any, name: str) -> None:

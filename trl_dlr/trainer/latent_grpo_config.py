@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from trl import GRPOConfig
 
 from .losses import CONTRASTIVE_SIMILARITIES
+from .policy_arguments import LatentPolicyArguments
 
 
 # TRL options that speak of a policy that writes tokens. Ours draws latents, and the main model's tokens are not trained.
@@ -27,18 +27,18 @@ SELECTIONS = ("top_random", "top_bottom", "top", "random")
 
 
 @dataclass
-class LatentGRPOConfig(GRPOConfig):
+class LatentGRPOConfig(LatentPolicyArguments, GRPOConfig):
     r"""
     Configuration class for the [`LatentGRPOTrainer`].
 
     This class includes only the parameters that are specific to latent GRPO training, and those of [`~trl.GRPOConfig`]
-    with other defaults. For a full list of training arguments, please refer to the [`~trl.GRPOConfig`] and
-    [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the main model's token budget per
-    completion, `num_generations` is the number G of latent trajectories per question, and `beta` weighs the closed-form
-    KL of the latents' densities (`use_bias_correction_kl` does not apply to it). `use_vllm` decodes the frozen main model
-    with vLLM, in process (`vllm_mode="colocate"`) or by a stock server (`vllm_mode="server"`, started with `vllm serve
-    <main model> --enable-prompt-embeds`), which any number of runs can share, as its weights are never updated.
-    `generation_kwargs` are then fields of `vllm.SamplingParams`.
+    with other defaults. For a full list of training arguments, please refer to the [`LatentPolicyArguments`],
+    [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the main
+    model's token budget per completion, `num_generations` is the number G of latent trajectories per question, and
+    `beta` weighs the closed-form KL of the latents' densities (`use_bias_correction_kl` does not apply to it).
+    `use_vllm` decodes the frozen main model with vLLM, in process (`vllm_mode="colocate"`) or by a stock server
+    (`vllm_mode="server"`, started with `vllm serve <main model> --enable-prompt-embeds`), which any number of runs can
+    share, as its weights are never updated. `generation_kwargs` are then fields of `vllm.SamplingParams`.
 
     Using [`~transformers.HfArgumentParser`] we can turn this class into
     [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the
@@ -60,37 +60,8 @@ class LatentGRPOConfig(GRPOConfig):
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether to trade compute for memory in the assistant, which is small by design.
 
-        > Parameters of the latent policy, used when `model` is an assistant rather than a [`LatentPolicyModel`]
-
-        latent_dim (`int`, *optional*, defaults to `16`):
-            Size d of a latent.
-        num_latents (`int`, *optional*, defaults to `4`):
-            Number T of latent steps per trajectory.
-        latent_sampling (`str`, *optional*, defaults to `"autoregressive"`):
-            `"autoregressive"` (each latent is fed back, the paper's) or `"parallel"` (learned queries, one pass).
-        sigma (`float`, *optional*, defaults to `1.0`):
-            Standard deviation of a latent.
-        learn_sigma (`bool`, *optional*, defaults to `False`):
-            Whether `sigma` is trained, one value per dimension.
-        normalize_mean (`bool`, *optional*, defaults to `False`):
-            Whether means are scaled to unit root mean square.
-        injection (`str`, *optional*, defaults to `"anchors"`):
-            `"anchors"` (offsets from the embeddings of `anchor_text`), `"components"` (principal components of the main
-            model's embedding table) or `"trained"` (a parameter, which a pure policy gradient does not reach).
-        injection_scale (`float`, *optional*, defaults to `0.3`):
-            Size of the latents' share of an embedding, in units of the main model's measured embedding RMS.
-        anchor_text (`str`, *optional*, defaults to `"Answer: "`):
-            Text whose tokens, in turn, are the anchors.
-        freeze_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether the assistant's input embeddings stay as they are.
-
         > Parameters of the frozen main model
 
-        main_model_init_kwargs (`str` or `dict[str, Any]`, *optional*):
-            Keyword arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], used when `main_model` is a
-            string. If `dtype` is not given, the checkpoint's own is used.
-        allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
-            Whether to go on, with a warning, when the policy was built for a main model with other weights.
         decoding_batch_size (`int`, *optional*):
             Trajectories that transformers decodes together at most, to bound the memory of their KV cache. If `None`,
             all of a rollout. vLLM has its own limits.
@@ -129,13 +100,6 @@ class LatentGRPOConfig(GRPOConfig):
             How a step's log-density is reduced over its d dimensions: `"sum"` is exact, `"mean"` (the d-th root of the
             density) is a surrogate whose ratios rarely leave the clip range.
 
-        > Parameters of the optimization
-
-        projection_learning_rate (`float`, *optional*):
-            Learning rate of the projection layers: all that is not the assistant. If `None`, `learning_rate`.
-        projection_max_grad_norm (`float`, *optional*):
-            Gradient norm to which the projection layers are clipped on their own. If `None`, `max_grad_norm`.
-
         > Parameters that keep a run healthy
 
         exploration_check_prompts (`int`, *optional*, defaults to `8`):
@@ -146,7 +110,7 @@ class LatentGRPOConfig(GRPOConfig):
             run stops with an error and a saved checkpoint.
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["main_model_init_kwargs"]
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + LatentPolicyArguments._DICT_FIELDS
 
     # Defaults that differ from GRPOConfig: an assistant that is small, and rollouts that are used more than once
     learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the assistant."})
@@ -167,47 +131,7 @@ class LatentGRPOConfig(GRPOConfig):
         metadata={"help": "Whether to trade compute for memory in the assistant, which is small by design."},
     )
 
-    # Latent policy
-    latent_dim: int = field(default=16, metadata={"help": "Size d of a latent."})
-    num_latents: int = field(default=4, metadata={"help": "Number T of latent steps per trajectory."})
-    latent_sampling: str = field(
-        default="autoregressive",
-        metadata={
-            "help": "How latents are drawn: 'autoregressive' feeds each one back, 'parallel' draws all in one pass.",
-            "choices": ["autoregressive", "parallel"],
-        },
-    )
-    sigma: float = field(default=1.0, metadata={"help": "Standard deviation of a latent."})
-    learn_sigma: bool = field(default=False, metadata={"help": "Whether sigma is trained, one value per dimension."})
-    normalize_mean: bool = field(
-        default=False, metadata={"help": "Whether means are scaled to unit root mean square, which bounds them."}
-    )
-    injection: str = field(
-        default="anchors",
-        metadata={
-            "help": "How latents become embeddings of the main model: 'anchors' (offsets from anchor tokens), "
-            "'components' (principal components of its embedding table) or 'trained' (a parameter).",
-            "choices": ["anchors", "components", "trained"],
-        },
-    )
-    injection_scale: float = field(
-        default=0.3, metadata={"help": "Size of the latents' share of an embedding, relative to the embeddings' RMS."}
-    )
-    anchor_text: str = field(default="Answer: ", metadata={"help": "Text whose tokens, in turn, are the anchors."})
-    freeze_embeddings: bool = field(
-        default=False, metadata={"help": "Whether the assistant's input embeddings stay as they are."}
-    )
-
     # Main model
-    main_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Keyword arguments for loading the main model when `main_model` is a string."},
-    )
-    allow_main_model_mismatch: bool = field(
-        default=False,
-        metadata={"help": "Whether to go on when the policy was built for a main model with other weights."},
-    )
-
     decoding_batch_size: int | None = field(
         default=None,
         metadata={"help": "Trajectories that transformers decodes together at most. If unset, all of a rollout."},
@@ -260,14 +184,6 @@ class LatentGRPOConfig(GRPOConfig):
         },
     )
 
-    # Optimization
-    projection_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the projection layers. If unset, `learning_rate`."}
-    )
-    projection_max_grad_norm: float | None = field(
-        default=None, metadata={"help": "Norm to which the projection layers' gradients are clipped on their own."}
-    )
-
     # Health
     exploration_check_prompts: int = field(
         default=8,
@@ -286,7 +202,8 @@ class LatentGRPOConfig(GRPOConfig):
                     f"`{name}={getattr(self, name)!r}` has no meaning for `LatentGRPOTrainer`: {reason}. Leave it at "
                     f"{default!r}."
                 )
-        for name in ("latent_dim", "num_latents", "max_completion_length", "max_skipped_steps"):
+        self.check_policy_arguments()
+        for name in ("max_completion_length", "max_skipped_steps"):
             if getattr(self, name) is None or getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.decoding_batch_size is not None and self.decoding_batch_size < 1:
@@ -316,15 +233,10 @@ class LatentGRPOConfig(GRPOConfig):
         for name in at_least_0:
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}.")
-        for name in ("sigma", "injection_scale", "contrastive_temperature", "prescreening_learning_rate"):
+        for name in ("contrastive_temperature", "prescreening_learning_rate"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
-        for name in ("projection_learning_rate", "projection_max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
-        choosing = ("latent_sampling", "injection", "prescreening_selection", "contrastive_similarity")
-        for name in (*choosing, "latent_logp_reduction"):
+        for name in ("prescreening_selection", "contrastive_similarity", "latent_logp_reduction"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
@@ -334,9 +246,3 @@ class LatentGRPOConfig(GRPOConfig):
         """Number K = ⌈ρG⌉ of a question's trajectories that are decoded (equation 13)."""
         # A float product a hair above a whole number is that number: 0.07 * 100 is 7
         return math.ceil(round(self.prescreening_fraction * self.num_generations, 9))
-
-    def policy_kwargs(self) -> dict[str, Any]:
-        """Fields of [`LatentPolicyConfig`] that this configuration sets."""
-        names = ("latent_dim", "num_latents", "sigma", "learn_sigma", "normalize_mean", "injection")
-        names += ("injection_scale", "anchor_text", "freeze_embeddings")
-        return {"sampling": self.latent_sampling, **{name: getattr(self, name) for name in names}}

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import os
 import textwrap
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather, is_peft_model, set_seed
+from accelerate.utils import gather, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -22,22 +21,20 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id, pad
 
 from ..generation import tokenize_prompts
 from ..models import DiagonalGaussian, LatentPolicyOutput
-from .callbacks import EngineCheckCallback, EpochOrderCallback, ExplorationCheckCallback
-from .checkpoints import WholeCheckpointsMixin, whole_files
+from .callbacks import EpochOrderCallback, ExplorationCheckCallback
 from .construction import (
     adapter_for_policy,
-    assistant_tokenizer,
+    assemble,
     build_engine,
-    build_policy,
     check_chat_templates,
     check_dataset,
-    load_main_model,
-    load_tokenizer,
+    check_optimizer,
     longest_prompts,
     naming_itself,
 )
 from .latent_grpo_config import LatentGRPOConfig
 from .losses import contrastive_loss
+from .policy_training import PolicyTrainingMixin
 from .prescreening import Prescreener, ValueHead, area_under_curve, select_trajectories
 from .rollouts import load_rollout, rollout_path, save_rollout
 
@@ -48,7 +45,7 @@ logger = get_logger(__name__)
 MAX_LOG_RATIO = 20.0
 
 
-class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
+class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
     r"""
     Trainer for DeepLatent Reasoning, proposed in the paper [Latent-Space Contrastive Reinforcement Learning for Stable
     and Efficient LLM Reasoning](https://huggingface.co/papers/2601.17275).
@@ -171,30 +168,17 @@ class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
             args = LatentGRPOConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentGRPO")
         elif not isinstance(args, LatentGRPOConfig):
             raise ValueError(f"`args` must be a `LatentGRPOConfig`, got {type(args).__name__}.")
-        if args.deepspeed_plugin is not None:
-            from .zero2 import check_deepspeed  # imports DeepSpeed, which takes seconds
-
-            check_deepspeed(args)
         check_dataset(train_dataset, "train_dataset")
         check_dataset(eval_dataset, "eval_dataset")
 
-        set_seed(args.seed)  # a new policy's projection layers are random
-        main_model = load_main_model(main_model, args, quantization_config)
-        if main_processing_class is None:
-            main_processing_class = load_tokenizer(main_model, "main_processing_class")
-        model = build_policy(model, main_model, main_processing_class, args)
+        model, main_model, main_processing_class, processing_class = assemble(
+            model, main_model, main_processing_class, processing_class, args, quantization_config
+        )
         policy = model.get_base_model() if is_peft_model(model) else model
-        if processing_class is None:
-            processing_class = assistant_tokenizer(policy, main_model, main_processing_class)
         check_chat_templates(
             train_dataset, processing_class=processing_class, main_processing_class=main_processing_class
         )
-        if optimizers[0] is not None:
-            main_parameters = {id(parameter) for parameter in main_model.parameters()}
-            if any(id(p) in main_parameters for group in optimizers[0].param_groups for p in group["params"]):
-                raise ValueError(
-                    "`optimizers` holds weights of `main_model`, which is frozen. Give it the policy's only."
-                )
+        check_optimizer(optimizers[0], main_model)
         engine = build_engine(main_model, main_processing_class, args)
         if prompts := longest_prompts(train_dataset):
             lengths = map(len, tokenize_prompts(prompts, main_processing_class, args.chat_template_kwargs))
@@ -217,11 +201,8 @@ class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
         self.main_processing_class = main_processing_class
         self.num_latents = policy.config.num_latents
         self.kl_coef = args.beta
-        self._base_policy_state = None
-        if peft_config is not None and not policy.config.name_or_path:
-            # An adapter names its base model, and this policy exists nowhere yet: `_save` writes it beside the run
-            policy.name_or_path = os.path.join(args.output_dir, "base_policy")
-            self._base_policy_state = policy.state_dict()
+        if peft_config is not None:
+            self._name_base_policy(policy, args.output_dir)
         # A new adapter is its own reference when switched off. Copied before TRL patches the model's forward.
         ref_model = None
         if args.beta != 0.0 and peft_config is None:
@@ -273,7 +254,6 @@ class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
         self._epoch_order = EpochOrderCallback()
         self.add_callback(self._epoch_order)
-        self.add_callback(EngineCheckCallback(self._check_engine))
         self.add_callback(ExplorationCheckCallback(self.measure_exploration))
 
         # What the hooks below hand to each other between a rollout and its losses
@@ -662,56 +642,6 @@ class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
                 f"functions return. A checkpoint is in {self.args.output_dir}."
             )
 
-    @staticmethod
-    def _is_projection(name: str) -> bool:
-        return "assistant" not in name.split(".")
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        is_given = self.optimizer is not None
-        optimizer = super().create_optimizer(model)
-        rate = self.args.projection_learning_rate
-        if not is_given and (rate is not None or self.args.projection_max_grad_norm is not None):
-            projection, groups = self._projection_ids(model or self.model), []
-            for group in optimizer.param_groups:
-                is_projection = [id(parameter) in projection for parameter in group["params"]]
-                own = {} if rate is None else {"lr": rate}
-                for wanted, changes in ((False, {}), (True, own)):
-                    part = [p for p, found in zip(group["params"], is_projection, strict=True) if found is wanted]
-                    if part:
-                        groups.append({**group, "params": part, **changes})
-            optimizer.param_groups = groups
-        return optimizer
-
-    def _projection_ids(self, model) -> set[int]:
-        return {id(parameter) for name, parameter in model.named_parameters() if self._is_projection(name)}
-
-    def _check_engine(self) -> None:
-        """Say in what the policy is trained, and make sure of it."""
-        engine = self.model_wrapped
-        if not self.is_deepspeed_enabled:
-            logger.info(f"{type(engine).__name__}, {self.accelerator.num_processes} processes")
-            return
-        from .zero2 import cast_like_engine, check_engine, clip_separately
-
-        logger.info(check_engine(engine, self.model, self.main_model), main_process_only=False)
-        if self.ref_model is not None:
-            cast_like_engine(self.ref_model, engine.optimizer)
-        if self.args.projection_max_grad_norm is not None:
-            limits = self.args.projection_max_grad_norm, self.args.max_grad_norm
-            clip_separately(engine.optimizer, self._projection_ids(self.model), *limits)
-
-    def _clip_grad_norm(self, model):
-        max_norm = self.args.projection_max_grad_norm
-        if max_norm is None or self.is_deepspeed_enabled:  # which has clipped in the backward pass
-            return super()._clip_grad_norm(model)
-        self.accelerator.unscale_gradients()
-        named = [(self._is_projection(name), p) for name, p in model.named_parameters() if p.grad is not None]
-        norms = [
-            torch.nn.utils.clip_grad_norm_([p for is_projection, p in named if is_projection is wanted], limit)
-            for wanted, limit in ((True, max_norm), (False, self.args.max_grad_norm))
-        ]
-        return torch.stack(norms).norm()
-
     # ---- Before training, and what is kept ----
 
     def measure_exploration(self, num_prompts: int) -> float:
@@ -739,41 +669,15 @@ class LatentGRPOTrainer(WholeCheckpointsMixin, GRPOTrainer):
         return self._fraction_mixed(self.num_generations)
 
     def _checkpoint_record(self) -> dict[str, Any]:
-        """What a run must have in common with this one to go on from its checkpoints."""
-        policy = self.accelerator.unwrap_model(self.model)
-        config = (policy.get_base_model() if is_peft_model(policy) else policy).config
-        of_args = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
-        of_args += ("num_generations", "num_iterations")
-        of_config = ("latent_dim", "num_latents", "sampling", "learn_sigma", "normalize_mean")
-        return {
-            "main_model_fingerprint": config.main_model_fingerprint,
-            "save_only_model": self.args.save_only_model,
-            "run": {
-                "num_processes": self.accelerator.num_processes,
-                "deepspeed": self.is_deepspeed_enabled,
-                "adapter": is_peft_model(policy),
-                "prescreening": self.prescreener is not None,
-                **{name: getattr(self.args, name) for name in of_args},
-            },
-            "policy": {
-                **{name: getattr(config, name) for name in of_config},
-                **{name: list(tensor.shape) for name, tensor in policy.state_dict().items()},
-            },
-        }
+        record = super()._checkpoint_record()
+        record["run"]["prescreening"] = self.prescreener is not None
+        for name in ("num_generations", "num_iterations", "steps_per_generation"):
+            record["run"][name] = getattr(self.args, name)
+        return record
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
-        if not self.args.should_save:
-            super()._save(output_dir, state_dict)
-            return
-        if self._base_policy_state is not None:
-            base_policy = self.accelerator.unwrap_model(self.model).get_base_model()
-            with whole_files(base_policy.name_or_path) as folder:
-                base_policy.save_pretrained(folder, state_dict=self._base_policy_state)
-            self._base_policy_state = None
-        with whole_files(output_dir or self.args.output_dir) as folder:
-            super()._save(folder, state_dict)
-            if self.prescreener is not None:
-                self.prescreener.save_head(folder)
+    def _save_beside_policy(self, folder: str) -> None:
+        if self.prescreener is not None:
+            self.prescreener.save_head(folder)
 
     def _get_train_sampler(self, dataset=None):
         self._epoch_order.sampler = super()._get_train_sampler(dataset)

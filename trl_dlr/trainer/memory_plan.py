@@ -22,6 +22,7 @@ from ..models import DiagonalGaussian
 from .latent_grpo_config import LatentGRPOConfig
 from .latent_grpo_trainer import LatentGRPOTrainer
 from .losses import contrastive_loss
+from .policy_training import PolicyTrainingMixin
 from .prescreening import REPLAY_SIZE, ValueHead
 
 
@@ -183,7 +184,7 @@ def optimizer_groups(policy: nn.Module, args: LatentGRPOConfig) -> list[list[nn.
     groups = {}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
-            is_apart = is_split and LatentGRPOTrainer._is_projection(name)
+            is_apart = is_split and PolicyTrainingMixin._is_projection(name)
             groups.setdefault((name in decayed, is_apart), []).append(parameter)
     return list(groups.values())
 

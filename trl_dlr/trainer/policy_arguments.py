@@ -1,0 +1,125 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass
+class LatentPolicyArguments:
+    r"""
+    What the configurations of all trainers of a [`LatentPolicyModel`] have in common.
+
+    Parameters:
+        > Parameters of the latent policy, used when `model` is an assistant rather than a [`LatentPolicyModel`]
+
+        latent_dim (`int`, *optional*, defaults to `16`):
+            Size d of a latent.
+        num_latents (`int`, *optional*, defaults to `4`):
+            Number T of latent steps per trajectory.
+        latent_sampling (`str`, *optional*, defaults to `"autoregressive"`):
+            `"autoregressive"` (each latent is fed back, the paper's) or `"parallel"` (learned queries, one pass).
+        sigma (`float`, *optional*, defaults to `1.0`):
+            Standard deviation of a latent.
+        learn_sigma (`bool`, *optional*, defaults to `False`):
+            Whether `sigma` is trained, one value per dimension.
+        normalize_mean (`bool`, *optional*, defaults to `False`):
+            Whether means are scaled to unit root mean square.
+        injection (`str`, *optional*, defaults to `"anchors"`):
+            `"anchors"` (offsets from the embeddings of `anchor_text`), `"components"` (principal components of the main
+            model's embedding table) or `"trained"` (a parameter, which a pure policy gradient does not reach).
+        injection_scale (`float`, *optional*, defaults to `0.3`):
+            Size of the latents' share of an embedding, in units of the main model's measured embedding RMS.
+        anchor_text (`str`, *optional*, defaults to `"Answer: "`):
+            Text whose tokens, in turn, are the anchors.
+        freeze_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the assistant's input embeddings stay as they are.
+
+        > Parameters of the frozen main model
+
+        main_model_init_kwargs (`str` or `dict[str, Any]`, *optional*):
+            Keyword arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], used when `main_model` is a
+            string. If `dtype` is not given, the checkpoint's own is used.
+        allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
+            Whether to go on, with a warning, when the policy was built for a main model with other weights.
+
+        > Parameters of the optimization
+
+        projection_learning_rate (`float`, *optional*):
+            Learning rate of the projection layers: all that is not the assistant. If `None`, `learning_rate`.
+        projection_max_grad_norm (`float`, *optional*):
+            Gradient norm to which the projection layers are clipped on their own. If `None`, `max_grad_norm`.
+    """
+
+    _DICT_FIELDS: ClassVar[list[str]] = ["main_model_init_kwargs"]
+
+    # Latent policy
+    latent_dim: int = field(default=16, metadata={"help": "Size d of a latent."})
+    num_latents: int = field(default=4, metadata={"help": "Number T of latent steps per trajectory."})
+    latent_sampling: str = field(
+        default="autoregressive",
+        metadata={
+            "help": "How latents are drawn: 'autoregressive' feeds each one back, 'parallel' draws all in one pass.",
+            "choices": ["autoregressive", "parallel"],
+        },
+    )
+    sigma: float = field(default=1.0, metadata={"help": "Standard deviation of a latent."})
+    learn_sigma: bool = field(default=False, metadata={"help": "Whether sigma is trained, one value per dimension."})
+    normalize_mean: bool = field(
+        default=False, metadata={"help": "Whether means are scaled to unit root mean square, which bounds them."}
+    )
+    injection: str = field(
+        default="anchors",
+        metadata={
+            "help": "How latents become embeddings of the main model: 'anchors' (offsets from anchor tokens), "
+            "'components' (principal components of its embedding table) or 'trained' (a parameter).",
+            "choices": ["anchors", "components", "trained"],
+        },
+    )
+    injection_scale: float = field(
+        default=0.3, metadata={"help": "Size of the latents' share of an embedding, relative to the embeddings' RMS."}
+    )
+    anchor_text: str = field(default="Answer: ", metadata={"help": "Text whose tokens, in turn, are the anchors."})
+    freeze_embeddings: bool = field(
+        default=False, metadata={"help": "Whether the assistant's input embeddings stay as they are."}
+    )
+
+    # Main model
+    main_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments for loading the main model when `main_model` is a string."},
+    )
+    allow_main_model_mismatch: bool = field(
+        default=False,
+        metadata={"help": "Whether to go on when the policy was built for a main model with other weights."},
+    )
+
+    # Optimization
+    projection_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the projection layers. If unset, `learning_rate`."}
+    )
+    projection_max_grad_norm: float | None = field(
+        default=None, metadata={"help": "Norm to which the projection layers' gradients are clipped on their own."}
+    )
+
+    def check_policy_arguments(self) -> None:
+        for name in ("latent_dim", "num_latents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("sigma", "injection_scale"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
+        for name in ("projection_learning_rate", "projection_max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
+        for name in ("latent_sampling", "injection"):
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+
+    def policy_kwargs(self) -> dict[str, Any]:
+        """Fields of [`LatentPolicyConfig`] that this configuration sets."""
+        names = ("latent_dim", "num_latents", "sigma", "learn_sigma", "normalize_mean", "injection")
+        names += ("injection_scale", "anchor_text", "freeze_embeddings")
+        return {"sampling": self.latent_sampling, **{name: getattr(self, name) for name in names}}

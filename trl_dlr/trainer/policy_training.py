@@ -1,0 +1,124 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""What all trainers of a latent policy do alike: its engine, its optimizer, and how it is saved."""
+
+import os
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+
+from ..models import LatentPolicyModel
+from .callbacks import EngineCheckCallback
+from .checkpoints import WholeCheckpointsMixin, whole_files
+
+
+logger = get_logger(__name__)
+
+
+class PolicyTrainingMixin(WholeCheckpointsMixin):
+    """
+    For a TRL trainer of a [`LatentPolicyModel`] beside a frozen `main_model`: checks the engine at the start, gives the
+    projection layers their own learning rate and clipping, and saves adapters with the policy that they belong to.
+    """
+
+    ref_model = None
+    _base_policy_state = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(EngineCheckCallback(self._check_engine))
+
+    def _name_base_policy(self, policy: LatentPolicyModel, output_dir: str) -> None:
+        """An adapter names its base model. If this one exists nowhere yet, `_save` writes it beside the run."""
+        if not policy.config.name_or_path:
+            policy.name_or_path = os.path.join(output_dir, "base_policy")
+            self._base_policy_state = policy.state_dict()
+
+    def _check_engine(self) -> None:
+        """Say in what the policy is trained, and make sure of it."""
+        engine = self.model_wrapped
+        if not self.is_deepspeed_enabled:
+            logger.info(f"{type(engine).__name__}, {self.accelerator.num_processes} processes")
+            return
+        from .zero2 import cast_like_engine, check_engine, clip_separately
+
+        logger.info(check_engine(engine, self.model, self.main_model), main_process_only=False)
+        if self.ref_model is not None:
+            cast_like_engine(self.ref_model, engine.optimizer)
+        if self.args.projection_max_grad_norm is not None:
+            limits = self.args.projection_max_grad_norm, self.args.max_grad_norm
+            clip_separately(engine.optimizer, self._projection_ids(self.model), *limits)
+
+    @staticmethod
+    def _is_projection(name: str) -> bool:
+        return "assistant" not in name.split(".")
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        is_given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        rate = self.args.projection_learning_rate
+        if not is_given and (rate is not None or self.args.projection_max_grad_norm is not None):
+            projection, groups = self._projection_ids(model or self.model), []
+            for group in optimizer.param_groups:
+                is_projection = [id(parameter) in projection for parameter in group["params"]]
+                own = {} if rate is None else {"lr": rate}
+                for wanted, changes in ((False, {}), (True, own)):
+                    part = [p for p, found in zip(group["params"], is_projection, strict=True) if found is wanted]
+                    if part:
+                        groups.append({**group, "params": part, **changes})
+            optimizer.param_groups = groups
+        return optimizer
+
+    def _projection_ids(self, model) -> set[int]:
+        return {id(parameter) for name, parameter in model.named_parameters() if self._is_projection(name)}
+
+    def _clip_grad_norm(self, model):
+        max_norm = self.args.projection_max_grad_norm
+        if max_norm is None or self.is_deepspeed_enabled:  # which has clipped in the backward pass
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        named = [(self._is_projection(name), p) for name, p in model.named_parameters() if p.grad is not None]
+        norms = [
+            torch.nn.utils.clip_grad_norm_([p for is_projection, p in named if is_projection is wanted], limit)
+            for wanted, limit in ((True, max_norm), (False, self.args.max_grad_norm))
+        ]
+        return torch.stack(norms).norm()
+
+    def _checkpoint_record(self) -> dict[str, Any]:
+        """What a run must have in common with this one to go on from its checkpoints."""
+        policy = self.accelerator.unwrap_model(self.model)
+        config = (policy.get_base_model() if is_peft_model(policy) else policy).config
+        of_config = ("latent_dim", "num_latents", "sampling", "learn_sigma", "normalize_mean")
+        return {
+            "main_model_fingerprint": config.main_model_fingerprint,
+            "save_only_model": self.args.save_only_model,
+            "run": {
+                "num_processes": self.accelerator.num_processes,
+                "deepspeed": self.is_deepspeed_enabled,
+                "adapter": is_peft_model(policy),
+                "per_device_train_batch_size": self.args.per_device_train_batch_size,
+                "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+            },
+            "policy": {
+                **{name: getattr(config, name) for name in of_config},
+                **{name: list(tensor.shape) for name, tensor in policy.state_dict().items()},
+            },
+        }
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        if self._base_policy_state is not None:
+            base_policy = self.accelerator.unwrap_model(self.model).get_base_model()
+            with whole_files(base_policy.name_or_path) as folder:
+                base_policy.save_pretrained(folder, state_dict=self._base_policy_state)
+            self._base_policy_state = None
+        with whole_files(output_dir or self.args.output_dir) as folder:
+            super()._save(folder, state_dict)
+            self._save_beside_policy(folder)
+
+    def _save_beside_policy(self, folder: str) -> None:
+        """For what else a trainer has trained."""
