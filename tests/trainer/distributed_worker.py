@@ -103,6 +103,7 @@ def main(folder: str, mode: str, **kwargs):
     ]
     engine |= {key: history(trainer, key) for key in keys} | {"decoded": trainer.engine.num_decoded}
     (folder / f"run_{trainer.accelerator.process_index}.json").write_text(json.dumps(engine))
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
