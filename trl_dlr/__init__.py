@@ -14,6 +14,8 @@ _MODULE_OF = {
     "LatentGRPOTrainer": "trainer",
     "LatentPolicyConfig": "models",
     "LatentPolicyModel": "models",
+    "LatentSFTConfig": "trainer",
+    "LatentSFTTrainer": "trainer",
     "first_layers": "models",
     "fresh_layers": "models",
 }
@@ -23,13 +25,15 @@ __all__ = [
     "LatentGRPOTrainer",
     "LatentPolicyConfig",
     "LatentPolicyModel",
+    "LatentSFTConfig",
+    "LatentSFTTrainer",
     "first_layers",
     "fresh_layers",
 ]
 
 if TYPE_CHECKING:
     from .models import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
-    from .trainer import LatentGRPOConfig, LatentGRPOTrainer
+    from .trainer import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer
 
 
 def __getattr__(name: str):

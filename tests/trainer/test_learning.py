@@ -18,14 +18,14 @@ def accuracy(trainer, latents):
     return figures["accuracy"]
 
 
-def make_learner(folder, model_seed=0, **kwargs):
+def make_learner(folder, model_seed=0, model=None, **kwargs):
     """A trainer on the task of tests/tiny.py, on the CPU, that saves nothing."""
     main_model = trained_main_model()
     torch.manual_seed(model_seed)
     defaults = {"num_latents": 2, "injection": "components", "injection_scale": 1.0, "max_completion_length": 3}
     defaults |= {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     return LatentGRPOTrainer(
-        model=fresh_layers(main_model, 2),
+        model=fresh_layers(main_model, 2) if model is None else model,
         main_model=main_model,
         main_processing_class=tiny_tokenizer(),
         processing_class=tiny_tokenizer(),

@@ -20,7 +20,7 @@ def evaluate_latents(
     reasoner: LatentReasoner,
     dataset: Dataset,
     correctness_reward: Callable[..., list[float]],
-    format_reward: Callable[..., list[float]],
+    format_reward: Callable[..., list[float]] | None = None,
     latents: str = "own",
     format_weight: float = 1.0,
     num_samples: int = 4,
@@ -38,8 +38,8 @@ def evaluate_latents(
             Questions with a column `"prompt"` and the columns that the rewards read.
         correctness_reward (`Callable`):
             Correctness reward, +1 or -1.
-        format_reward (`Callable`):
-            Format reward, +1 or -1.
+        format_reward (`Callable`, *optional*):
+            Format reward, +1 or -1. Without it, `format` is missing and `reward` is correctness alone.
         latents (`str`, *optional*, defaults to `"own"`):
             - `"own"`: each question gets `num_samples` trajectories sampled for it.
             - `"shuffled"`: each question gets those of another one. What this costs is what the latents carry about
@@ -89,13 +89,18 @@ def evaluate_latents(
             if not isinstance(prompts_of[0], str):
                 texts = [[{"role": "assistant", "content": text}] for text in texts]
             correct = correctness_reward(prompts=prompts_of, completions=texts, **repeated)
-            formatted = format_reward(prompts=prompts_of, completions=texts, **repeated)
+            formatted = [0.0] * len(correct)
+            if format_reward is not None:
+                formatted = format_reward(prompts=prompts_of, completions=texts, **repeated)
             scores += torch.tensor([correct, formatted]).T.unflatten(0, (-1, num_samples)).tolist()
     scores = torch.tensor(gather_object(scores))  # (questions, samples, 2)
     correct, formatted = scores.unbind(-1)
-    return {
+    figures = {
         "reward": (correct + format_weight * formatted).mean().item(),
         "accuracy": (correct > 0).float().mean().item(),
         "format": (formatted > 0).float().mean().item(),
         "pass_at_k": (correct > 0).any(dim=1).float().mean().item(),
     }
+    if format_reward is None:
+        del figures["format"]
+    return figures

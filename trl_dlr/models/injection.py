@@ -73,6 +73,11 @@ class LatentInjector(nn.Module):
             self.anchors.copy_(embed(torch.tensor(ids, device=device)[repeated]).float())
             basis = nn.init.orthogonal_(torch.empty(latent_dim, hidden_size))
         else:
+            if latent_dim > hidden_size:
+                raise ValueError(
+                    f"`latent_dim={latent_dim}` exceeds the main model's embedding size {hidden_size}, which has no more "
+                    f"principal components. Lower it, or use `injection='anchors'` instead of {self.injection!r}."
+                )
             centered = table - table.mean(0)
             _, eigenvectors = torch.linalg.eigh(centered.T @ centered)  # ascending
             basis = eigenvectors.flip(1).T[:latent_dim]
@@ -82,11 +87,12 @@ class LatentInjector(nn.Module):
         """
         Args:
             latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`):
-                Latents to inject.
+                Latents to inject, all or the first ones.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_latents, hidden_size)`:
                 float32 embeddings for the main model.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            return self.anchors.float() + self.scale * self.rms.float() * (latents.float() @ self.weight.float())
+            anchors = self.anchors[: latents.size(1)].float()
+            return anchors + self.scale * self.rms.float() * (latents.float() @ self.weight.float())

@@ -331,10 +331,15 @@ class LatentPolicyModel(PreTrainedModel):
         return self.assistant(attention_mask=attention_mask, **kwargs)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, latents: torch.Tensor | None = None, **kwargs
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        latents: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        **kwargs,
     ) -> LatentPolicyOutput:
         """
-        Density of every latent step in one teacher-forced pass.
+        Density of every latent step: of given latents in one teacher-forced pass, or of those drawn with given noise.
 
         Args:
             input_ids (`torch.Tensor` of shape `(batch_size, prompt_length)`):
@@ -342,22 +347,23 @@ class LatentPolicyModel(PreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, prompt_length)`):
                 0 on padding.
             latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
-                Latents whose steps are conditioned on the ones before them. Required for autoregressive sampling.
+                Latents whose steps are conditioned on the ones before them. Required for autoregressive sampling,
+                unless `noise` is given.
+            noise (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
+                Draw as many reparameterized latents, `mean + std * noise`, through which gradients pass (zeros: means).
+                They may be fewer than `config.num_latents`.
 
         Returns:
-            [`LatentPolicyOutput`]
+            [`LatentPolicyOutput`]: with `latents` if `noise` was given.
         """
         # The trajectories of a question share its reading, which is computed once
         readings, rows = torch.stack([input_ids, attention_mask], 1).unique(dim=0, return_inverse=True)
+        if noise is not None:
+            return self._draw(*readings.unbind(1), rows, noise)
         if self.config.sampling == "parallel":
-            input_ids, attention_mask = readings.unbind(1)
-            queries = self.queries.weight.expand(input_ids.size(0), -1, -1)
-            hidden_states = self._read_through(input_ids, attention_mask, queries)
-            density = self.latent_head(hidden_states[:, input_ids.size(1) :])
-            states = hidden_states[:, input_ids.size(1) - 1].detach()
-            return LatentPolicyOutput(density.mean[rows], density.log_std, question_states=states[rows])
+            return self._density_of_queries(*readings.unbind(1), rows, self.config.num_latents)
         fed = self.latent_in(latents[:, :-1].to(self.latent_in.weight.dtype))
-        if self.training and self.is_activation_checkpointing:  # which recomputes layers, and so keeps no cache
+        if self._keeps_no_cache:
             hidden_states = self._read_through(input_ids, attention_mask, fed)[:, input_ids.size(1) - 1 :]
         else:
             cache, attention_mask, hidden_states = self._read_question(*readings.unbind(1), rows)
@@ -371,6 +377,50 @@ class LatentPolicyModel(PreTrainedModel):
                 hidden_states = torch.cat([hidden_states, later], dim=1)
         density = self.latent_head(hidden_states)
         return LatentPolicyOutput(density.mean, density.log_std, question_states=hidden_states[:, 0].detach())
+
+    @property
+    def _keeps_no_cache(self) -> bool:
+        """Gradient checkpointing recomputes layers, and so keeps no cache."""
+        return self.training and self.is_activation_checkpointing
+
+    def _density_of_queries(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, num_latents: int
+    ) -> LatentPolicyOutput:
+        """Parallel sampling: all steps from one pass over each question, repeated for the rows that share it."""
+        queries = self.queries.weight[:num_latents].expand(input_ids.size(0), -1, -1)
+        hidden_states = self._read_through(input_ids, attention_mask, queries)
+        density = self.latent_head(hidden_states[:, input_ids.size(1) :])
+        states = hidden_states[:, input_ids.size(1) - 1].detach()
+        return LatentPolicyOutput(density.mean[rows], density.log_std, question_states=states[rows])
+
+    def _draw(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, noise: torch.Tensor
+    ) -> LatentPolicyOutput:
+        """Latents of `rows` of questions, drawn with `noise`: in one pass, or step by step, each fed back."""
+        if self.config.sampling == "parallel":
+            output = self._density_of_queries(input_ids, attention_mask, rows, noise.size(1))
+            output.latents = output.density.rsample(noise)
+            return output
+        cache, mask, hidden_states = None, attention_mask[rows], None
+        if not self._keeps_no_cache:
+            cache, mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
+        means, latents, fed = [], [], self.latent_in.weight.new_empty(len(rows), 0, self.config.hidden_size)
+        for step in range(noise.size(1)):
+            if cache is None:
+                hidden_states = self._read_through(input_ids[rows], mask, fed)[:, -1:]
+            elif step > 0:
+                mask = F.pad(mask, (0, 1), value=1)
+                hidden_states = self._run_assistant(
+                    mask, inputs_embeds=fed[:, -1:], past_key_values=cache, use_cache=True
+                ).last_hidden_state
+            if step == 0:
+                question_states = hidden_states[:, 0].detach()
+            density = self.latent_head(hidden_states)
+            means.append(density.mean)
+            latents.append(density.rsample(noise[:, step : step + 1]))
+            fed = torch.cat([fed, self.latent_in(latents[-1].to(self.latent_in.weight.dtype))], dim=1)
+        mean, latents = torch.cat(means, dim=1), torch.cat(latents, dim=1)
+        return LatentPolicyOutput(mean, density.log_std, latents, question_states)
 
     def _read_through(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
         """Hidden states of a question and the embeddings fed after it, in one pass."""
@@ -420,30 +470,15 @@ class LatentPolicyModel(PreTrainedModel):
         rows = torch.arange(input_ids.size(0), device=input_ids.device).repeat_interleave(
             torch.as_tensor(num_samples, device=input_ids.device)
         )
+        shape = len(rows), self.config.num_latents, self.config.latent_dim
+        if deterministic:
+            noise = torch.zeros(shape, device=rows.device)
+        elif self.config.sampling == "parallel":
+            noise = torch.randn(shape, device=rows.device)
+        else:  # step by step, so that fewer latents are the same first ones
+            noise = torch.cat([torch.randn(shape[0], 1, shape[2], device=rows.device) for _ in range(shape[1])], dim=1)
         with eval_mode(self):
-            if self.config.sampling == "parallel":
-                output = self(input_ids, attention_mask)
-                density = DiagonalGaussian(output.mean[rows], output.log_std)
-                latents = density.mean if deterministic else density.rsample()
-                return LatentPolicyOutput(density.mean, density.log_std, latents, output.question_states[rows])
-            cache, attention_mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
-            question_states = hidden_states[:, 0]
-            means, latents = [], []
-            for step in range(self.config.num_latents):
-                density = self.latent_head(hidden_states)
-                means.append(density.mean)
-                latents.append(density.mean if deterministic else density.rsample())
-                if step < self.config.num_latents - 1:
-                    attention_mask = F.pad(attention_mask, (0, 1), value=1)
-                    hidden_states = self._run_assistant(
-                        attention_mask,
-                        inputs_embeds=self.latent_in(latents[-1].to(self.latent_in.weight.dtype)),
-                        past_key_values=cache,
-                        use_cache=True,
-                    ).last_hidden_state
-            return LatentPolicyOutput(
-                torch.cat(means, dim=1), density.log_std, torch.cat(latents, dim=1), question_states
-            )
+            return self._draw(input_ids, attention_mask, rows, noise)
 
     def inject(self, latents: torch.Tensor) -> torch.Tensor:
         """Embeddings of the main model for `latents`: `(B, T, latent_dim)` to float32 `(B, T, main_hidden_size)`."""

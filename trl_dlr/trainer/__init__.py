@@ -2,7 +2,9 @@
 
 from .latent_grpo_config import LatentGRPOConfig
 from .latent_grpo_trainer import LatentGRPOTrainer
+from .latent_sft_config import LatentSFTConfig
+from .latent_sft_trainer import LatentSFTTrainer
 from .losses import contrastive_loss
 
 
-__all__ = ["LatentGRPOConfig", "LatentGRPOTrainer", "contrastive_loss"]
+__all__ = ["LatentGRPOConfig", "LatentGRPOTrainer", "LatentSFTConfig", "LatentSFTTrainer", "contrastive_loss"]

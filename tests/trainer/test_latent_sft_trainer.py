@@ -1,0 +1,351 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import copy
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch.nn.functional import cross_entropy
+from transformers import EarlyStoppingCallback
+
+from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_model
+from tests.trainer.test_latent_grpo_trainer import history, make_policy, weights
+from tests.trainer.test_learning import accuracy, make_learner
+from trl_dlr import LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer, fresh_layers
+from trl_dlr.trainer.curriculum import keep_after_stage
+
+
+def with_completions(dataset):
+    return dataset.map(lambda row: {"completion": f"={row['answer']}"})
+
+
+def with_steps(num_rows=8):
+    rows = [
+        {"prompt": f"A{i}{i}", "steps": [f"{i}+{i}", f"{i}-1", "12"][: 2 + i % 2], "completion": f"={i}"}
+        for i in range(num_rows)
+    ]
+    return Dataset.from_list(rows)
+
+
+def make_sft_trainer(folder, model=None, main_model=None, train_dataset=None, trainer_kwargs=None, **kwargs):
+    main_model = random_main_model() if main_model is None else main_model
+    defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "max_completion_length": 3, "logging_steps": 1}
+    defaults |= {"num_latents": 3, "bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no"}
+    return LatentSFTTrainer(
+        model=make_policy(main_model) if model is None else model,
+        main_model=main_model,
+        args=LatentSFTConfig(str(folder / "run"), **{**defaults, "disable_tqdm": True, **kwargs}),
+        train_dataset=with_completions(tiny_dataset(16, 0)) if train_dataset is None else train_dataset,
+        **{
+            "processing_class": tiny_tokenizer(),
+            "main_processing_class": tiny_tokenizer(),
+            "reward_func": tiny_reward,
+            **(trainer_kwargs or {}),
+        },
+    )
+
+
+def batch_of(trainer, rows):
+    dataset = trainer.train_dataset
+    return trainer.data_collator([dataset[row] for row in rows])
+
+
+# ---- Loss ----
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_the_loss_is_the_main_models_likelihood_of_the_completion(tmp_path, sampling):
+    rows = [{"prompt": "A12", "completion": "=3"}, {"prompt": "B1", "completion": "=12+4"}]
+    policy = make_policy(random_main_model(), sampling=sampling)
+    kwargs = {"train_dataset": Dataset.from_list(rows), "latent_noise": 0.0, "mean_bound": 0.0}
+    trainer = make_sft_trainer(tmp_path, model=policy, **kwargs)
+    trainer.model.eval()
+    tokenizer, main_model = tiny_tokenizer(), trainer.main_model
+    total, num_tokens = 0.0, 0
+    for row in rows:  # each on its own, without padding
+        prompt = tokenizer(row["prompt"], return_tensors="pt")
+        latents = policy.sample(**prompt, deterministic=True).latents
+        target = tokenizer(row["completion"], return_tensors="pt")["input_ids"]
+        target = torch.cat([target, torch.tensor([[tokenizer.eos_token_id]])], dim=1)
+        embed = main_model.get_input_embeddings()
+        parts = [embed(prompt["input_ids"]), policy.inject(latents), embed(target)]
+        logits = main_model(inputs_embeds=torch.cat(parts, dim=1)).logits[0, -target.size(1) - 1 : -1]
+        total += cross_entropy(logits, target[0], reduction="sum").item()
+        num_tokens += target.size(1)
+    loss = trainer.compute_loss(trainer.model, batch_of(trainer, [0, 1]))
+    assert loss.item() == pytest.approx(total / num_tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"gradient_checkpointing": True}, {"policy": {"sampling": "parallel"}}])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_gradients_reach_every_part_of_the_policy_and_none_the_main_model(tmp_path, kwargs, noise):
+    kwargs = dict(kwargs)
+    main_model = random_main_model()
+    policy = make_policy(main_model, injection="trained", learn_sigma=True, **kwargs.pop("policy", {}))
+    trainer = make_sft_trainer(tmp_path, model=policy, main_model=main_model, latent_noise=noise, **kwargs)
+    trainer.model.train()
+    if kwargs:
+        trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainer.compute_loss(trainer.model, batch_of(trainer, range(4))).backward()
+    for name, parameter in policy.named_parameters():
+        if name == "latent_head.log_std" and noise == 0.0:  # means do not depend on it
+            continue
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert all(parameter.grad is None for parameter in main_model.parameters())
+
+
+def test_checkpointing_changes_no_gradient(tmp_path):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(3)
+        trainer = make_sft_trainer(tmp_path, gradient_checkpointing=checkpointing)
+        trainer.model.train()
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(7)
+        trainer.compute_loss(trainer.model, batch_of(trainer, range(4))).backward()
+        gradients.append({name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_main_model_stays_as_it_is_and_only_the_policy_is_saved(tmp_path):
+    main_model = random_main_model()
+    before = weights(main_model)
+    trainer = make_sft_trainer(tmp_path, main_model=main_model, save_strategy="steps", save_steps=2)
+    policy_before = weights(trainer.model)
+    trainer.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in main_model.state_dict().items())
+    assert not main_model.training
+    assert any(not torch.equal(policy_before[n], tensor) for n, tensor in trainer.model.state_dict().items())
+    loaded = LatentPolicyModel.from_pretrained(tmp_path / "run" / "checkpoint-4")
+    assert all(torch.equal(tensor, loaded.state_dict()[n]) for n, tensor in trainer.model.state_dict().items())
+
+
+def test_means_beyond_the_bound_cost(tmp_path):
+    policy = make_policy(random_main_model())
+    with torch.no_grad():
+        policy.latent_head.mean.bias.fill_(3.0)
+        policy.latent_head.mean.weight.zero_()
+    losses = {}
+    for bound in (0.0, 1.0, 4.0):
+        trainer = make_sft_trainer(tmp_path, model=copy.deepcopy(policy), mean_bound=bound, latent_noise=0.0)
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        losses[bound] = trainer.compute_loss(trainer.model, batch_of(trainer, range(4))).item()
+    assert losses[1.0] == pytest.approx(losses[0.0] + 4.0, rel=1e-5)  # (3 - 1)²
+    assert losses[4.0] == losses[0.0]
+
+
+def test_only_the_parts_that_are_named_are_trained(tmp_path):
+    trainer = make_sft_trainer(tmp_path, trained_parts=["latent_head"])
+    before = weights(trainer.model)
+    trainer.train()
+    changed = {n for n, tensor in trainer.model.state_dict().items() if not torch.equal(before[n], tensor)}
+    assert changed == {"latent_head.mean.weight", "latent_head.mean.bias"}
+
+
+def test_lora_trains_and_is_saved_with_its_policy(tmp_path):
+    trainer = make_sft_trainer(tmp_path, trainer_kwargs={"peft_config": LoraConfig(r=2)})
+    trainer.train()
+    assert len(history(trainer, "loss")) == 4
+    trainer.save_model(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert LatentPolicyModel.from_pretrained(config["base_model_name_or_path"])
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, stop):
+    curriculum = {"num_stages": 3, "latents_per_stage": 1, "stage_mixing": 0.5, "train_dataset": with_steps()}
+    kwargs = {"max_steps": 8, "per_device_train_batch_size": 4, **curriculum}
+    straight = make_sft_trainer(tmp_path / "a", **kwargs)
+    straight.train()
+    make_sft_trainer(tmp_path / "b", save_strategy="steps", save_steps=stop, **kwargs).train()
+    resumed = make_sft_trainer(tmp_path / "b", **kwargs)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "run" / f"checkpoint-{stop}"))
+    assert history(resumed, "loss") == history(straight, "loss")
+    for name, tensor in straight.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+# ---- Curriculum ----
+
+
+def test_stages_remove_steps_or_tokens():
+    ids = torch.tensor([[5, 6, 7, 8, 9, 1], [5, 8, 9, 1, -100, -100]])
+    steps = torch.tensor([[0, 0, 1, 1, -1, -1], [0, 1, -1, -1, -1, -1]])
+
+    def kept(stages, num_stages=3, tokens=None):
+        rows = keep_after_stage(ids, steps, torch.tensor(stages), num_stages, tokens)
+        return [[token for token in row if token != -100] for row in rows.tolist()]
+
+    assert kept([1, 1]) == [[7, 8, 9, 1], [8, 9, 1]]
+    assert kept([2, 1]) == [[9, 1], [8, 9, 1]]
+    assert kept([3, 3]) == [[9, 1], [9, 1]]
+    assert kept([1, 1], num_stages=1) == [[9, 1], [9, 1]]  # the last stage leaves no step
+    assert kept([1, 1], tokens=1) == [[6, 7, 8, 9, 1], [8, 9, 1]]
+    assert kept([2, 2], tokens=1) == [[7, 8, 9, 1], [9, 1]]
+    assert kept([1, 2], tokens=3) == [[8, 9, 1], [9, 1]]
+
+
+def test_stages_switch_where_configured(tmp_path):
+    seen = []
+    trainer = make_sft_trainer(
+        tmp_path, train_dataset=with_steps(8), num_stages=3, latents_per_stage=1, epochs_per_stage=2, max_steps=14
+    )
+    compute_loss = trainer.compute_loss
+
+    def recorded(model, inputs, *args, **kwargs):
+        seen.append((trainer.curriculum.stage, inputs["num_latents"].unique().tolist(), inputs["labels"].size(1)))
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = recorded
+    trainer.train()
+    assert [stage for stage, *_ in seen] == [1] * 4 + [2] * 4 + [3] * 6  # 2 steps an epoch
+    assert all(latents == [stage] for stage, latents, _ in seen)
+    lengths = {stage: max(length for s, _, length in seen if s == stage) for stage in (1, 2, 3)}
+    assert lengths[1] > lengths[2] > lengths[3] == 1 + 3  # "=", digit, end
+
+
+def test_moments_start_anew_with_a_stage(tmp_path):
+    for reset in (True, False):
+        trainer = make_sft_trainer(
+            tmp_path,
+            train_dataset=with_steps(8),
+            num_stages=3,
+            latents_per_stage=1,
+            max_steps=3,
+            reset_optimizer=reset,
+        )
+        trainer.train()  # two steps of stage 1, one of stage 2
+        steps = [int(state["step"]) for state in trainer.optimizer.state.values()]
+        assert max(steps) == (1 if reset else 3)
+
+
+def test_rows_of_another_stage_have_its_latents(tmp_path):
+    kwargs = {"train_dataset": with_steps(8), "num_stages": 3, "latents_per_stage": 1, "latent_noise": 0.0}
+    trainer = make_sft_trainer(tmp_path, mean_bound=0.0, **kwargs)
+    trainer.model.eval()
+    raw = batch_of(trainer, [0, 1])
+    alone = []
+    for row, stage in ((0, 1), (1, 3)):
+        trainer.curriculum.stage = stage
+        staged = trainer._at_stage({name: tensor[row : row + 1] for name, tensor in raw.items()})
+        alone.append((trainer.compute_loss(trainer.model, dict(staged)), (staged["labels"] != -100).sum()))
+    # The same two rows in one batch
+    trainer.curriculum.stage = 1
+    first = trainer._at_stage(raw)
+    trainer.curriculum.stage = 3
+    second = trainer._at_stage(raw)
+    labels = torch.nn.utils.rnn.pad_sequence([first["labels"][0], second["labels"][1]], True, -100)
+    mixed = {**first, "labels": labels, "num_latents": torch.tensor([1, 3])}
+    expected = sum(loss * count for loss, count in alone) / sum(count for _, count in alone)
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, mixed), expected, atol=1e-5, rtol=1e-5)
+
+
+# ---- Learning ----
+
+
+@pytest.mark.parametrize("latent_dim", [64, 512])
+def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path, latent_dim):
+    main_model = trained_main_model()
+    torch.manual_seed(0)
+    held_out = with_completions(tiny_dataset(200, 1, held_out=True))
+    trainer = make_sft_trainer(
+        tmp_path / "sft",
+        model=fresh_layers(main_model, 2),
+        main_model=main_model,
+        train_dataset=with_completions(tiny_dataset(2000, 0)),
+        trainer_kwargs={"eval_dataset": held_out},
+        max_steps=400,
+        per_device_train_batch_size=64,
+        per_device_eval_batch_size=50,
+        latent_dim=latent_dim,
+        num_latents=2,
+        anchor_text="++",
+        injection_scale=1.0,
+        lr_scheduler_type="constant",
+        logging_steps=100,
+    )
+    before = trainer.evaluate()["eval_accuracy"]
+    trainer.train()
+    warm = trainer.evaluate()["eval_accuracy"]
+    trainer.save_model(tmp_path / "policy")
+    learner = make_learner(
+        tmp_path / "rl", model=str(tmp_path / "policy"), max_steps=60, per_device_train_batch_size=256
+    )
+    learner.train()
+    after, shuffled = accuracy(learner, "own"), accuracy(learner, "shuffled")
+    print(f"\nd = {latent_dim}: untrained {before:.3f}, warm {warm:.3f}, then RL {after:.3f}, shuffled {shuffled:.3f}")
+    assert after >= 0.9 and after >= warm - 0.03
+    assert shuffled < 0.5
+
+
+def test_it_stops_early_on_the_accuracy_of_sampled_latents(tmp_path):
+    trainer = make_sft_trainer(
+        tmp_path,
+        trainer_kwargs={
+            "eval_dataset": with_completions(tiny_dataset(8, 1)),
+            "callbacks": [EarlyStoppingCallback(early_stopping_patience=2)],
+        },
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        metric_for_best_model="accuracy",
+        load_best_model_at_end=True,
+        learning_rate=1e-8,
+        max_steps=20,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3  # the first is the best, and two after it are not better
+    assert len(history(trainer, "eval_accuracy")) == 3
+
+
+# ---- Bad input ----
+
+
+@pytest.mark.parametrize(
+    ("rows", "kwargs", "message"),
+    [
+        ([{"text": "A1"}], {}, "`train_dataset` must have a column 'prompt' or 'question', has \\['text'\\]"),
+        ([{"prompt": "A1"}], {}, "`train_dataset` must have a column 'completion' or 'answer'"),
+        ([{"prompt": "A1", "completion": "1"}], {"num_stages": 3}, "must have a column 'steps', a list of texts"),
+        (
+            [{"prompt": "A1", "completion": "1", "steps": ["1"]}, {"prompt": "A1", "completion": "1", "steps": []}],
+            {"num_stages": 3},
+            "`train_dataset` has no 'steps' in 1 rows, the first is 1",
+        ),
+        (
+            None,
+            {"trained_parts": ["head"]},
+            "`trained_parts` must name some of assistant, latent_head, .*got \\['head'\\]",
+        ),
+        (None, {"num_stages": 2, "num_latents": 4}, "needs a policy of 4 latents, but `model` has 3"),
+    ],
+)
+def test_bad_data_is_refused(tmp_path, rows, kwargs, message):
+    if "num_stages" in kwargs:
+        kwargs = {"latents_per_stage": kwargs.get("num_latents", 3) // kwargs["num_stages"], **kwargs}
+    with pytest.raises(ValueError, match=message):
+        make_sft_trainer(tmp_path, train_dataset=None if rows is None else Dataset.from_list(rows), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"packing": True}, "`packing=True` has no meaning for `LatentSFTTrainer`"),
+        ({"latent_dim": 0}, "latent_dim.*at least 1.*0"),
+        ({"latent_noise": -1.0}, "latent_noise.*at least 0.*-1"),
+        ({"mean_bound": float("nan")}, "mean_bound.*at least 0.*nan"),
+        ({"stage_mixing": 1.5}, "stage_mixing.*between 0 and 1.*1.5"),
+        ({"curriculum_unit": "word"}, "curriculum_unit.*step, token.*word"),
+        ({"epochs_per_stage": 0}, "epochs_per_stage.*at least 1.*0"),
+        ({"num_stages": 3}, "`num_latents=4` must be `num_stages \\* latents_per_stage` = 3 \\* 2 = 6"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LatentSFTConfig(str(tmp_path / "run"), bf16=False, use_cpu=True, **kwargs)

@@ -1,0 +1,137 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import math
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+from .policy_arguments import LatentPolicyArguments
+
+
+# TRL options that speak of a model whose own tokens are trained. Here the main model writes, and the policy is trained.
+REFUSED_OPTIONS = {
+    "packing": "every question has latents of its own",
+    "eval_packing": "every question has latents of its own",
+    "padding_free": "every question has latents of its own",
+    "assistant_only_loss": "the loss is on the completion alone",
+    "completion_only_loss": "the loss is on the completion alone",
+    "eos_token": "the main model's own ends a completion",
+    "chat_template_path": "the main model's own template renders its prompts",
+    "activation_offloading": "the policy is small, and the main model is not trained",
+}
+CURRICULUM_UNITS = ("step", "token")
+
+
+@dataclass
+class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
+    r"""
+    Configuration class for the [`LatentSFTTrainer`].
+
+    This class includes only the parameters that are specific to latent supervised fine-tuning, and those of
+    [`~trl.SFTConfig`] with other defaults. For a full list of training arguments, please refer to the
+    [`~trl.SFTConfig`], [`~transformers.TrainingArguments`] and [`LatentPolicyArguments`] documentation.
+
+    Parameters:
+        > Parameters whose default values are overridden from SFTConfig
+
+        learning_rate (`float`, *optional*, defaults to `1e-3`):
+            Learning rate of the policy, which is small.
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`):
+            Whether to trade compute for memory, in the assistant and in the main model that the gradient passes.
+
+        > Parameters of the latents
+
+        latent_noise (`float`, *optional*, defaults to `1.0`):
+            Standard deviation of the noise in units of σ: 1 trains on reparameterized samples, as reinforcement
+            learning will draw them; 0 on means.
+        mean_bound (`float`, *optional*, defaults to `1.0`):
+            Root mean square of μ/σ up to which means cost nothing; the squared excess is added to the loss. Without a
+            bound, samples of a question come to decode alike and leave reinforcement learning nothing to explore. 0
+            switches it off.
+        trained_parts (`list[str]`, *optional*):
+            Parts of the policy that are trained, as names of its modules (`assistant`, `latent_head`, `latent_in` or
+            `queries`, `injector`). If `None`, all that are trainable.
+
+        > Parameters of the curriculum, for data with a column `"steps"`
+
+        num_stages (`int`, *optional*, defaults to `0`):
+            Number S of stages. In stage s, latents stand for the first s steps; in the last, for all of them. 0: the
+            whole completion is learned with all latents from the start.
+        latents_per_stage (`int`, *optional*, defaults to `2`):
+            Latents c that each stage adds. The policy has S * c of them.
+        curriculum_unit (`str`, *optional*, defaults to `"step"`):
+            What a stage replaces: a whole reasoning `"step"`, or as many tokens as it adds latents (`"token"`).
+        epochs_per_stage (`int`, *optional*, defaults to `1`):
+            Epochs of each stage before the last, which has the rest of training.
+        reset_optimizer (`bool`, *optional*, defaults to `True`):
+            Whether AdamW's moments start anew with each stage.
+        stage_mixing (`float`, *optional*, defaults to `0.0`):
+            Probability with which an example is taken from another stage, drawn uniformly.
+
+        > Parameters of the evaluation
+
+        max_completion_length (`int`, *optional*, defaults to `256`):
+            Tokens that the main model writes at most when held-out questions are answered.
+        num_eval_samples (`int`, *optional*, defaults to `4`):
+            Trajectories per held-out question.
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the policy, which is small."})
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Whether to trade compute for memory, in the assistant and in the main model."},
+    )
+    latent_noise: float = field(
+        default=1.0, metadata={"help": "Noise in units of sigma: 1 trains on samples, 0 on means."}
+    )
+    mean_bound: float = field(
+        default=1.0, metadata={"help": "Root mean square of mean/sigma beyond which means cost; 0 for no bound."}
+    )
+    trained_parts: list[str] | None = field(
+        default=None, metadata={"help": "Modules of the policy that are trained. If unset, all."}
+    )
+    num_stages: int = field(default=0, metadata={"help": "Stages of the curriculum; 0 for none."})
+    latents_per_stage: int = field(default=2, metadata={"help": "Latents that each stage adds."})
+    curriculum_unit: str = field(
+        default="step",
+        metadata={"help": "What a stage replaces: 'step' or 'token'.", "choices": list(CURRICULUM_UNITS)},
+    )
+    epochs_per_stage: int = field(default=1, metadata={"help": "Epochs of each stage before the last."})
+    reset_optimizer: bool = field(
+        default=True, metadata={"help": "Whether AdamW's moments start anew with each stage."}
+    )
+    stage_mixing: float = field(
+        default=0.0, metadata={"help": "Probability with which an example is taken from another stage."}
+    )
+    max_completion_length: int = field(
+        default=256, metadata={"help": "Tokens written at most when held-out questions are answered."}
+    )
+    num_eval_samples: int = field(default=4, metadata={"help": "Trajectories per held-out question."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, reason in REFUSED_OPTIONS.items():
+            default = SFTConfig.__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` has no meaning for `LatentSFTTrainer`: {reason}. Leave it at "
+                    f"{default!r}."
+                )
+        self.check_policy_arguments()
+        for name in ("latents_per_stage", "epochs_per_stage", "max_completion_length", "num_eval_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("latent_noise", "mean_bound", "num_stages"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}.")
+        if not 0 <= self.stage_mixing <= 1:
+            raise ValueError(f"`stage_mixing` must be between 0 and 1, got {self.stage_mixing}.")
+        if self.curriculum_unit not in CURRICULUM_UNITS:
+            raise ValueError(
+                f"`curriculum_unit` must be one of {', '.join(CURRICULUM_UNITS)}, got {self.curriculum_unit!r}."
+            )
+        if self.num_stages > 0 and self.num_latents != self.num_stages * self.latents_per_stage:
+            raise ValueError(
+                f"`num_latents={self.num_latents}` must be `num_stages * latents_per_stage` = {self.num_stages} * "
+                f"{self.latents_per_stage} = {self.num_stages * self.latents_per_stage}, the latents of the last stage."
+            )

@@ -1,0 +1,385 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.data.data_collator import DataCollatorMixin
+from trl import SFTTrainer
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, pad
+
+from ..evaluation.controls import evaluate_latents
+from ..generation import TransformersEngine, tokenize_prompts
+from ..models import LatentPolicyModel
+from ..models.reasoner import LatentReasoner
+from ..rewards import correctness_reward
+from .construction import adapter_for_policy, assemble, check_chat_templates, check_optimizer
+from .curriculum import CurriculumCallback, keep_after_stage
+from .latent_sft_config import LatentSFTConfig
+from .policy_training import PolicyTrainingMixin
+
+
+def as_text(completion: str | list[dict[str, str]]) -> str:
+    """A standard completion, or a conversational one of a single message."""
+    return completion if isinstance(completion, str) else completion[0]["content"]
+
+
+def train_part(policy: LatentPolicyModel, parts: list[str] | None) -> None:
+    """Freeze what is not in `parts`, names of the policy's modules."""
+    if parts is None:
+        return
+    names = [name for name, _ in policy.named_children()]
+    if not parts or not set(parts) <= set(names):
+        raise ValueError(f"`trained_parts` must name some of {', '.join(names)}, got {parts}.")
+    for name, module in policy.named_children():
+        if name not in parts:
+            module.requires_grad_(False)
+
+
+@dataclass
+class LatentSFTCollator(DataCollatorMixin):
+    """
+    Pads questions on the left and completions on the right.
+
+    Args:
+        pad_token_id (`int`):
+            Padding of the assistant's tokens. The main model's padding is masked.
+    """
+
+    pad_token_id: int
+    return_tensors: str = "pt"
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        def padded(name: str, value: int, side: str) -> torch.Tensor:
+            return pad([torch.tensor(example[name]) for example in examples], padding_value=value, padding_side=side)
+
+        def mask(name: str) -> torch.Tensor:
+            return pad([torch.ones(len(example[name]), dtype=torch.long) for example in examples], padding_side="left")
+
+        return {
+            "input_ids": padded("assistant_ids", self.pad_token_id, "left"),
+            "attention_mask": mask("assistant_ids"),
+            "prompt_ids": padded("prompt_ids", 0, "left"),
+            "prompt_mask": mask("prompt_ids"),
+            "completion_ids": padded("completion_ids", -100, "right"),
+            "step_index": padded("step_index", -1, "right"),
+        }
+
+
+class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
+    r"""
+    Trainer for the supervised start of a latent policy: the negative log-likelihood of gold completions under the
+    frozen main model that has been given the policy's latents.
+
+    The gradient passes through the frozen main model into projector, latent head and assistant. With `num_stages`, the
+    worked steps of an answer are replaced by latents stage by stage, in the manner of Coconut
+    ([2412.06769](https://huggingface.co/papers/2412.06769)). What it saves is a [`LatentPolicyModel`], the `model` of
+    [`LatentGRPOTrainer`].
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> from trl_dlr import LatentSFTTrainer
+
+    >>> dataset = Dataset.from_list([{"prompt": "What is 2 + 3?", "completion": "5"}])
+
+    >>> trainer = LatentSFTTrainer(
+    ...     model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ...     main_model="Qwen/Qwen2.5-7B-Instruct",
+    ...     train_dataset=dataset,
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy to train, or the assistant of a new one, as in [`LatentGRPOTrainer`].
+        args ([`LatentSFTConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used.
+        train_dataset ([`~datasets.Dataset`]):
+            Dataset with columns `"prompt"` and `"completion"`, standard or conversational, or `"question"` and
+            `"answer"`. A curriculum needs `"steps"` as well, a list of texts that come before the completion.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Held-out questions. Beside the loss, `eval_accuracy` says how often answers decoded from *sampled* latents
+            are right by `reward_func`; an [`~transformers.EarlyStoppingCallback`] with
+            `metric_for_best_model="accuracy"` stops on it.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the assistant. If `None`, the one saved with `model`, or the main model's if the assistant was
+            made from it.
+        reward_func (`Callable`, *optional*, defaults to [`~rewards.correctness_reward`]):
+            Reward above 0 for a right answer. It is given the column `"answer"`, or `"completion"` under that name.
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            List of callbacks to customize the training loop.
+        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantization of the frozen main model when it is loaded by name.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            PEFT configuration for the assistant. The projection layers stay trainable and are saved with the adapter.
+        main_model (`str` or [`~transformers.PreTrainedModel`]):
+            Causal LM that reads the latents. It is frozen, and is no part of the optimizer or of checkpoints.
+        main_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the main model. If `None`, the one saved with it.
+
+    Raises:
+        `ValueError`: if an argument does not fit, with its name, the value seen and what would be right.
+    """
+
+    _tag_names = ["trl", "trl_dlr", "latent-reasoning", "latent-sft"]
+    _name = "Latent SFT"
+    _paper = {
+        "title": "Training Large Language Models to Reason in a Continuous Latent Space",
+        "id": "2412.06769",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{hao2024training,
+                title        = {{Training Large Language Models to Reason in a Continuous Latent Space}},
+                author       = {Shibo Hao and Sainbayar Sukhbaatar and DiJia Su and Xian Li and Zhiting Hu and Jason Weston and Yuandong Tian},
+                year         = 2024,
+                eprint       = {arXiv:2412.06769},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: LatentSFTConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_func: Callable[..., list[float]] = correctness_reward,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        *,
+        main_model: str | PreTrainedModel,
+        main_processing_class: PreTrainedTokenizerBase | None = None,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = LatentSFTConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentSFT")
+        elif not isinstance(args, LatentSFTConfig):
+            raise ValueError(f"`args` must be a `LatentSFTConfig`, got {type(args).__name__}.")
+        model, main_model, main_processing_class, processing_class = assemble(
+            model, main_model, main_processing_class, processing_class, args, quantization_config
+        )
+        policy = model.get_base_model() if is_peft_model(model) else model
+        if args.num_stages > 0 and policy.config.num_latents != args.num_stages * args.latents_per_stage:
+            raise ValueError(
+                f"`num_stages={args.num_stages}` with `latents_per_stage={args.latents_per_stage}` needs a policy of "
+                f"{args.num_stages * args.latents_per_stage} latents, but `model` has {policy.config.num_latents}."
+            )
+        check_optimizer(optimizers[0], main_model)
+        train_part(policy, args.trained_parts)
+        if peft_config is not None and not is_peft_model(model):
+            peft_config = adapter_for_policy(policy, peft_config)
+            self._name_base_policy(policy, args.output_dir)
+
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = True  # a stage of one latent feeds none back
+
+        self.main_processing_class = main_processing_class
+        self.reward_func = reward_func
+        self.curriculum = CurriculumCallback(args.num_stages, args.epochs_per_stage)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=LatentSFTCollator(processing_class.pad_token_id),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        self.add_callback(self.curriculum)
+        if args.reset_optimizer:
+            self.curriculum.on_new_stage.append(self._reset_optimizer)
+
+        self.main_model = main_model.requires_grad_(False).eval()
+        if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
+            self.main_model.to(self.accelerator.device)
+        self.engine = TransformersEngine(main_model, main_processing_class, args.max_completion_length)
+        # Per-token log-likelihoods in TRL's form, and gradient checkpointing where the gradient passes
+        add_fused_lm_head(self.main_model, outputs=("log_probs", "entropy", "is_top1"))
+        if args.gradient_checkpointing:
+            disable_dropout_in_model(self.main_model)
+            self.main_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    # ---- Data: the assistant's reading of the question, the main model's, and what it is to write ----
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        columns = dataset.column_names
+        for name, other in (("prompt", "question"), ("completion", "answer")):
+            if name not in columns and other not in columns:
+                raise ValueError(f"`{dataset_name}_dataset` must have a column {name!r} or {other!r}, has {columns}.")
+            if name not in columns:
+                dataset = dataset.add_column(name, dataset[other])
+        if "answer" not in columns:
+            dataset = dataset.add_column("answer", [as_text(completion) for completion in dataset["completion"]])
+        if args.num_stages > 0 and "steps" not in columns:
+            raise ValueError(
+                f"`{dataset_name}_dataset` must have a column 'steps', a list of texts, for a curriculum of "
+                f"`num_stages={args.num_stages}` stages. It has {columns}."
+            )
+        if "steps" in columns and (empty := [i for i, steps in enumerate(dataset["steps"]) if not steps]):
+            raise ValueError(f"`{dataset_name}_dataset` has no 'steps' in {len(empty)} rows, the first is {empty[0]}.")
+        check_chat_templates(
+            dataset, processing_class=processing_class, main_processing_class=self.main_processing_class
+        )
+        eos = [self.main_processing_class.eos_token_id]
+
+        def tokenize(rows: dict[str, list]) -> dict[str, list]:
+            tokenized = {
+                "assistant_ids": tokenize_prompts(rows["prompt"], processing_class),
+                "prompt_ids": tokenize_prompts(rows["prompt"], self.main_processing_class),
+                "completion_ids": [],
+                "step_index": [],
+            }
+            for i, completion in enumerate(rows["completion"]):
+                steps = rows["steps"][i] if "steps" in rows else []
+                pieces = [f"{step}\n" for step in steps] + [as_text(completion)]
+                ids = [self.main_processing_class(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+                ids[-1] = ids[-1] + eos
+                tokenized["completion_ids"].append([token for piece in ids for token in piece])
+                places = [*range(len(steps)), -1]
+                tokenized["step_index"].append([p for p, piece in zip(places, ids, strict=True) for _ in piece])
+            return tokenized
+
+        return dataset.map(tokenize, batched=True, desc=f"Tokenizing {dataset_name} dataset")
+
+    def _set_signature_columns_if_needed(self):
+        # The last two are for the evaluation of decoded answers
+        self._signature_columns = ["assistant_ids", "prompt_ids", "completion_ids", "step_index", "prompt", "answer"]
+
+    # ---- Curriculum ----
+
+    def _at_stage(
+        self, inputs: dict[str, torch.Tensor], generator: torch.Generator | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        `labels` (after a first -100, which is for the position before them) as the present stage has them, and mixed
+        with other stages if there is a `generator` to choose them.
+        """
+        inputs = dict(inputs)
+        ids, step_index = inputs.pop("completion_ids"), inputs.pop("step_index")
+        if (num_stages := self.args.num_stages) > 0:
+            stages = torch.full((len(ids),), self.curriculum.stage, device=ids.device)
+            if generator is not None and self.args.stage_mixing > 0:
+                is_mixed = torch.rand(len(ids), generator=generator) < self.args.stage_mixing
+                others = torch.randint(1, num_stages + 1, (len(ids),), generator=generator)
+                stages = torch.where(is_mixed.to(ids.device), others.to(ids.device), stages)
+            by_token = self.args.curriculum_unit == "token"
+            ids = keep_after_stage(
+                ids, step_index, stages, num_stages, self.args.latents_per_stage if by_token else None
+            )
+            inputs["num_latents"] = stages * self.args.latents_per_stage
+        inputs["labels"] = torch.nn.functional.pad(ids, (1, 0), value=-100)
+        return inputs
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Trainer counts the labels of a step here
+        step = self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + step)
+        staged = (self._at_stage(inputs, generator) for inputs in epoch_iterator)
+        return super().get_batch_samples(staged, num_batches, device)
+
+    def _reset_optimizer(self) -> None:
+        """Moments and step counts start anew, in place: under DeepSpeed they are views of its partitions."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        for state in optimizer.state.values():
+            for tensor in state.values():
+                if isinstance(tensor, torch.Tensor):
+                    tensor.zero_()
+
+    # ---- Loss ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        mode = "train" if self.model.training else "eval"
+        inputs = self._at_stage(inputs) if "completion_ids" in inputs else inputs
+        labels, prompt_ids = inputs["labels"][:, 1:], inputs["prompt_ids"]
+        policy = self.accelerator.unwrap_model(model)
+        policy = policy.get_base_model() if is_peft_model(policy) else policy
+        num_latents = inputs.get("num_latents", torch.full_like(prompt_ids[:, 0], policy.config.num_latents))
+        shape = len(labels), int(num_latents.max()), policy.config.latent_dim
+        noise = self.args.latent_noise * torch.randn(shape, device=labels.device)
+        drawn = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], noise=noise)
+
+        # [prompt ; latents ; completion], where a row of an earlier stage has fewer latents: they stand on the right, as
+        # the first token of the completion is read off the last latent
+        embed = self.main_model.get_input_embeddings()
+        place = torch.arange(shape[1], device=labels.device) - (shape[1] - num_latents).unsqueeze(1)
+        injected = policy.inject(drawn.latents)
+        injected = injected.gather(1, place.clamp(min=0).unsqueeze(2).expand_as(injected))
+        parts = [embed(prompt_ids), injected, embed(labels.clamp(min=0))]
+        mask = torch.cat([inputs["prompt_mask"], (place >= 0).long(), (labels != -100).long()], dim=1)
+        before = torch.full((len(labels), prompt_ids.size(1) + shape[1]), -100, device=labels.device)
+        given = {
+            "inputs_embeds": torch.cat([part.to(parts[0].dtype) for part in parts], dim=1),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            "labels": torch.cat([before, labels], dim=1),
+        }
+        with self._checkpointing_main_model():
+            loss = super().compute_loss(self.main_model, given, return_outputs, num_items_in_batch)
+
+        is_used = torch.arange(shape[1], device=labels.device) < num_latents.unsqueeze(1)
+        size = (drawn.mean * (-drawn.log_std).exp()).square().mean(-1).sqrt()[is_used]
+        self._metrics[mode]["latent/mean_size"].append(self.accelerator.gather(size.detach().mean()).mean().item())
+        if self.args.mean_bound > 0:
+            excess = (size - self.args.mean_bound).clamp(min=0).square().mean()
+            self._metrics[mode]["latent/mean_excess"].append(self.accelerator.gather(excess.detach()).mean().item())
+            if mode == "train":
+                steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+                loss = (loss[0] + excess / steps, *loss[1:]) if return_outputs else loss + excess / steps
+        return loss
+
+    @contextmanager
+    def _checkpointing_main_model(self) -> Iterator[None]:
+        """Layers are only checkpointed in training mode, which is without effect otherwise: dropout is off."""
+        self.main_model.train(self.args.gradient_checkpointing and self.model.training)
+        try:
+            yield
+        finally:
+            self.main_model.eval()
+
+    # ---- Evaluation ----
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """Trainer's, and how often answers decoded from sampled latents are right."""
+        with torch.random.fork_rng():  # neither takes from training's random numbers nor depends on them
+            torch.manual_seed(self.args.seed)
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        policy = self.accelerator.unwrap_model(self.model)
+        policy = policy.get_base_model() if is_peft_model(policy) else policy
+        reasoner = LatentReasoner(policy, self.processing_class, self.engine, self.main_processing_class)
+        figures = evaluate_latents(
+            reasoner,
+            dataloader.dataset,
+            self.reward_func,
+            num_samples=self.args.num_eval_samples,
+            batch_size=self.args.per_device_eval_batch_size,
+            seed=self.args.seed,
+        )
+        output.metrics.update({f"{metric_key_prefix}_{name}": figures[name] for name in ("accuracy", "pass_at_k")})
+        return output
+
+    def _checkpoint_record(self) -> dict[str, Any]:
+        record = super()._checkpoint_record()
+        for name in ("num_stages", "latents_per_stage", "curriculum_unit", "epochs_per_stage"):
+            record["run"][name] = getattr(self.args, name)
+        return record
