@@ -42,6 +42,7 @@ from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, first_layers, fresh_lay
 from trl_dlr.evaluation import evaluate_latents
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward, get_pattern_reward, get_tag_format_reward
+from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
 
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
@@ -184,15 +185,12 @@ def print_table(results: dict[str, dict[str, float]]) -> None:
         print(f"{name:<14}" + "".join(f"{figures[column]:>12.3f}" for column in columns))
 
 
-def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
-    is_main = PartialState().is_main_process
-    logging.getLogger("trl_dlr").setLevel(logging.INFO)  # says in which engine the policy is trained
-    logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
-    # Main model and policy
+def build_models(script_args: ScriptArguments, training_args: LatentPolicyArguments, model_args: ModelConfig) -> tuple:
+    """Policy or assistant, main model, its tokenizer (`None`: the saved one) and how it is quantized, by name or built."""
     main_model, main_tokenizer = script_args.main_model_name_or_path, None
     if main_model is None:
         main_model, main_tokenizer, origin = load_smollm2()
-        if is_main:
+        if PartialState().is_main_process:
             print(f"Main model: SmolLM2-135M-Instruct from {origin}. Task: {script_args.dataset_name}.", flush=True)
     model = model_args.model_name_or_path
     if model is None:
@@ -212,6 +210,14 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
             "attn_implementation": model_args.attn_implementation,
             **(training_args.model_init_kwargs or {}),
         }
+    return model, main_model, main_tokenizer, quantization_config
+
+
+def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
+    is_main = PartialState().is_main_process
+    logging.getLogger("trl_dlr").setLevel(logging.INFO)  # says in which engine the policy is trained
+    logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
+    model, main_model, main_tokenizer, quantization_config = build_models(script_args, training_args, model_args)
 
     # Data and rewards
     train_dataset, test_dataset = load_questions(script_args)

@@ -24,7 +24,7 @@ def test_the_configuration_table_has_every_field_and_its_default():
 
 def test_python_blocks_are_python():
     blocks = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         ast.parse(block)
 

@@ -17,7 +17,7 @@ from trl_dlr import LatentGRPOConfig, LatentPolicyModel
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_gsm8k.py"
-CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "examples" / "configs").glob("*.yaml") if "sft" not in path.name)
 sys.path.insert(0, str(SCRIPT.parent))
 
 

@@ -72,7 +72,7 @@ class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
 
         max_completion_length (`int`, *optional*, defaults to `256`):
             Tokens that the main model writes at most when held-out questions are answered.
-        num_eval_samples (`int`, *optional*, defaults to `4`):
+        num_generations_eval (`int`, *optional*, defaults to `4`):
             Trajectories per held-out question.
     """
 
@@ -106,7 +106,7 @@ class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
     max_completion_length: int = field(
         default=256, metadata={"help": "Tokens written at most when held-out questions are answered."}
     )
-    num_eval_samples: int = field(default=4, metadata={"help": "Trajectories per held-out question."})
+    num_generations_eval: int = field(default=4, metadata={"help": "Trajectories per held-out question."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -118,7 +118,7 @@ class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
                     f"{default!r}."
                 )
         self.check_policy_arguments()
-        for name in ("latents_per_stage", "epochs_per_stage", "max_completion_length", "num_eval_samples"):
+        for name in ("latents_per_stage", "epochs_per_stage", "max_completion_length", "num_generations_eval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name in ("latent_noise", "mean_bound", "num_stages"):

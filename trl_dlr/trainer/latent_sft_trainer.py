@@ -371,7 +371,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
             reasoner,
             dataloader.dataset,
             self.reward_func,
-            num_samples=self.args.num_eval_samples,
+            num_samples=self.args.num_generations_eval,
             batch_size=self.args.per_device_eval_batch_size,
             seed=self.args.seed,
         )

@@ -1,0 +1,74 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from trl import ModelConfig, TrlParser
+
+from tests.tiny import tiny_tokenizer, trained_main_model
+from trl_dlr import LatentPolicyModel, LatentSFTConfig
+
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+CONFIGS = sorted((EXAMPLES / "configs").glob("sft_*.yaml"))
+sys.path.insert(0, str(EXAMPLES))
+
+
+def test_worked_answers_become_steps_and_a_result():
+    from sft_gsm8k import worked
+
+    answer = "In April 48/2 = <<48/2=24>>24 clips.\nTogether 48+24 = <<48+24=72>>72.\n#### 72"
+    steps = ["In April 48/2 = 24 clips.", "Together 48+24 = 72."]
+    assert worked({"answer": answer}, ["think", "answer"]) == {"steps": steps, "completion": "<answer>72</answer>"}
+    assert worked({"answer": answer}, None)["completion"] == "72"
+    assert worked({"answer": "7"}, None) == {"steps": [], "completion": "7"}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_preset_parses_into_valid_arguments(config, tmp_path):
+    from train_gsm8k import ScriptArguments
+
+    parser = TrlParser((ScriptArguments, LatentSFTConfig, ModelConfig))
+    _, training, _ = parser.parse_args_and_config(
+        ["--config", str(config), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
+    )
+    assert training.num_latents == training.num_stages * training.latents_per_stage
+
+
+def test_two_stages_one_after_the_other(tmp_path):
+    trained_main_model().save_pretrained(tmp_path / "main")
+    tiny_tokenizer().save_pretrained(tmp_path / "main")
+    rows = [
+        {"question": f"A{i}{j}", "answer": f"{i}+{j}\n={i}\n#### {(i + j) % 10}"} for i in range(9) for j in (1, 2)
+    ]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(script, **settings):
+        common = {"dataset_name": "train.jsonl", "eval_dataset_name": "test.jsonl", "prompt_template": "{question}"}
+        common |= {"main_model_name_or_path": "main", "num_eval_questions": 8, "max_completion_length": 4}
+        common |= {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "max_steps": 6}
+        arguments = [str(part) for name, value in (common | settings).items() for part in (f"--{name}", value)]
+        result = subprocess.run(
+            [sys.executable, EXAMPLES / script, *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    curriculum = {"num_stages": 2, "latents_per_stage": 2, "num_latents": 4, "anchor_text": "=="}
+    started = {"model_name_or_path": "fresh_layers", "assistant_num_layers": 2, "output_dir": "sft"}
+    stdout = run("sft_gsm8k.py", **started, **curriculum, per_device_train_batch_size=4)
+    assert "\nbefore  loss " in stdout and "\nafter   loss " in stdout
+    assert LatentPolicyModel.from_pretrained(tmp_path / "sft").config.num_latents == 4
+    stdout = run("train_gsm8k.py", model_name_or_path="sft", output_dir="rl", per_device_train_batch_size=32)
+    assert "\ntrained " in stdout
+    assert LatentPolicyModel.from_pretrained(tmp_path / "rl").config.num_latents == 4
