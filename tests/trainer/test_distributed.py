@@ -95,6 +95,18 @@ def test_two_processes_learn_what_one_does_from_the_same_rollouts(tmp_path, laun
     assert_learned_alike(tmp_path, launcher, 2, loss_type=loss_type, projection_learning_rate=2e-3)
 
 
+@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+def test_a_supervised_start_on_two_processes_is_that_on_one(tmp_path, launcher):
+    # A curriculum whose first stage has one latent, which is not fed back: some weights have no gradient there
+    kwargs = {"projection_learning_rate": 2e-3, "mean_bound": 0.01}
+    one, expected = run(tmp_path / "one", "one", "sft", **kwargs)
+    two, weights = run(tmp_path / "two", launcher, "sft", **kwargs)
+    assert {log["engine"] for log in two} == {"DeepSpeedEngine" if launcher == "zero2" else "DistributedDataParallel"}
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, atol=2e-6, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
 def test_eight_processes_learn_what_one_does_from_the_same_rollouts(tmp_path, launcher):
