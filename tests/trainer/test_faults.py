@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
 from tests.trainer.fault_worker import SETTINGS, finish, start
 from tests.trainer.test_latent_grpo_trainer import length_reward, make_policy, make_trainer
+from tests.trainer.test_latent_sft_trainer import make_sft_trainer
 from trl_dlr import LatentPolicyModel
 
 
@@ -210,6 +211,14 @@ def test_a_checkpoint_of_trls_trainer_is_refused(saved, tmp_path_factory):
 )
 def test_a_checkpoint_of_a_run_that_differs_is_refused(saved, kwargs, match):
     refused(saved, str(saved / "run" / "checkpoint-4"), match, **kwargs)
+
+
+def test_a_checkpoint_of_a_supervised_start_is_refused(saved, tmp_path_factory):
+    other = tmp_path_factory.mktemp("sft")
+    policy = make_policy(random_main_model(), **SETTINGS["policy_kwargs"])
+    make_sft_trainer(other, model=policy, save_strategy="steps", save_steps=4).train()
+    match = "`trainer` was LatentSFTTrainer in its run, and is LatentGRPOTrainer now"
+    refused(saved, str(other / "run" / "checkpoint-4"), match)
 
 
 def test_a_checkpoint_for_another_main_model_is_refused(saved):

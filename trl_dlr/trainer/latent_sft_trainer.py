@@ -308,10 +308,9 @@ class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
         mode = "train" if self.model.training else "eval"
         inputs = self._at_stage(inputs) if "completion_ids" in inputs else inputs
         labels, prompt_ids = inputs["labels"][:, 1:], inputs["prompt_ids"]
-        policy = self.accelerator.unwrap_model(model)
-        policy = policy.get_base_model() if is_peft_model(policy) else policy
-        num_latents = inputs.get("num_latents", torch.full_like(prompt_ids[:, 0], policy.config.num_latents))
-        shape = len(labels), int(num_latents.max()), policy.config.latent_dim
+        config = self.policy.config
+        num_latents = inputs.get("num_latents", torch.full_like(prompt_ids[:, 0], config.num_latents))
+        shape = len(labels), int(num_latents.max()), config.latent_dim
         noise = self.args.latent_noise * torch.randn(shape, device=labels.device)
         drawn = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], noise=noise)
 
@@ -319,7 +318,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
         # the first token of the completion is read off the last latent
         embed = self.main_model.get_input_embeddings()
         place = torch.arange(shape[1], device=labels.device) - (shape[1] - num_latents).unsqueeze(1)
-        injected = policy.inject(drawn.latents)
+        injected = self.policy.inject(drawn.latents)
         injected = injected.gather(1, place.clamp(min=0).unsqueeze(2).expand_as(injected))
         parts = [embed(prompt_ids), injected, embed(labels.clamp(min=0))]
         mask = torch.cat([inputs["prompt_mask"], (place >= 0).long(), (labels != -100).long()], dim=1)
@@ -364,9 +363,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        policy = self.accelerator.unwrap_model(self.model)
-        policy = policy.get_base_model() if is_peft_model(policy) else policy
-        reasoner = LatentReasoner(policy, self.processing_class, self.engine, self.main_processing_class)
+        reasoner = LatentReasoner(self.policy, self.processing_class, self.engine, self.main_processing_class)
         figures = evaluate_latents(
             reasoner,
             dataloader.dataset,

@@ -30,6 +30,12 @@ class PolicyTrainingMixin(WholeCheckpointsMixin):
         super().__init__(*args, **kwargs)
         self.add_callback(EngineCheckCallback(self._check_engine))
 
+    @property
+    def policy(self) -> LatentPolicyModel:
+        """The policy itself, without what wraps it for training, and without its adapter."""
+        policy = self.accelerator.unwrap_model(self.model)
+        return policy.get_base_model() if is_peft_model(policy) else policy
+
     def _name_base_policy(self, policy: LatentPolicyModel, output_dir: str) -> None:
         """An adapter names its base model. If this one exists nowhere yet, `_save` writes it beside the run."""
         if not policy.config.name_or_path:
@@ -88,22 +94,22 @@ class PolicyTrainingMixin(WholeCheckpointsMixin):
 
     def _checkpoint_record(self) -> dict[str, Any]:
         """What a run must have in common with this one to go on from its checkpoints."""
-        policy = self.accelerator.unwrap_model(self.model)
-        config = (policy.get_base_model() if is_peft_model(policy) else policy).config
+        config, whole = self.policy.config, self.accelerator.unwrap_model(self.model)
         of_config = ("latent_dim", "num_latents", "sampling", "learn_sigma", "normalize_mean")
         return {
             "main_model_fingerprint": config.main_model_fingerprint,
             "save_only_model": self.args.save_only_model,
             "run": {
+                "trainer": type(self).__name__,
                 "num_processes": self.accelerator.num_processes,
                 "deepspeed": self.is_deepspeed_enabled,
-                "adapter": is_peft_model(policy),
+                "adapter": is_peft_model(whole),
                 "per_device_train_batch_size": self.args.per_device_train_batch_size,
                 "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             },
             "policy": {
                 **{name: getattr(config, name) for name in of_config},
-                **{name: list(tensor.shape) for name, tensor in policy.state_dict().items()},
+                **{name: list(tensor.shape) for name, tensor in whole.state_dict().items()},
             },
         }
 
@@ -112,9 +118,8 @@ class PolicyTrainingMixin(WholeCheckpointsMixin):
             super()._save(output_dir, state_dict)
             return
         if self._base_policy_state is not None:
-            base_policy = self.accelerator.unwrap_model(self.model).get_base_model()
-            with whole_files(base_policy.name_or_path) as folder:
-                base_policy.save_pretrained(folder, state_dict=self._base_policy_state)
+            with whole_files(self.policy.name_or_path) as folder:
+                self.policy.save_pretrained(folder, state_dict=self._base_policy_state)
             self._base_policy_state = None
         with whole_files(output_dir or self.args.output_dir) as folder:
             super()._save(folder, state_dict)
