@@ -18,6 +18,8 @@ from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
         ({"max_completion_length": None}, "max_completion_length.*at least 1.*None"),
         ({"max_skipped_steps": 0}, "max_skipped_steps.*at least 1.*0"),
         ({"gamma": -0.1}, "gamma.*at least 0.*-0.1"),
+        ({"hybrid_coef": -0.1}, "hybrid_coef.*at least 0.*-0.1"),
+        ({"hybrid_coef": 0.1, "use_vllm": True}, "hybrid_coef=0.1.*needs gradients through the main model"),
         ({"beta": -0.01}, "beta.*at least 0.*-0.01"),
         ({"beta": float("nan")}, "beta.*at least 0.*nan"),
         ({"contrastive_similarity": "euclid"}, "contrastive_similarity.*dot, cosine, infonce, margin.*euclid"),

@@ -301,7 +301,9 @@ def test_the_projection_is_clipped_on_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [4, 5])  # between two rollouts, and in the middle of one
-@pytest.mark.parametrize("kwargs", [{}, {"beta": 0.1, "gamma": 0.01}, {"gradient_accumulation_steps": 2}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"beta": 0.1, "gamma": 0.01}, {"gradient_accumulation_steps": 2}, {"hybrid_coef": 0.1}]
+)
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path, kwargs, stop):
     straight = make_trainer(tmp_path / "a", max_steps=8, **kwargs)
     straight.train()
@@ -326,6 +328,74 @@ def test_a_run_resumed_in_a_later_epoch_goes_on_with_the_same_rows(tmp_path, sto
     assert history(resumed, "loss") == history(straight, "loss")
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+# ---- The hybrid term ----
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_the_hybrid_terms_gradient_is_that_of_finite_differences(tmp_path, sampling):
+    kwargs = {"policy_kwargs": {"sampling": sampling, "injection": "trained", "learn_sigma": True}}
+    trainer = make_trainer(tmp_path, hybrid_coef=1.0, prescreening_fraction=0.5, **kwargs)
+    trainer.model.train()
+    inputs = trainer._generate_and_score_completions([row for row in tiny_dataset(2, 0) for _ in range(4)])
+    inputs["advantages"] = torch.randn(8)
+    is_decoded = inputs["completion_mask"].any(dim=1)
+    is_decoded[3] = False
+    prompt = inputs["prompt_ids"], inputs["prompt_mask"], inputs["latents"]
+
+    def value():
+        density = trainer._score(trainer.model, *prompt, is_decoded, 8)
+        return trainer._hybrid_terms(density, inputs, is_decoded)
+
+    terms = value()
+    assert terms[3] == 0 and (terms[is_decoded] != 0).all()
+    terms.sum().backward()
+    assert all(parameter.grad is None for parameter in trainer.main_model.parameters())
+    policy, eps = trainer.model, 2e-2
+    for parameter in (policy.injector.weight, policy.latent_head.mean.bias, policy.latent_head.log_std):
+        direction = torch.randn_like(parameter)
+        direction /= direction.norm()
+        values = []
+        with torch.no_grad():
+            for step in (eps, -2 * eps):
+                parameter += step * direction
+                values.append(value().double().sum())
+            parameter += eps * direction
+        slope = (values[0] - values[1]) / (2 * eps)
+        assert (parameter.grad * direction).sum().item() == pytest.approx(slope.item(), rel=0.02, abs=2e-4)
+
+
+def test_the_hybrid_term_is_the_likelihood_of_what_was_decoded(tmp_path):
+    trainer = make_trainer(tmp_path, hybrid_coef=1.0)
+    inputs = trainer._generate_and_score_completions([row for row in tiny_dataset(2, 0) for _ in range(4)])
+    density = trainer._score(
+        trainer.model, *(inputs[k] for k in ("prompt_ids", "prompt_mask", "latents")), *all_rows(8)
+    )
+    terms = trainer._hybrid_terms(density, inputs, torch.ones(8, dtype=torch.bool))
+    embed = trainer.main_model.get_input_embeddings()
+    for row in range(8):
+        ids = [inputs[f"{name}_ids"][row] for name in ("main_prompt", "decoded")]
+        prompt, decoded = ids[0][inputs["main_prompt_mask"][row] > 0], ids[1][ids[1] != -100]
+        latents = trainer.model.inject(inputs["latents"][row : row + 1])[0]
+        embeds = torch.cat([embed(prompt), latents, embed(decoded)]).unsqueeze(0)
+        logps = trainer.main_model(inputs_embeds=embeds).logits[0, -len(decoded) - 1 : -1].log_softmax(-1)
+        mean = logps.gather(1, decoded.unsqueeze(1)).mean()
+        torch.testing.assert_close(terms[row], -inputs["advantages"][row] * mean, atol=1e-5, rtol=1e-4)
+        assert logps.argmax(-1).tolist() == decoded.tolist()  # greedy
+
+
+def all_rows(size):
+    return torch.ones(size, dtype=torch.bool), size
+
+
+def test_the_hybrid_term_trains_the_up_projection(tmp_path):
+    trainer = make_trainer(tmp_path, hybrid_coef=0.5, policy_kwargs={"injection": "trained"}, max_steps=4)
+    before, main_before = weights(trainer.model), weights(trainer.main_model)
+    trainer.train()
+    assert not torch.equal(trainer.model.injector.weight, before["injector.weight"])
+    assert all(torch.equal(main_before[n], tensor) for n, tensor in trainer.main_model.state_dict().items())
+    assert len(history(trainer, "latent/hybrid")) == len(history(trainer, "time/hybrid")) == 4
 
 
 # ---- TRL around it ----

@@ -90,6 +90,10 @@ class LatentGRPOConfig(LatentPolicyArguments, GRPOConfig):
             is kept; the paper uses 0.01.
         gamma (`float`, *optional*, defaults to `0.0`):
             Weight γ of the contrastive loss (equation 6).
+        hybrid_coef (`float`, *optional*, defaults to `0.0`):
+            Weight of the hybrid term: the advantage-weighted mean log-likelihood of each decoded completion under the
+            main model, through reparameterized latents. It costs a pass forward and back through the main model, and
+            is what trains an up-projection (`injection="trained"`) in reinforcement learning.
         contrastive_similarity (`str`, *optional*, defaults to `"cosine"`):
             `"dot"` (equation 8 as printed), `"cosine"`, `"infonce"` or `"margin"`. See [`contrastive_loss`].
         contrastive_temperature (`float`, *optional*, defaults to `0.1`):
@@ -163,6 +167,10 @@ class LatentGRPOConfig(LatentPolicyArguments, GRPOConfig):
 
     # Loss
     gamma: float = field(default=0.0, metadata={"help": "Weight of the contrastive loss (equation 6)."})
+    hybrid_coef: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the advantage-weighted log-likelihood of completions through the latents."},
+    )
     contrastive_similarity: str = field(
         default="cosine",
         metadata={
@@ -206,6 +214,11 @@ class LatentGRPOConfig(LatentPolicyArguments, GRPOConfig):
         for name in ("max_completion_length", "max_skipped_steps"):
             if getattr(self, name) is None or getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.hybrid_coef > 0 and self.use_vllm:
+            raise ValueError(
+                f"`hybrid_coef={self.hybrid_coef}` needs gradients through the main model, which `use_vllm=True` leaves to "
+                "vLLM. Set either."
+            )
         if self.decoding_batch_size is not None and self.decoding_batch_size < 1:
             raise ValueError(f"`decoding_batch_size` must be at least 1 or unset, got {self.decoding_batch_size}.")
         if not 0 < self.prescreening_fraction <= 1:
@@ -226,6 +239,7 @@ class LatentGRPOConfig(LatentPolicyArguments, GRPOConfig):
         at_least_0 = (
             "beta",
             "gamma",
+            "hybrid_coef",
             "contrastive_margin",
             "exploration_check_prompts",
             "prescreening_warmup_rollouts",

@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import disable_dropout_in_model, get_config_model_id, pad, use_adapter
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, pad, use_adapter
 
 from ..generation import tokenize_prompts
 from ..models import DiagonalGaussian, LatentPolicyOutput
@@ -33,6 +33,7 @@ from .construction import (
     naming_itself,
 )
 from .latent_grpo_config import LatentGRPOConfig
+from .likelihood import given_latents
 from .losses import contrastive_loss
 from .policy_training import PolicyTrainingMixin
 from .prescreening import Prescreener, ValueHead, area_under_curve, select_trajectories
@@ -183,11 +184,12 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
         if prompts := longest_prompts(train_dataset):
             lengths = map(len, tokenize_prompts(prompts, main_processing_class, args.chat_template_kwargs))
             engine.check_length(max(lengths), policy.config.num_latents)
-        if policy.config.injection == "trained" and policy.injector.weight.requires_grad:
+        is_reached = args.hybrid_coef > 0
+        if policy.config.injection == "trained" and policy.injector.weight.requires_grad and not is_reached:
             # DDP would wait for its gradient
             logger.warning(
                 "`injection='trained'`: the up-projection lies after the sample, so this loss does not reach it. It "
-                "stays as it is."
+                "stays as it is; `hybrid_coef` above 0 would train it."
             )
             policy.injector.requires_grad_(False)
         prescreener = None
@@ -242,6 +244,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
         if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
             # All of it if it decodes; vLLM has weights of its own, and is given embeddings
             (self.main_model.get_input_embeddings() if use_vllm else self.main_model).to(self.accelerator.device)
+        if args.hybrid_coef > 0:
+            add_fused_lm_head(self.main_model)  # log-likelihoods without the logits of a whole vocabulary
         self.engine = engine
         self.prescreener = None if prescreener is None else prescreener.to(self.accelerator.device)
         self.eos_token_ids = engine.eos_token_ids
@@ -259,6 +263,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
         # What the hooks below hand to each other between a rollout and its losses
         self._assistant_prompt_ids = None  # the policy's reading of the prompts
         self._rollout = None  # latents and densities of the rows being generated
+        self._main_prompt_ids = None  # the main model's reading of their prompts
         self._is_decoded = None  # rows that the main model decoded, and those of all processes that pre-screening
         self._is_random = None  # did not choose by score
         self._scores = None  # the value head's, of all processes' rows
@@ -345,6 +350,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
 
         # TRL wants a completion in every row: an empty one where nothing was decoded
         completion_ids = [next(decoded_ids) if chosen else self.eos_token_ids[:1] for chosen in is_decoded.tolist()]
+        self._main_prompt_ids = prompt_ids
         self._is_truncated = torch.tensor([ids[-1] not in self.eos_token_ids for ids in completion_ids])
         tokens, rows = float(self.engine.num_forward_tokens - tokens_before), float(len(is_decoded))
         sums = torch.tensor([tokens, is_decoded.sum().item(), rows], device=device)
@@ -432,6 +438,13 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
         rollout, device = self._rollout, self.accelerator.device
         num_rows = len(inputs)
 
+        if self.args.hybrid_coef > 0:
+            prompt_ids = [torch.tensor(ids, device=device) for ids in self._main_prompt_ids]
+            output["main_prompt_ids"] = pad(prompt_ids, padding_side="left")
+            output["main_prompt_mask"] = pad([torch.ones_like(ids) for ids in prompt_ids], padding_side="left")
+            is_padding = output["completion_mask"] == 0
+            output["decoded_ids"] = output["completion_ids"].masked_fill(is_padding, -100)
+
         # From here on the actions are the latent steps; the decoded tokens have done their work
         output["latents"] = rollout.latents
         output["completion_ids"] = torch.zeros(num_rows, self.num_latents, dtype=torch.long, device=device)
@@ -457,6 +470,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
             self._groups[mode] = groups
             places = torch.arange(num_rows, device=device) + self.accelerator.process_index * num_rows
             output["group_index"], output["member_index"] = places // num_generations, places % num_generations
+        if self.args.gamma != 0.0 or self.args.hybrid_coef > 0:
             output["noise"] = DiagonalGaussian(rollout.mean, rollout.log_std).noise_of(rollout.latents)
         if num_generations > 1:
             directions = torch.nn.functional.normalize(groups[0].flatten(2), dim=-1)
@@ -590,6 +604,12 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
             gradient_only = contrastive - contrastive.detach()
             loss = loss + self.args.gamma * scale * (contrastive.detach() + terms.size(1) * gradient_only)
             metrics["latent/contrastive"] = terms.sum(1, keepdim=True), torch.ones_like(mask[:, :1])
+        if self.args.hybrid_coef > 0:
+            start = time.perf_counter()
+            hybrid = self._hybrid_terms(density, inputs, mask.any(dim=1))
+            self._metrics[mode]["time/hybrid"].append(time.perf_counter() - start)
+            loss = loss + self.args.hybrid_coef * scale * hybrid.sum() / mask.any(dim=1).sum().clamp(min=1)
+            metrics["latent/hybrid"] = hybrid.unsqueeze(1), mask[:, :1]
         metrics["latent/log_ratio_std"] = logps - self._old_logps, mask
         self._log_latent_metrics(mode, metrics)
 
@@ -602,6 +622,25 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
                 # those by itself
                 loss = sum((p * 0.0).sum() for p in model.parameters() if p.requires_grad).sqrt()
         return loss
+
+    def _hybrid_terms(
+        self, density: DiagonalGaussian, inputs: dict[str, torch.Tensor], is_decoded: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Negative advantage times mean log-likelihood of each decoded completion, shape `(num_rows,)`, 0 elsewhere. The
+        latents are the stored ones, as samples of the present density: their gradient reaches projector and policy.
+        """
+        rows = is_decoded.nonzero().squeeze(1)
+        if len(rows) == 0:  # every process makes a pass, and gets zero gradients from it
+            rows = rows.new_zeros(1)
+        latents = density.rsample(inputs["noise"])[rows]
+        names = "main_prompt_ids", "main_prompt_mask", "decoded_ids"
+        prompt_ids, prompt_mask, decoded_ids = (inputs[name][rows] for name in names)
+        given = given_latents(self.main_model, prompt_ids, prompt_mask, self.policy.inject(latents), decoded_ids)
+        log_probs = self.main_model(**given, fused_lm_head=True).log_probs.float()
+        means = log_probs.sum(1) / (decoded_ids != -100).sum(1).clamp(min=1)
+        weights = inputs["advantages"][rows] * is_decoded[rows]
+        return torch.zeros_like(inputs["advantages"]).index_add(0, rows, -weights * means)
 
     @torch.no_grad()
     def _log_latent_metrics(self, mode: str, metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:

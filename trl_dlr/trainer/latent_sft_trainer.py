@@ -23,6 +23,7 @@ from ..rewards import correctness_reward
 from .construction import adapter_for_policy, assemble, check_chat_templates, check_optimizer
 from .curriculum import CurriculumCallback, keep_after_stage
 from .latent_sft_config import LatentSFTConfig
+from .likelihood import given_latents
 from .policy_training import PolicyTrainingMixin
 
 
@@ -314,21 +315,8 @@ class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
         noise = self.args.latent_noise * torch.randn(shape, device=labels.device)
         drawn = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], noise=noise)
 
-        # [prompt ; latents ; completion], where a row of an earlier stage has fewer latents: they stand on the right, as
-        # the first token of the completion is read off the last latent
-        embed = self.main_model.get_input_embeddings()
-        place = torch.arange(shape[1], device=labels.device) - (shape[1] - num_latents).unsqueeze(1)
         injected = self.policy.inject(drawn.latents)
-        injected = injected.gather(1, place.clamp(min=0).unsqueeze(2).expand_as(injected))
-        parts = [embed(prompt_ids), injected, embed(labels.clamp(min=0))]
-        mask = torch.cat([inputs["prompt_mask"], (place >= 0).long(), (labels != -100).long()], dim=1)
-        before = torch.full((len(labels), prompt_ids.size(1) + shape[1]), -100, device=labels.device)
-        given = {
-            "inputs_embeds": torch.cat([part.to(parts[0].dtype) for part in parts], dim=1),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-            "labels": torch.cat([before, labels], dim=1),
-        }
+        given = given_latents(self.main_model, prompt_ids, inputs["prompt_mask"], injected, labels, num_latents)
         with self._checkpointing_main_model():
             loss = super().compute_loss(self.main_model, given, return_outputs, num_items_in_batch)
 
