@@ -16,7 +16,9 @@ Then reinforcement learning from its result, with the same prompts:
         --model_name_or_path outputs/sft_gsm8k_smollm2
 
 Every field of `LatentSFTConfig`, TRL's `ModelConfig` and `ScriptArguments` of `train_gsm8k.py` can be given on the
-command line. The held-out accuracy is that of answers decoded from sampled latents.
+command line. The held-out accuracy is that of answers decoded from sampled latents. The run ends with what reinforcement
+learning would start from: the main model alone, with plain anchor tokens, with latents and with shuffled ones, the share
+of questions whose samples differ in reward, the size of the means, and which part of the policy gets a gradient.
 """
 
 import logging
@@ -28,6 +30,9 @@ from train_gsm8k import ScriptArguments, build_models, load_questions
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from trl_dlr import LatentSFTConfig, LatentSFTTrainer
+from trl_dlr.evaluation import preflight
+from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.rewards import correctness_reward
 
 
 def worked(row: dict[str, Any], answer_tags: list[str] | None) -> dict[str, Any]:
@@ -61,9 +66,15 @@ def main(script_args: ScriptArguments, training_args: LatentSFTConfig, model_arg
     is_last = str(training_args.resume_from_checkpoint).lower() == "true"
     trainer.train(resume_from_checkpoint=is_last or training_args.resume_from_checkpoint)
     results["after"] = trainer.evaluate()
+    reasoner = LatentReasoner(trainer.policy, trainer.processing_class, trainer.engine, trainer.main_processing_class)
+    start_of_rl = preflight(reasoner, test_dataset, correctness_reward, num_samples=script_args.num_eval_samples)
     if trainer.accelerator.is_main_process:
         for name, figures in results.items():
             print(f"{name:<8}" + "".join(f"{key} {figures[f'eval_{key}']:.3f}  " for key in ("loss", "accuracy")))
+        print("What reinforcement learning would start from:")
+        for name, value in start_of_rl.items():
+            print(f"  {name:<28}{value:.3f}")
+    results["preflight"] = start_of_rl
     trainer.save_metrics("eval", {f"{n}/{k}": v for n, figures in results.items() for k, v in figures.items()})
     trainer.save_model(training_args.output_dir)
     if training_args.push_to_hub:

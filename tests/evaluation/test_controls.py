@@ -17,7 +17,7 @@ class EchoReasoner:
         own = torch.tensor([float(int.from_bytes(prompt.encode(), "big")) for prompt in prompts], dtype=torch.float64)
         return own.repeat_interleave(num_samples).view(-1, 1, 1)
 
-    def decode(self, prompts, latents=None):
+    def decode(self, prompts, latents=None, num_anchors=0):
         if latents is None:
             return ["alone"] * len(prompts)
         return [int(value).to_bytes(3, "big").decode() for value in latents.flatten()]
@@ -52,7 +52,7 @@ def test_figures_are_what_they_say():
         format_weight=0.5,
         num_samples=2,
     )
-    assert figures == {"reward": 0.0, "accuracy": 0.25, "format": 1.0, "pass_at_k": 0.5}
+    assert figures == {"reward": 0.0, "accuracy": 0.25, "format": 1.0, "pass_at_k": 0.5, "mixed": 0.5}
 
 
 def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
@@ -75,5 +75,5 @@ def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
 
 
 def test_unknown_control():
-    with pytest.raises(ValueError, match="latents.*none, own, shuffled.*zero"):
+    with pytest.raises(ValueError, match="latents.*none, anchors, own, shuffled.*zero"):
         evaluate_latents(EchoReasoner(), distinct(2), is_own, is_own, latents="zero")

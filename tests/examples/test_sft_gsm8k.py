@@ -67,7 +67,7 @@ def test_two_stages_one_after_the_other(tmp_path):
     curriculum = {"num_stages": 2, "latents_per_stage": 2, "num_latents": 4, "anchor_text": "=="}
     started = {"model_name_or_path": "fresh_layers", "assistant_num_layers": 2, "output_dir": "sft"}
     stdout = run("sft_gsm8k.py", **started, **curriculum, per_device_train_batch_size=4)
-    assert "\nbefore  loss " in stdout and "\nafter   loss " in stdout
+    assert "\nbefore  loss " in stdout and "\nafter   loss " in stdout and "\n  latents/mixed " in stdout
     assert LatentPolicyModel.from_pretrained(tmp_path / "sft").config.num_latents == 4
     stdout = run("train_gsm8k.py", model_name_or_path="sft", output_dir="rl", per_device_train_batch_size=32)
     assert "\ntrained " in stdout

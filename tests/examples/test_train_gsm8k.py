@@ -34,7 +34,7 @@ def run(tmp_path, *arguments):
     assert set(results) == {
         f"{name}/{key}"
         for name in ("no_latents", "untrained", "trained", "shuffled")
-        for key in ("reward", "accuracy", "format", "pass_at_k")
+        for key in ("reward", "accuracy", "format", "pass_at_k", "mixed")
     }
     return result.stdout, results
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..models.reasoner import LatentReasoner
 
 
-LATENTS = ("none", "own", "shuffled")
+LATENTS = ("none", "anchors", "own", "shuffled")
 
 
 def evaluate_latents(
@@ -45,6 +45,7 @@ def evaluate_latents(
             - `"shuffled"`: each question gets those of another one. What this costs is what the latents carry about
               their question; what remains is steering.
             - `"none"`: the main model answers alone, once, greedily.
+            - `"anchors"`: it is given as many plain tokens of the policy's anchor text instead, once.
         format_weight (`float`, *optional*, defaults to `1.0`):
             Weight λ of the format reward in the total (equation 3).
         num_samples (`int`, *optional*, defaults to `4`):
@@ -58,11 +59,13 @@ def evaluate_latents(
 
     Returns:
         `dict[str, float]`: `reward` (total), `accuracy` and `format` (shares), averaged over questions and samples, and
-        `pass_at_k`, the share of questions with a correct answer among their `num_samples`.
+        `pass_at_k`, the share of questions with a correct answer among their `num_samples`, and `mixed`, the share of
+        those whose samples differ in reward.
     """
     if latents not in LATENTS:
         raise ValueError(f"`latents` must be one of {', '.join(LATENTS)}, got {latents!r}.")
-    if latents == "none":
+    num_anchors = reasoner.policy.config.num_latents if latents == "anchors" else 0
+    if latents in ("none", "anchors"):
         num_samples = 1
     state = PartialState()
     with state.split_between_processes(list(range(len(dataset)))) as places, torch.random.fork_rng():
@@ -70,7 +73,7 @@ def evaluate_latents(
         rows = dataset.select(places)
         prompts = list(rows["prompt"])
         own = None
-        if latents != "none":
+        if latents in ("own", "shuffled"):
             chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
             own = torch.cat([reasoner.sample_latents(chunk, num_samples) for chunk in chunks])
             own = own.unflatten(0, (len(prompts), num_samples))
@@ -83,7 +86,7 @@ def evaluate_latents(
         for start in tqdm(range(0, len(prompts), batch_size), description, disable=not state.is_main_process):
             batch = rows[start : start + batch_size]
             given = None if own is None else own[start : start + batch_size].flatten(0, 1)
-            texts = reasoner.decode(batch["prompt"], given)
+            texts = reasoner.decode(batch["prompt"], given, num_anchors)
             repeated = {name: [v for v in values for _ in range(num_samples)] for name, values in batch.items()}
             prompts_of = repeated.pop("prompt")
             if not isinstance(prompts_of[0], str):
@@ -95,11 +98,13 @@ def evaluate_latents(
             scores += torch.tensor([correct, formatted]).T.unflatten(0, (-1, num_samples)).tolist()
     scores = torch.tensor(gather_object(scores))  # (questions, samples, 2)
     correct, formatted = scores.unbind(-1)
+    rewards = correct + format_weight * formatted
     figures = {
-        "reward": (correct + format_weight * formatted).mean().item(),
+        "reward": rewards.mean().item(),
         "accuracy": (correct > 0).float().mean().item(),
         "format": (formatted > 0).float().mean().item(),
         "pass_at_k": (correct > 0).any(dim=1).float().mean().item(),
+        "mixed": (rewards.amax(1) > rewards.amin(1)).float().mean().item(),
     }
     if format_reward is None:
         del figures["format"]

@@ -1,0 +1,90 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""What reinforcement learning would start from: is there something to learn from, and does it reach the policy?"""
+
+from collections.abc import Callable
+
+import torch
+from datasets import Dataset
+
+from ..models.reasoner import LatentReasoner
+from .controls import evaluate_latents
+
+
+CONTROLS = {"alone": "none", "anchors": "anchors", "latents": "own", "shuffled": "shuffled"}
+
+
+def preflight(
+    reasoner: LatentReasoner,
+    dataset: Dataset,
+    correctness_reward: Callable[..., list[float]],
+    format_reward: Callable[..., list[float]] | None = None,
+    format_weight: float = 1.0,
+    num_samples: int = 8,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> dict[str, float]:
+    """
+    Figures to read before a run of reinforcement learning.
+
+    Args:
+        reasoner ([`LatentReasoner`]):
+            Policy and main model.
+        dataset ([`~datasets.Dataset`]):
+            Some training questions, with a column `"prompt"` and the columns that the rewards read.
+        correctness_reward (`Callable`):
+            Correctness reward, +1 or -1.
+        format_reward (`Callable`, *optional*):
+            Format reward, +1 or -1.
+        format_weight (`float`, *optional*, defaults to `1.0`):
+            Weight λ of the format reward in the total (equation 3).
+        num_samples (`int`, *optional*, defaults to `8`):
+            Trajectories per question; `num_generations` of the run to come.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Questions decoded together.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the trajectories.
+
+    Returns:
+        `dict[str, float]`:
+            - `<control>/<figure>` of [`evaluate_latents`] for the main model `alone`, with as many plain `anchors`
+              tokens, with sampled `latents`, and with those `shuffled` between questions. Latents that score below
+              `alone` or `anchors` hurt; what they score above `shuffled` is about their question.
+            - `latents/mixed`: share of questions whose samples differ in reward, the only ones that teach anything.
+            - `mean_size`: root mean square of μ/σ. Far above 1, samples of a question hardly differ.
+            - `gradient/<part>`: norm of the policy gradient of random advantages in each part of the policy. It is 0 in
+              what reinforcement learning does not reach.
+    """
+    figures = {}
+    for name, latents in CONTROLS.items():
+        found = evaluate_latents(
+            reasoner,
+            dataset,
+            correctness_reward,
+            format_reward,
+            latents=latents,
+            format_weight=format_weight,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            seed=seed,
+            description=f"Preflight: {name}",
+        )
+        figures |= {f"{name}/{figure}": value for figure, value in found.items()}
+    policy, prompts = reasoner.policy, list(dataset["prompt"])[:batch_size]
+    inputs = reasoner.tokenize(prompts)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        drawn = policy.sample(**inputs)
+        figures["mean_size"] = (drawn.mean * (-drawn.log_std).exp()).square().mean().sqrt().item()
+        advantages = torch.randn(len(prompts), 1, device=drawn.latents.device)
+    named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    loss = (policy(**inputs, latents=drawn.latents).density.log_prob(drawn.latents) * advantages).mean()
+    gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+    for part in dict.fromkeys(name.split(".")[0] for name, _ in named):
+        norms = [
+            g.norm()
+            for (name, _), g in zip(named, gradients, strict=True)
+            if name.split(".")[0] == part and g is not None
+        ]
+        figures[f"gradient/{part}"] = torch.stack(norms).norm().item() if norms else 0.0
+    return figures
