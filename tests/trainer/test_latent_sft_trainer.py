@@ -248,39 +248,60 @@ def test_rows_of_another_stage_have_its_latents(tmp_path):
 # ---- Learning ----
 
 
-@pytest.mark.parametrize("latent_dim", [64, 512])
-def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path, latent_dim):
+LARGE = {"num_latents": 2, "injection": "anchors", "anchor_text": "++", "injection_scale": 1.0}
+LARGE |= {"lr_scheduler_type": "constant"}
+
+
+def warm_start(folder, latent_dim, seed):
+    """A policy after 400 supervised steps, and its held-out accuracy before and after."""
     main_model = trained_main_model()
-    torch.manual_seed(0)
-    held_out = with_completions(tiny_dataset(200, 1, held_out=True))
+    torch.manual_seed(seed)
     trainer = make_sft_trainer(
-        tmp_path / "sft",
+        folder,
         model=fresh_layers(main_model, 2),
         main_model=main_model,
         train_dataset=with_completions(tiny_dataset(2000, 0)),
-        trainer_kwargs={"eval_dataset": held_out},
-        max_steps=400,
-        per_device_train_batch_size=64,
-        per_device_eval_batch_size=50,
+        trainer_kwargs={"eval_dataset": with_completions(tiny_dataset(200, 1, held_out=True))},
+        **{**LARGE, "max_steps": 400, "per_device_train_batch_size": 64, "per_device_eval_batch_size": 50},
         latent_dim=latent_dim,
-        num_latents=2,
-        anchor_text="++",
-        injection_scale=1.0,
-        lr_scheduler_type="constant",
         logging_steps=100,
+        seed=seed,
     )
     before = trainer.evaluate()["eval_accuracy"]
     trainer.train()
-    warm = trainer.evaluate()["eval_accuracy"]
-    trainer.save_model(tmp_path / "policy")
-    learner = make_learner(
-        tmp_path / "rl", model=str(tmp_path / "policy"), max_steps=60, per_device_train_batch_size=256
-    )
+    trainer.save_model(folder / "policy")
+    return str(folder / "policy"), before, trainer.evaluate()["eval_accuracy"]
+
+
+def reinforce(folder, max_steps, **kwargs):
+    """Held-out accuracy after RL, with own latents and with shuffled ones."""
+    learner = make_learner(folder, max_steps=max_steps, per_device_train_batch_size=256, **{**LARGE, **kwargs})
     learner.train()
-    after, shuffled = accuracy(learner, "own"), accuracy(learner, "shuffled")
+    return accuracy(learner, "own"), accuracy(learner, "shuffled")
+
+
+@pytest.mark.parametrize("latent_dim", [64, 512])
+def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path, latent_dim):
+    policy, before, warm = warm_start(tmp_path / "sft", latent_dim, seed=0)
+    after, shuffled = reinforce(tmp_path / "rl", 60, model=policy)
     print(f"\nd = {latent_dim}: untrained {before:.3f}, warm {warm:.3f}, then RL {after:.3f}, shuffled {shuffled:.3f}")
     assert after >= 0.9 and after >= warm - 0.03
     assert shuffled < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("latent_dim", [64, 512])
+def test_a_warm_start_and_then_rl_are_not_worse_than_either_alone(tmp_path, latent_dim):
+    for seed in range(3):
+        policy, before, warm = warm_start(tmp_path / f"sft{seed}", latent_dim, seed)
+        after, shuffled = reinforce(tmp_path / f"rl{seed}", 60, model=policy, seed=seed)
+        alone, _ = reinforce(tmp_path / f"alone{seed}", 600, latent_dim=latent_dim, model_seed=seed, seed=seed)
+        print(
+            f"\nd = {latent_dim}, seed {seed}: untrained {before:.3f}, warm {warm:.3f}, then RL {after:.3f}, "
+            f"shuffled {shuffled:.3f}; RL alone, ten times as long, {alone:.3f}"
+        )
+        assert after >= 0.9
+        assert after >= max(warm, alone) - 0.03
 
 
 def test_it_stops_early_on_the_accuracy_of_sampled_latents(tmp_path):
