@@ -199,6 +199,7 @@ def test_a_quantized_main_model_is_smaller_and_a_reference_larger():
         ({"plan_kwargs": {"num_processes": 0}}, "`num_processes` must be at least 1, got 0"),
         ({"prompt_length": 0}, "`prompt_length` must be at least 1, got 0"),
         ({"optim": "sgd"}, "`args.optim` must be one of adamw_torch, adamw_torch_fused to be planned, got 'sgd'"),
+        ({"hybrid_coef": 0.1}, "`hybrid_coef=0.1` passes gradients through the main model.*not planned"),
         ({"use_vllm": True}, "Plan with `use_vllm=False`"),
     ],
 )

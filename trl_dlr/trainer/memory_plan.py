@@ -344,6 +344,11 @@ def plan_memory(
             "`use_vllm=True` leaves the main model's memory to vLLM (`vllm_gpu_memory_utilization`, or a server of its "
             "own). Plan with `use_vllm=False`."
         )
+    if args.hybrid_coef > 0:
+        raise ValueError(
+            f"`hybrid_coef={args.hybrid_coef}` passes gradients through the main model, whose activations are not "
+            "planned. Plan with `hybrid_coef=0`, and leave room for them."
+        )
     is_sharded = zero_stage == 2
     rows = args.per_device_train_batch_size * args.steps_per_generation  # of a process's rollout
     questions = math.ceil(rows / args.num_generations)
