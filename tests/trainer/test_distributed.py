@@ -198,7 +198,14 @@ EVERY_STEP = {"save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
 
 
 @needs_compiler
-@pytest.mark.parametrize(("how", "rank"), [("raise", 1), ("raise", 0), ("SIGKILL", 1), ("SIGKILL", 0)])
+@pytest.mark.parametrize(
+    ("how", "rank"),
+    [
+        ("raise", 1),
+        ("SIGKILL", 0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("raise", 0), ("SIGKILL", 1)]),
+    ],
+)
 def test_a_process_that_fails_ends_the_job(tmp_path, how, rank):
     failure = {"rank": rank, "step": 2, "how": how}
     start_time = time.monotonic()
