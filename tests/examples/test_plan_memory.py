@@ -46,6 +46,7 @@ def test_what_makes_the_papers_recipe_fit_40_gb(tmp_path):
     assert "\nfits 40 GB" in stdout and table["total peak"] < 0.8 * 40
 
 
+@pytest.mark.slow  # loads the demo's main model
 def test_without_arguments_it_plans_the_demo(tmp_path):
     pytest.importorskip("gguf")
     stdout, table = run(tmp_path)

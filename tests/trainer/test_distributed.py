@@ -228,7 +228,7 @@ def test_a_process_that_fails_ends_the_job(tmp_path, how, rank):
 
 
 @needs_compiler
-@pytest.mark.parametrize("receiver", ["launcher", "one process"])
+@pytest.mark.parametrize("receiver", ["launcher", pytest.param("one process", marks=pytest.mark.slow)])
 def test_a_preempted_job_saves_exits_and_resumes(tmp_path, receiver):
     kwargs = {"num_iterations": 2}
     _, expected = run(tmp_path / "straight", "zero2", "rollouts", **kwargs)
