@@ -203,13 +203,7 @@ class LatentGRPOConfig(LatentPolicyArguments, GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, reason in REFUSED_OPTIONS.items():
-            default = GRPOConfig.__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f"`{name}={getattr(self, name)!r}` has no meaning for `LatentGRPOTrainer`: {reason}. Leave it at "
-                    f"{default!r}."
-                )
+        self.refuse_options(REFUSED_OPTIONS, GRPOConfig, "LatentGRPOTrainer")
         self.check_policy_arguments()
         for name in ("max_completion_length", "max_skipped_steps"):
             if getattr(self, name) is None or getattr(self, name) < 1:

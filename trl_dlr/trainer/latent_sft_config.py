@@ -110,13 +110,7 @@ class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, reason in REFUSED_OPTIONS.items():
-            default = SFTConfig.__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f"`{name}={getattr(self, name)!r}` has no meaning for `LatentSFTTrainer`: {reason}. Leave it at "
-                    f"{default!r}."
-                )
+        self.refuse_options(REFUSED_OPTIONS, SFTConfig, "LatentSFTTrainer")
         self.check_policy_arguments()
         for name in ("latents_per_stage", "epochs_per_stage", "max_completion_length", "num_generations_eval"):
             if getattr(self, name) < 1:

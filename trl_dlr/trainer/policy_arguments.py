@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ..models import LatentPolicyConfig
+
 
 @dataclass
 class LatentPolicyArguments:
@@ -103,20 +105,24 @@ class LatentPolicyArguments:
     )
 
     def check_policy_arguments(self) -> None:
-        for name in ("latent_dim", "num_latents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("sigma", "injection_scale"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
-        for name in ("projection_learning_rate", "projection_max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
         for name in ("latent_sampling", "injection"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        LatentPolicyConfig(**self.policy_kwargs())  # which checks the others
+        for name in ("projection_learning_rate", "projection_max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
+
+    def refuse_options(self, reasons: dict[str, str], base: type, trainer: str) -> None:
+        """Refuse options of TRL's configuration `base` that have another value than its default."""
+        for name, reason in reasons.items():
+            default = base.__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` has no meaning for `{trainer}`: {reason}. Leave it at {default!r}."
+                )
 
     def policy_kwargs(self) -> dict[str, Any]:
         """Fields of [`LatentPolicyConfig`] that this configuration sets."""
