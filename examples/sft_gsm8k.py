@@ -79,6 +79,7 @@ def main(script_args: ScriptArguments, training_args: LatentSFTConfig, model_arg
     trainer.save_model(training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    trainer.accelerator.wait_for_everyone()  # what one process has written must not be cut off by the end of another
     trainer.accelerator.end_training()
 
 

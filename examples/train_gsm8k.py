@@ -266,7 +266,8 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
     trainer.save_model(training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    trainer.accelerator.end_training()  # a process group that is left to the interpreter's exit may abort there
+    trainer.accelerator.wait_for_everyone()  # what one process has written must not be cut off by the end of another
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -114,7 +114,10 @@ def test_it_learns_under_zero2(tmp_path, num_processes):
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    # Now and then torch's threads abort at the interpreter's exit, when all is written
+    has_aborted_at_exit = "terminate called without an active exception" in result.stderr
+    assert result.returncode == 0 or has_aborted_at_exit, result.stderr[-3000:]
+    assert LatentPolicyModel.from_pretrained(tmp_path / "out").config.num_latents == 2
     engines = re.findall(
         r"DeepSpeedEngine, ZeRO stage 2, .* ([\d,]+) trainable .* process has ([\d,]+) .*", result.stderr
     )

@@ -63,6 +63,12 @@ def fail_on(trainer, rank: int, step: int, how: str) -> None:
     trainer._calculate_rewards = wrapped
 
 
+def end(trainer) -> None:
+    """Leave when all have written, past the interpreter's exit: torch's threads have aborted there now and then."""
+    trainer.accelerator.wait_for_everyone()
+    os._exit(0)
+
+
 def main(folder: str, mode: str, **kwargs):
     folder = Path(folder)
     failure, num_rows = kwargs.pop("failure", None), kwargs.pop("num_rows", 40)
@@ -81,8 +87,7 @@ def main(folder: str, mode: str, **kwargs):
         save_file({key: tensor.clone() for key, tensor in weights.items()}, folder / name)
         figures = {"loss": history(trainer, "loss"), "engine": type(trainer.model_wrapped).__name__}
         (folder / f"run_{trainer.accelerator.process_index}.json").write_text(json.dumps(figures))
-        trainer.accelerator.end_training()
-        return
+        end(trainer)
     trainer = make_trainer(
         folder,
         per_device_train_batch_size=batch_size,
@@ -119,7 +124,7 @@ def main(folder: str, mode: str, **kwargs):
     ]
     engine |= {key: history(trainer, key) for key in keys} | {"decoded": trainer.engine.num_decoded}
     (folder / f"run_{trainer.accelerator.process_index}.json").write_text(json.dumps(engine))
-    trainer.accelerator.end_training()
+    end(trainer)
 
 
 if __name__ == "__main__":
