@@ -3,6 +3,7 @@
 """Run by test_memory_plan.py in fresh processes: a few steps of a run whose memory is measured, and the plan of it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def main(folder: str, main: dict, assistant: dict, policy: dict, args: dict, dty
     )
     path = Path(folder) / f"memory_{trainer.accelerator.process_index}.json"
     path.write_text(json.dumps({"measured": measured, "planned": {**vars(plan), "total": plan.total}}))
+    trainer.accelerator.wait_for_everyone()
+    os._exit(0)  # as in distributed_worker.py
 
 
 if __name__ == "__main__":
