@@ -9,6 +9,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback
+from trl import TrlParser
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_model
 from tests.trainer.test_latent_grpo_trainer import history, make_policy, weights
@@ -370,3 +371,11 @@ def test_bad_data_is_refused(tmp_path, rows, kwargs, message):
 def test_bad_arguments_are_refused(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         LatentSFTConfig(str(tmp_path / "run"), bf16=False, use_cpu=True, **kwargs)
+
+
+def test_command_line_reaches_the_main_models_options(tmp_path):
+    arguments = ["--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
+    (args,) = TrlParser(LatentSFTConfig).parse_args_and_config(
+        [*arguments, "--main_model_init_kwargs", '{"dtype": "float32"}', "--mean_bound", "2"]
+    )
+    assert (args.main_model_init_kwargs, args.mean_bound) == ({"dtype": "float32"}, 2.0)

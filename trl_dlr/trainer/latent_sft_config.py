@@ -76,6 +76,8 @@ class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
             Trajectories per held-out question.
     """
 
+    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + LatentPolicyArguments._DICT_FIELDS
+
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the policy, which is small."})
     gradient_checkpointing: bool = field(
         default=False,
