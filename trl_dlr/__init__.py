@@ -14,6 +14,7 @@ _MODULE_OF = {
     "LatentGRPOTrainer": "trainer",
     "LatentPolicyConfig": "models",
     "LatentPolicyModel": "models",
+    "LatentReasoner": "models.reasoner",
     "LatentSFTConfig": "trainer",
     "LatentSFTTrainer": "trainer",
     "first_layers": "models",
@@ -25,6 +26,7 @@ __all__ = [
     "LatentGRPOTrainer",
     "LatentPolicyConfig",
     "LatentPolicyModel",
+    "LatentReasoner",
     "LatentSFTConfig",
     "LatentSFTTrainer",
     "first_layers",
@@ -33,6 +35,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .models import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
+    from .models.reasoner import LatentReasoner
     from .trainer import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer
 
 

@@ -8,7 +8,8 @@ import torch
 from tests.tiny import tiny_dataset
 from tests.trainer.test_latent_grpo_trainer import history, length_reward, make_trainer, weights
 from trl_dlr import LatentGRPOConfig
-from trl_dlr.trainer.prescreening import Prescreener, ValueHead, area_under_curve, select_trajectories
+from trl_dlr.models.value_head import VALUE_HEAD_FILE, ValueHead
+from trl_dlr.trainer.prescreening import Prescreener, area_under_curve, select_trajectories
 
 
 # ---- Selection ----
@@ -269,7 +270,7 @@ def test_a_checkpoint_without_a_value_head_is_refused(tmp_path):
 def test_the_saved_policy_has_its_value_head_beside_it(tmp_path):
     trainer = make_screened(tmp_path)
     trainer.save_model(tmp_path / "policy")
-    assert (tmp_path / "policy" / Prescreener.HEAD_FILE).is_file()
+    assert (tmp_path / "policy" / VALUE_HEAD_FILE).is_file()
     assert not (tmp_path / "policy" / Prescreener.STATE_FILE).exists()
 
 

@@ -2,6 +2,9 @@
 
 """The frozen main model, decoding with transformers."""
 
+import threading
+from collections.abc import Iterator
+
 import torch
 from transformers import (
     DynamicCache,
@@ -10,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
+    TextIteratorStreamer,
 )
 
 from .engine import DecodingEngine
@@ -47,6 +51,7 @@ class TransformersEngine(DecodingEngine):
     ):
         super().__init__(model.config, model.generation_config, processing_class, max_new_tokens)
         self.model = model
+        self.processing_class = processing_class
         self.batch_size = batch_size
         fixed = {"max_new_tokens", "num_return_sequences", "num_beams", "pad_token_id", "eos_token_id"}
         if taken := sorted(fixed & (generation_kwargs or {}).keys()):
@@ -139,6 +144,41 @@ class TransformersEngine(DecodingEngine):
             new_ids = completion_ids[:, done:]
             embeds = torch.cat([embeds[keep], self.model.get_input_embeddings()(new_ids)], dim=1)
             mask = torch.cat([mask[keep], mask.new_ones(new_ids.shape)], dim=1)
+
+    @torch.no_grad()
+    def stream(self, prompt_ids: list[int], latent_embeds: torch.Tensor) -> Iterator[str]:
+        """
+        Decode one row and yield its text piece by piece.
+
+        Args:
+            prompt_ids (`list[int]`):
+                Rendered prompt in the main model's tokens.
+            latent_embeds (`torch.Tensor` of shape `(1, num_latents, hidden_size)`):
+                Embeddings that follow the prompt.
+        """
+        self.check_length(len(prompt_ids), latent_embeds.size(1))
+        embeds = self.model.get_input_embeddings()(torch.tensor([prompt_ids], device=self.model.device))
+        embeds = torch.cat([embeds, latent_embeds.to(embeds)], dim=1)
+        pieces, failure = TextIteratorStreamer(self.processing_class, skip_special_tokens=True), []
+
+        def write():
+            try:
+                self.model.generate(
+                    inputs_embeds=embeds,
+                    attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
+                    generation_config=GenerationConfig(**self.generation_kwargs, max_new_tokens=self.max_new_tokens),
+                    streamer=pieces,
+                )
+            except Exception as error:  # which would end unseen in the thread, with the reader waiting
+                failure.append(error)
+                pieces.end()
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        yield from (piece for piece in pieces if piece)
+        writer.join()
+        if failure:
+            raise failure[0]
 
 
 class HalfFinished(StoppingCriteria):

@@ -2,41 +2,306 @@
 
 """A policy and its main model, put together to answer."""
 
+import copy
 import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import PushToHubMixin, cached_file
 
-from ..generation import DecodingEngine, tokenize_prompts
-from .latent_policy import LatentPolicyModel
+from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine, tokenize_prompts
+from ..rewards import majority_vote
+from .latent_policy import LatentPolicyModel, LatentPolicyOutput
+from .value_head import VALUE_HEAD_FILE, ValueHead
 
 
-class LatentReasoner:
+SELECTIONS = ("first", "majority", "best")
+BASE_POLICY = "base_policy"  # folder beside an adapter whose base policy is saved nowhere else
+
+
+@dataclass
+class LatentReasonerOutput:
+    """
+    Answers of a [`LatentReasoner`].
+
+    Args:
+        texts (`list[str]`):
+            The answer to each prompt.
+        candidates (`list[list[str]]`):
+            All `num_samples` completions of each prompt.
+        latents (`torch.Tensor` of shape `(num_prompts, num_samples, T, latent_dim)`):
+            The latents that they were decoded from.
+        scores (`torch.Tensor` of shape `(num_prompts, num_samples)`, *optional*):
+            Log-odds of reward by the value head, if the policy was trained with one.
+    """
+
+    texts: list[str]
+    candidates: list[list[str]]
+    latents: torch.Tensor
+    scores: torch.Tensor | None = None
+
+
+class LatentReasoner(PushToHubMixin):
     """
     Answers prompts with a latent policy and a frozen main model.
 
+    Example:
+
+    ```python
+    >>> from trl_dlr import LatentReasoner
+
+    >>> reasoner = LatentReasoner.from_pretrained("user/policy")
+    >>> reasoner.generate(["What is 3 + 4?"]).texts
+    ```
+
     Args:
-        policy ([`LatentPolicyModel`]):
-            Policy that draws the latents.
+        policy ([`LatentPolicyModel`] or [`~peft.PeftModel`]):
+            Policy that draws the latents, or an adapter of one.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of its assistant.
         engine ([`DecodingEngine`]):
             Main model that decodes.
         main_processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the main model.
+        value_head ([`ValueHead`], *optional*):
+            What a trajectory is worth before it is decoded, for `selection="best"`.
     """
 
     def __init__(
         self,
-        policy: LatentPolicyModel,
+        policy: LatentPolicyModel | PeftModel,
         processing_class: PreTrainedTokenizerBase,
         engine: DecodingEngine,
         main_processing_class: PreTrainedTokenizerBase,
+        value_head: ValueHead | None = None,
     ):
-        self.policy = policy
+        self.model = policy
+        self.policy = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         self.processing_class = processing_class
         self.engine = engine
         self.main_processing_class = main_processing_class
+        self.value_head = value_head
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        main_model: str | PreTrainedModel | None = None,
+        main_processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        engine: str = "transformers",
+        max_new_tokens: int = 256,
+        generation_kwargs: dict[str, Any] | None = None,
+        batch_size: int | None = None,
+        main_model_init_kwargs: dict[str, Any] | None = None,
+        vllm_kwargs: dict[str, Any] | None = None,
+        allow_main_model_mismatch: bool = False,
+        trust_remote_code: bool = False,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | None = None,
+    ) -> "LatentReasoner":
+        """
+        Load a policy (or an adapter of one), and the main model that it was trained for.
+
+        Args:
+            pretrained_model_name_or_path (`str`):
+                Hub id or folder of a policy.
+            main_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+                Main model. If `None`, the one named in the policy's configuration, at the revision named there. Its
+                weights are checked against the fingerprint recorded there.
+            main_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Its tokenizer. If `None`, the one saved with it.
+            engine (`str`, *optional*, defaults to `"transformers"`):
+                What decodes: `"transformers"`, `"vllm"` (in this process) or the URL of a vLLM server.
+            max_new_tokens (`int`, *optional*, defaults to `256`):
+                Tokens of an answer at most.
+            generation_kwargs (`dict`, *optional*):
+                Further fields of [`~transformers.GenerationConfig`], or of `vllm.SamplingParams`. Decoding is greedy
+                unless they say otherwise.
+            batch_size (`int`, *optional*):
+                Trajectories that transformers decodes together at most. If `None`, all.
+            main_model_init_kwargs (`dict`, *optional*):
+                Keyword arguments for loading the main model, such as `dtype`, `quantization_config` or `device_map`.
+                If `dtype` is not given, the checkpoint's own is used.
+            vllm_kwargs (`dict`, *optional*):
+                Further arguments of `vllm.LLM`.
+            allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
+                Whether to go on, with a warning, with a main model of other weights.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether code that comes with the main model may be executed. A policy brings none.
+            device (`str` or `torch.device`, *optional*):
+                Where policy and main model go. If `None`, a GPU if there is one.
+            revision (`str`, *optional*):
+                Branch, tag or commit of the policy.
+            token (`str` or `bool`, *optional*):
+                Token for private repositories.
+            cache_dir (`str`, *optional*):
+                Where downloads are kept.
+
+        Raises:
+            `ValueError`: the folder holds no policy, no main model is known, or its weights are others.
+        """
+        name = pretrained_model_name_or_path
+        if engine not in ("transformers", "vllm") and not engine.startswith(("http://", "https://")):
+            raise ValueError(f"`engine` must be 'transformers', 'vllm' or the URL of a vLLM server, got {engine!r}.")
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load_policy(name, **hub).to(device).eval()
+        policy = model.get_base_model() if isinstance(model, PeftModel) else model
+        config = policy.config
+        main_model_init_kwargs = dict(main_model_init_kwargs or {})
+        if main_model is None:
+            main_model = config.main_model_name_or_path
+            if main_model is None:
+                raise ValueError(
+                    f"`main_model` must be given: the policy {name!r} was trained for one that was built in memory."
+                )
+            main_model_init_kwargs.setdefault("revision", config.main_model_revision)
+        if isinstance(main_model, str):
+            kwargs = {"dtype": "auto", "token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+            main_model = AutoModelForCausalLM.from_pretrained(main_model, **{**kwargs, **main_model_init_kwargs})
+        elif main_model_init_kwargs:
+            raise ValueError("`main_model_init_kwargs` are for a `main_model` given by name, not for a loaded one.")
+        if main_processing_class is None:
+            main_processing_class = AutoTokenizer.from_pretrained(
+                main_model.config.name_or_path, padding_side="left", token=token, cache_dir=cache_dir
+            )
+        policy.check_main_model(main_model, allow_mismatch=allow_main_model_mismatch)
+        main_model.requires_grad_(False).eval()
+        limits = max_new_tokens, generation_kwargs
+        if engine == "transformers":
+            if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
+                main_model.to(device)
+            decoder = TransformersEngine(main_model, main_processing_class, *limits, batch_size)
+        else:  # vLLM holds the weights; of these, only the embeddings are needed
+            embed_tokens = main_model.get_input_embeddings().to(device)
+            parts = embed_tokens, main_model.config, main_model.generation_config, main_processing_class
+            if engine == "vllm":
+                llm_kwargs = {"dtype": str(embed_tokens.weight.dtype).removeprefix("torch."), **(vllm_kwargs or {})}
+                llm_kwargs.setdefault("trust_remote_code", trust_remote_code)
+                decoder = VLLMEngine(main_model.config.name_or_path, *parts, *limits, llm_kwargs=llm_kwargs)
+            else:
+                decoder = VLLMServerEngine(engine, *parts, *limits)
+        processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", **hub)
+        value_head = None
+        # Not there if the policy was trained without one
+        path = cached_file(name, VALUE_HEAD_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+        if path is not None:
+            value_head = ValueHead(config.num_latents * config.latent_dim, config.hidden_size)
+            value_head.load_state_dict(load_file(path))
+            value_head.to(device)
+        return cls(model, processing_class, decoder, main_processing_class, value_head)
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Save policy, tokenizer and value head. The main model is named in the configuration, not saved."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        if isinstance(self.model, PeftModel):  # which names its base, but that may be a folder of this machine
+            base = copy.deepcopy(self.model).unload()
+            base.save_pretrained(os.path.join(save_directory, BASE_POLICY), **kwargs)
+        self.processing_class.save_pretrained(save_directory)
+        if self.value_head is not None:
+            save_file(self.value_head.state_dict(), os.path.join(save_directory, VALUE_HEAD_FILE))
+
+    # ---- Answers ----
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list,
+        num_samples: int = 1,
+        do_sample: bool | None = None,
+        selection: str = "first",
+        seed: int | None = None,
+    ) -> LatentReasonerOutput:
+        """
+        Answer prompts.
+
+        Args:
+            prompts (`list[str]` or `list[list[dict[str, str]]]`):
+                Prompts, plain or conversational.
+            num_samples (`int`, *optional*, defaults to `1`):
+                Trajectories per prompt.
+            do_sample (`bool`, *optional*):
+                Whether latents are sampled. If not, the mean of every step is taken. If `None`, they are sampled when
+                there is more than one.
+            selection (`str`, *optional*, defaults to `"first"`):
+                Which completion of a prompt is its answer: the `"first"`, one that gives the `"majority"` answer
+                (self-consistency), or the `"best"` by the value head (best of n, which decodes only that one).
+            seed (`int`, *optional*):
+                Seed of the latents. If `None`, torch's global generator goes on.
+
+        Returns:
+            [`LatentReasonerOutput`]
+        """
+        if isinstance(prompts, str) or not prompts or isinstance(prompts[0], dict):
+            raise ValueError(f"`prompts` must be a list of prompts, at least one, got {prompts!r}. Put it in a list.")
+        if num_samples < 1:
+            raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+        if do_sample is None:
+            do_sample = num_samples > 1
+        if num_samples > 1 and not do_sample:
+            raise ValueError(
+                f"`do_sample=False` takes the mean of every step, so all `num_samples={num_samples}` would be alike. "
+                "Use `num_samples=1`, or sample."
+            )
+        if selection not in SELECTIONS:
+            raise ValueError(f"`selection` must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+        if selection == "best" and self.value_head is None:
+            raise ValueError(
+                "`selection='best'` needs a value head, but the policy was trained without one "
+                "(`prescreening_fraction=1`). Use 'majority'."
+            )
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            drawn = self._draw(prompts, num_samples, deterministic=not do_sample)
+        shape = len(prompts), num_samples
+        scores = None
+        if self.value_head is not None:
+            scores = self.value_head(drawn.latents, drawn.question_states).unflatten(0, shape)
+        latents = drawn.latents.unflatten(0, shape)
+        if selection == "best":
+            chosen = latents[torch.arange(len(prompts)), scores.argmax(1)]
+            candidates = [[text] for text in self.decode(prompts, chosen)]
+        else:
+            decoded = self.decode(prompts, drawn.latents)
+            candidates = [decoded[start : start + num_samples] for start in range(0, len(decoded), num_samples)]
+        places = [majority_vote(texts) if selection == "majority" else 0 for texts in candidates]
+        texts = [texts[place] for texts, place in zip(candidates, places, strict=True)]
+        return LatentReasonerOutput(texts, candidates, latents, scores)
+
+    @torch.no_grad()
+    def stream(self, prompt: str | list[dict[str, str]], do_sample: bool = False) -> Iterator[str]:
+        """
+        Pieces of the answer to one prompt, as the main model writes it.
+
+        Args:
+            prompt (`str` or `list[dict[str, str]]`):
+                Prompt, plain or conversational.
+            do_sample (`bool`, *optional*, defaults to `False`):
+                Whether latents are sampled. If not, the mean of every step is taken.
+
+        Raises:
+            `ValueError`: if the main model is not decoded by transformers.
+        """
+        if not isinstance(self.engine, TransformersEngine):
+            raise ValueError(
+                f"`stream` needs `engine='transformers'`; {type(self.engine).__name__} returns whole answers. Use `generate`."
+            )
+        ids = tokenize_prompts([prompt], self.main_processing_class)[0]
+        latents = self.sample_latents([prompt], deterministic=not do_sample)
+        return self.engine.stream(ids, self.policy.inject(latents))
+
+    # ---- Its two halves ----
 
     def tokenize(self, prompts: list) -> dict[str, torch.Tensor]:
         """Left-padded `input_ids` and `attention_mask` of prompts in the assistant's tokens."""
@@ -45,13 +310,15 @@ class LatentReasoner:
         batch = batch.to(self.policy.device)
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
+    def _draw(self, prompts: list, num_samples: int, deterministic: bool) -> LatentPolicyOutput:
+        return self.policy.sample(**self.tokenize(prompts), num_samples=num_samples, deterministic=deterministic)
+
     def sample_latents(self, prompts: list, num_samples: int = 1, deterministic: bool = False) -> torch.Tensor:
         """
         Latents of `num_samples` trajectories per prompt, shape `(len(prompts) * num_samples, T, latent_dim)`, a
         prompt's next to each other. `deterministic` takes the mean of every step.
         """
-        inputs = self.tokenize(prompts)
-        return self.policy.sample(**inputs, num_samples=num_samples, deterministic=deterministic).latents
+        return self._draw(prompts, num_samples, deterministic).latents
 
     def decode(self, prompts: list, latents: torch.Tensor | None = None, num_anchors: int = 0) -> list[str]:
         """
@@ -68,3 +335,35 @@ class LatentReasoner:
             num_samples = torch.full((len(prompts),), latents.size(0) // len(prompts))
             completion_ids = self.engine.generate(ids, self.policy.inject(latents), num_samples)
         return self.main_processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+
+
+def load_policy(
+    pretrained_model_name_or_path: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | None = None,
+) -> LatentPolicyModel | PeftModel:
+    """
+    A saved policy in float32, or an adapter on the policy that it was trained on, which lies beside it or where the
+    adapter's configuration says.
+    """
+    name, hub = pretrained_model_name_or_path, {"token": token, "cache_dir": cache_dir}
+    found = {
+        file: cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
+        for file in ("adapter_config.json", f"{BASE_POLICY}/config.json", "config.json")
+    }
+    dtype = torch.float32
+    if found["adapter_config.json"] is None:
+        if found["config.json"] is None:
+            raise ValueError(
+                f"{name!r} holds neither a policy (`config.json`) nor an adapter of one (`adapter_config.json`)."
+            )
+        return LatentPolicyModel.from_pretrained(name, dtype=dtype, revision=revision, **hub)
+    if found[f"{BASE_POLICY}/config.json"] is not None:
+        base = LatentPolicyModel.from_pretrained(name, subfolder=BASE_POLICY, dtype=dtype, revision=revision, **hub)
+    else:
+        config = PeftConfig.from_pretrained(name, revision=revision, **hub)
+        base = LatentPolicyModel.from_pretrained(
+            config.base_model_name_or_path, dtype=dtype, revision=config.revision, **hub
+        )
+    return PeftModel.from_pretrained(base, name, revision=revision, **hub)

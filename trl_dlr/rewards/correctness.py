@@ -35,7 +35,8 @@ def _as_number(text: str) -> Decimal | None:
     return number if number.is_finite() else None
 
 
-def _is_correct(answer: str, gold: str) -> bool:
+def answers_agree(answer: str, gold: str) -> bool:
+    """Whether two answers are the same string, number or mathematical expression (by math-verify)."""
     if answer == gold:
         return True
     answer_number, gold_number = _as_number(answer), _as_number(gold)
@@ -91,6 +92,6 @@ def correctness_reward(
         raise ValueError("`correctness_reward` needs gold answers, but there is no column `answer` or `solution`.")
     texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
     return [
-        1.0 if _is_correct(extract_answer(text), extract_answer(str(target))) else -1.0
+        1.0 if answers_agree(extract_answer(text), extract_answer(str(target))) else -1.0
         for text, target in zip(texts, gold, strict=True)
     ]

@@ -21,6 +21,7 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_c
 
 from ..generation import tokenize_prompts
 from ..models import DiagonalGaussian, LatentPolicyOutput
+from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback
 from .construction import (
     adapter_for_policy,
@@ -36,7 +37,7 @@ from .latent_grpo_config import LatentGRPOConfig
 from .likelihood import given_latents
 from .losses import contrastive_loss
 from .policy_training import PolicyTrainingMixin
-from .prescreening import Prescreener, ValueHead, area_under_curve, select_trajectories
+from .prescreening import Prescreener, area_under_curve, select_trajectories
 from .rollouts import load_rollout, rollout_path, save_rollout
 
 

@@ -19,11 +19,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedModel
 
 from ..models import DiagonalGaussian
+from ..models.value_head import ValueHead
 from .latent_grpo_config import LatentGRPOConfig
 from .latent_grpo_trainer import LatentGRPOTrainer
 from .losses import contrastive_loss
 from .policy_training import PolicyTrainingMixin
-from .prescreening import REPLAY_SIZE, ValueHead
+from .prescreening import REPLAY_SIZE
 
 
 ZERO_STAGES = (0, 2)

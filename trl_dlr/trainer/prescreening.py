@@ -7,42 +7,15 @@ import os
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import nn
+
+from ..models.value_head import VALUE_HEAD_FILE, ValueHead
 
 
-HIDDEN_SIZE = 128
 REPLAY_SIZE = (
     2048  # decoded trajectories that the head goes on learning from: the main model is frozen, so they stay true
 )
 UPDATES_PER_ROLLOUT = 16
 UPDATE_BATCH_SIZE = 256
-
-
-class ValueHead(nn.Module):
-    """
-    Log-odds that a trajectory is rewarded, from its latents and the assistant's last hidden state of the question.
-
-    Args:
-        latent_size (`int`):
-            Numbers in a trajectory, T * d.
-        state_size (`int`):
-            Hidden size of the assistant.
-    """
-
-    def __init__(self, latent_size: int, state_size: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(latent_size + state_size, HIDDEN_SIZE),
-            nn.SiLU(),
-            nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE),
-            nn.SiLU(),
-            nn.Linear(HIDDEN_SIZE, 1),
-        )
-
-    def forward(self, latents: torch.Tensor, question_states: torch.Tensor) -> torch.Tensor:
-        """Latents `(batch_size, num_latents, latent_dim)` and states `(batch_size, hidden_size)` to `(batch_size,)`."""
-        states = F.rms_norm(question_states.float(), question_states.shape[-1:], eps=1e-6)
-        return self.layers(torch.cat([latents.float().flatten(1), states], dim=1)).squeeze(1)
 
 
 class Prescreener:
@@ -59,7 +32,6 @@ class Prescreener:
             Learning rate of AdamW.
     """
 
-    HEAD_FILE = "value_head.safetensors"  # beside the policy: part of what was trained
     STATE_FILE = "prescreening.safetensors"  # in checkpoints only: what training it on needs
 
     def __init__(self, head: ValueHead, learning_rate: float):
@@ -130,7 +102,7 @@ class Prescreener:
         return self
 
     def save_head(self, folder: str) -> None:
-        save_file(self.head.state_dict(), os.path.join(folder, self.HEAD_FILE))
+        save_file(self.head.state_dict(), os.path.join(folder, VALUE_HEAD_FILE))
 
     def save_state(self, folder: str) -> None:
         tensors = {"reward_range": self.reward_range}
@@ -141,7 +113,7 @@ class Prescreener:
 
     def load(self, folder: str) -> None:
         """Load what [`save_head`] and [`save_state`] wrote."""
-        paths = [os.path.join(folder, name) for name in (self.HEAD_FILE, self.STATE_FILE)]
+        paths = [os.path.join(folder, name) for name in (VALUE_HEAD_FILE, self.STATE_FILE)]
         device = self.reward_range.device
         self.head.load_state_dict(load_file(paths[0]))
         tensors = {name: tensor.to(device) for name, tensor in load_file(paths[1]).items()}
