@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Give a latent policy a supervised start on worked answers, stage by stage, for `train_gsm8k.py` to go on from.
+Give a latent policy a supervised start on gold answers, worked ones stage by stage, for `train_gsm8k.py` to go on from.
 
 GSM8K from the Hub, or from local JSONL files with `question` and `answer` (steps, a line each, then `#### result`):
 
@@ -13,7 +13,11 @@ Then reinforcement learning from its result, with the same prompts:
 
     accelerate launch examples/train_gsm8k.py --config examples/configs/gsm8k_smollm2.yaml \
         --dataset_name train.jsonl --eval_dataset_name test.jsonl --answer_tags answer \
-        --model_name_or_path outputs/sft_gsm8k_smollm2
+        --policy outputs/sft_gsm8k_smollm2
+
+Offline, answers without steps: a code that only the policy learns (`codes.yaml` goes on with reinforcement learning):
+
+    python examples/sft_gsm8k.py --config examples/configs/sft_codes.yaml
 
 Every field of `LatentSFTConfig`, TRL's `ModelConfig` and `ScriptArguments` of `train_gsm8k.py` can be given on the
 command line. The held-out accuracy is that of answers decoded from sampled latents. The run ends with what reinforcement
@@ -43,23 +47,23 @@ def worked(row: dict[str, Any], answer_tags: list[str] | None) -> dict[str, Any]
     return {"steps": lines, "completion": f"<{tag}>{result.strip()}</{tag}>" if tag else result.strip()}
 
 
-def with_steps(dataset: Dataset, answer_tags: list[str] | None) -> Dataset:
-    return dataset.map(worked, fn_kwargs={"answer_tags": answer_tags}).filter(lambda row: len(row["steps"]) > 0)
+def with_targets(dataset: Dataset, answer_tags: list[str] | None) -> Dataset:
+    """Questions with the completion to learn and the steps before it; all of them, if no answer has steps."""
+    dataset = dataset.map(worked, fn_kwargs={"answer_tags": answer_tags})
+    with_steps = dataset.filter(lambda row: len(row["steps"]) > 0)
+    return with_steps if len(with_steps) > 0 else dataset.remove_columns("steps")
 
 
 def main(script_args: ScriptArguments, training_args: LatentSFTConfig, model_args: ModelConfig) -> None:
     logging.getLogger("trl_dlr").setLevel(logging.INFO)  # says in which engine the policy is trained
     logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
-    model, main_model, main_tokenizer, quantization_config = build_models(script_args, training_args, model_args)
+    models = build_models(script_args, training_args, model_args)
     train_dataset, test_dataset = load_questions(script_args)
     trainer = LatentSFTTrainer(
-        model=model,
-        main_model=main_model,
-        main_processing_class=main_tokenizer,
+        **models,
         args=training_args,
-        train_dataset=with_steps(train_dataset, script_args.answer_tags),
-        eval_dataset=with_steps(test_dataset, script_args.answer_tags),
-        quantization_config=quantization_config,
+        train_dataset=with_targets(train_dataset, script_args.answer_tags),
+        eval_dataset=with_targets(test_dataset, script_args.answer_tags),
         peft_config=get_peft_config(model_args),
     )
     results = {"before": trainer.evaluate()}

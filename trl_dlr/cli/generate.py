@@ -1,0 +1,78 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""`trl-dlr generate`: answer questions with a policy."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from .reasoner import ReasonerArguments
+
+
+EPILOG = """example: trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" "What is 5 + 6?" --num_samples 8
+--selection majority"""
+
+
+@dataclass
+class GenerateArguments(ReasonerArguments):
+    """
+    Arguments of `trl-dlr generate`.
+
+    Args:
+        prompts (`list[str]`, *optional*):
+            Questions.
+        prompts_file (`str`, *optional*):
+            Text file with a question a line, instead.
+        is_chat (`bool`, *optional*, defaults to `True`):
+            Whether questions are chat messages. If not, they are the prompts as they stand.
+        system_prompt (`str`, *optional*):
+            System message.
+        num_samples (`int`, *optional*, defaults to `1`):
+            Trajectories per question.
+        do_sample (`bool`, *optional*):
+            Whether latents are sampled. If `None`, when there is more than one.
+        selection (`str`, *optional*, defaults to `"first"`):
+            Which completion is the answer: `first`, `majority` or `best` (by the value head).
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the latents.
+        output_json (`str`, *optional*):
+            File for all completions and scores.
+    """
+
+    prompts: list[str] = field(default_factory=list, metadata={"help": "Questions."})
+    prompts_file: str | None = field(default=None, metadata={"help": "Text file with a question a line."})
+    is_chat: bool = field(default=True, metadata={"help": "Whether questions are chat messages."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message."})
+    num_samples: int = field(default=1, metadata={"help": "Trajectories per question."})
+    do_sample: bool | None = field(default=None, metadata={"help": "Sample latents; by default if more than one."})
+    selection: str = field(default="first", metadata={"help": "first, majority, or best (by the value head)."})
+    seed: int = field(default=0, metadata={"help": "Seed of the latents."})
+    output_json: str | None = field(default=None, metadata={"help": "File for all completions and scores."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompts_file is not None:
+            self.prompts = [*self.prompts, *filter(None, Path(self.prompts_file).read_text().splitlines())]
+        if not self.prompts:
+            raise ValueError("`prompts` must hold at least one question: pass --prompts or --prompts_file.")
+
+
+def main(args: GenerateArguments) -> None:
+    prompts = [args.prompt(question, args.is_chat, args.system_prompt) for question in args.prompts]
+    answers = args.load().generate(
+        prompts, num_samples=args.num_samples, do_sample=args.do_sample, selection=args.selection, seed=args.seed
+    )
+    for question, text in zip(args.prompts, answers.texts, strict=True):
+        print(f"> {question}\n{text}\n")
+    if args.output_json is not None:
+        scores = [None] * len(prompts) if answers.scores is None else answers.scores.tolist()
+        names = ("prompt", "text", "candidates", "scores")
+        rows = zip(args.prompts, answers.texts, answers.candidates, scores, strict=True)
+        Path(args.output_json).write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2))
+
+
+def run(argv: list[str], prog: str) -> None:
+    parser = TrlParser(GenerateArguments, prog=prog, description=__doc__.replace("`", ""), epilog=EPILOG)
+    main(*parser.parse_args_and_config(argv))

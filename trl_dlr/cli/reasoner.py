@@ -1,0 +1,72 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Arguments of the commands that use a saved policy, and the reasoner that they stand for."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..models.reasoner import LatentReasoner
+
+
+@dataclass
+class ReasonerArguments:
+    """
+    A saved policy and what decodes for it.
+
+    Args:
+        policy (`str`, *optional*):
+            Hub id or folder of the policy.
+        policy_revision (`str`, *optional*):
+            Branch, tag or commit of the policy.
+        main_model_name_or_path (`str`, *optional*):
+            Main model. If `None`, the one that the policy was trained for.
+        main_model_dtype (`str`, *optional*):
+            Precision of its weights. If `None`, the checkpoint's own.
+        engine (`str`, *optional*, defaults to `"transformers"`):
+            What decodes: `transformers`, `vllm` or the URL of a vLLM server.
+        max_new_tokens (`int`, *optional*, defaults to `256`):
+            Tokens of an answer at most.
+        device (`str`, *optional*):
+            Where the models go. If `None`, a GPU if there is one.
+        allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
+            Whether to go on with a main model of other weights.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that comes with the main model may be executed.
+    """
+
+    policy: str | None = field(default=None, metadata={"help": "Hub id or folder of the policy."})
+    policy_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the policy."})
+    main_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Main model. If unset, the one that the policy was trained for."}
+    )
+    main_model_dtype: str | None = field(default=None, metadata={"help": "Precision of the main model's weights."})
+    engine: str = field(default="transformers", metadata={"help": "transformers, vllm, or URL of a vLLM server."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer at most."})
+    device: str | None = field(default=None, metadata={"help": "Where the models go, such as cpu or cuda:1."})
+    allow_main_model_mismatch: bool = field(default=False, metadata={"help": "Go on with other main weights."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Execute code that comes with the main model."})
+
+    def __post_init__(self):
+        if self.policy is None:
+            raise ValueError("`policy` must be set: pass --policy with a Hub id or a folder.")
+
+    def load(self) -> LatentReasoner:
+        kwargs: dict[str, Any] = {} if self.main_model_dtype is None else {"dtype": self.main_model_dtype}
+        return LatentReasoner.from_pretrained(
+            self.policy,
+            self.main_model_name_or_path,
+            engine=self.engine,
+            max_new_tokens=self.max_new_tokens,
+            main_model_init_kwargs=kwargs,
+            allow_main_model_mismatch=self.allow_main_model_mismatch,
+            trust_remote_code=self.trust_remote_code,
+            device=self.device,
+            revision=self.policy_revision,
+        )
+
+    def prompt(self, question: str, is_chat: bool, system_prompt: str | None) -> str | list[dict[str, str]]:
+        """A question as a prompt: a chat message, or the text itself."""
+        if not is_chat:
+            return question
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        return [*system, {"role": "user", "content": question}]

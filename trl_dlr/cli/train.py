@@ -1,0 +1,91 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""`trl-dlr train`: reinforcement learning of a latent policy."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from trl import ModelConfig, TrlParser, get_peft_config
+
+from .. import rewards
+from ..trainer import LatentGRPOConfig, LatentGRPOTrainer
+from .arguments import RunArguments, load_split, resolve_models
+from .launch import EPILOG, launch, run_script
+
+
+REWARDS = {name: getattr(rewards, name) for name in ("correctness_reward", "tag_format_reward")}
+
+
+@dataclass
+class TrainArguments(RunArguments):
+    """
+    Arguments of `trl-dlr train`.
+
+    Args:
+        reward_funcs (`list[str]`, *optional*, defaults to `["correctness_reward", "tag_format_reward"]`):
+            Reward functions: `"correctness_reward"`, `"tag_format_reward"` (both of the package) or import paths such as
+            `"my_rewards.brevity"`.
+    """
+
+    reward_funcs: list[str] = field(
+        default_factory=lambda: list(REWARDS),
+        metadata={"help": f"Reward functions: {', '.join(REWARDS)}, or import paths such as 'my_rewards.brevity'."},
+    )
+
+
+def load_reward(name: str) -> Callable[..., list[float]]:
+    """A reward function by its name, or by an import path relative to the working directory."""
+    if name in REWARDS:
+        return REWARDS[name]
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"`reward_funcs` must be some of {', '.join(REWARDS)} or import paths, but {name!r} cannot be loaded: {error}"
+        ) from error
+
+
+def main(args: TrainArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
+    has_eval = training_args.eval_strategy != "no"
+    trainer = LatentGRPOTrainer(
+        **resolve_models(
+            args.policy or model_args.model_name_or_path,
+            args.main_model_name_or_path,
+            args.assistant_num_layers,
+            training_args,
+            model_args,
+        ),
+        reward_funcs=[load_reward(name) for name in args.reward_funcs],
+        args=training_args,
+        train_dataset=load_split(args, args.dataset_train_split),
+        eval_dataset=load_split(args, args.dataset_test_split) if has_eval else None,
+        peft_config=get_peft_config(model_args),
+    )
+    train_and_save(trainer, args)
+
+
+def train_and_save(trainer: LatentGRPOTrainer, args: RunArguments) -> None:
+    resume = trainer.args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    trainer.save_model(trainer.args.output_dir)
+    trainer.accelerator.print(f"Saved to {trainer.args.output_dir}.")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=args.dataset_name)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    return TrlParser(
+        (TrainArguments, LatentGRPOConfig, ModelConfig), prog=prog, description=__doc__.replace("`", ""), epilog=EPILOG
+    )
+
+
+def run(argv: list[str], prog: str) -> int:
+    return launch("trl_dlr.cli.train", make_parser(prog), argv)
+
+
+if __name__ == "__main__":
+    run_script("train", main, make_parser("trl-dlr train"))
