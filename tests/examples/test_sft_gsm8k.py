@@ -37,7 +37,36 @@ def test_every_preset_parses_into_valid_arguments(config, tmp_path):
     _, training, _ = parser.parse_args_and_config(
         ["--config", str(config), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
     )
-    assert training.num_latents == training.num_stages * training.latents_per_stage
+    assert training.num_stages == 0 or training.num_latents == training.num_stages * training.latents_per_stage
+
+
+def test_answers_without_steps_are_all_kept():
+    from datasets import Dataset
+    from sft_gsm8k import with_targets
+
+    worked = [{"answer": "1+1 = 2\n#### 2"}, {"answer": "7"}]
+    assert with_targets(Dataset.from_list(worked), None)["steps"] == [["1+1 = 2"]]
+    plain = with_targets(Dataset.from_list(worked[1:]), None)
+    assert plain["completion"] == ["7"] and "steps" not in plain.column_names
+
+
+@pytest.mark.slow  # about eight minutes each on two cores
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_latents_carry_the_question_on_a_real_main_model(tmp_path, seed):
+    pytest.importorskip("gguf")
+    given = ["--seed", seed, "--disable_tqdm", "true"]
+    sft, rl = tmp_path / "sft", tmp_path / "rl"
+    for arguments in (
+        ["sft_gsm8k.py", "--config", EXAMPLES / "configs" / "sft_codes.yaml", "--output_dir", sft],
+        ["train_gsm8k.py", "--config", EXAMPLES / "configs" / "codes.yaml", "--policy", sft, "--output_dir", rl],
+    ):
+        command = [sys.executable, EXAMPLES / arguments[0], *map(str, [*arguments[1:], *given])]
+        result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        assert result.returncode == 0, result.stderr[-3000:]
+    print(result.stdout)
+    results = json.loads((rl / "eval_results.json").read_text())
+    assert results["trained/accuracy"] >= results["shuffled/accuracy"] + 0.3
+    assert results["trained/accuracy"] >= results["no_latents/accuracy"] + 0.3
 
 
 def test_two_stages_one_after_the_other(tmp_path):
@@ -69,6 +98,6 @@ def test_two_stages_one_after_the_other(tmp_path):
     stdout = run("sft_gsm8k.py", **started, **curriculum, per_device_train_batch_size=4)
     assert "\nbefore  loss " in stdout and "\nafter   loss " in stdout and "\n  latents/mixed " in stdout
     assert LatentPolicyModel.from_pretrained(tmp_path / "sft").config.num_latents == 4
-    stdout = run("train_gsm8k.py", model_name_or_path="sft", output_dir="rl", per_device_train_batch_size=32)
+    stdout = run("train_gsm8k.py", policy="sft", output_dir="rl", per_device_train_batch_size=32)
     assert "\ntrained " in stdout
     assert LatentPolicyModel.from_pretrained(tmp_path / "rl").config.num_latents == 4

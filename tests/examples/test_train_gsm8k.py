@@ -61,6 +61,21 @@ def test_the_demo_raises_the_held_out_reward(tmp_path, seed):
     assert results["trained/reward"] - results["untrained/reward"] >= 0.6
 
 
+def test_codes_are_two_digits_learned_from_other_pairs():
+    from train_gsm8k import codes
+
+    train, test = codes(num_eval=16)
+    assert len(train) == 48 and len(test) == 16 and not set(train["question"]) & set(test["question"])
+    known = {}
+    for row in train:
+        *_, colour, animal, _ = row["question"].split()
+        assert known.setdefault(colour, row["answer"][0]) == row["answer"][0]
+        assert known.setdefault(animal, row["answer"][1]) == row["answer"][1]
+    for row in test:
+        *_, colour, animal, _ = row["question"].split()
+        assert row["answer"] == known[colour] + known[animal]
+
+
 def test_gsm8k_from_local_files(tmp_path):
     rows = [
         {"question": f"Tom has {i} pens and buys 2. How many?", "answer": f"{i}+2\n#### {i + 2}"} for i in range(16)
