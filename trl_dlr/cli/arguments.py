@@ -86,11 +86,9 @@ def resolve_models(
         if quantization_config is None:  # else the trainer loads it again, quantized
             main_model = source
     else:
-        training_args.model_init_kwargs = {
-            "revision": model_args.model_revision,
-            "attn_implementation": model_args.attn_implementation,
-            **(training_args.model_init_kwargs or {}),
-        }
+        given = {"revision": model_args.model_revision, "attn_implementation": model_args.attn_implementation}
+        given = {name: value for name, value in given.items() if value not in (None, "main")}
+        training_args.model_init_kwargs = {**given, **(training_args.model_init_kwargs or {})} or None
     return {"model": model, "main_model": main_model, "quantization_config": quantization_config}
 
 

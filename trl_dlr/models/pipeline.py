@@ -55,7 +55,7 @@ class LatentReasoningPipeline(Pipeline):
         return {}, kwargs, {}
 
     def preprocess(self, prompt):
-        return {"prompt": prompt}
+        return {"prompt": getattr(prompt, "messages", prompt)}  # transformers wraps conversations
 
     def _forward(self, inputs, **kwargs):
         return {"texts": self.reasoner.generate([inputs["prompt"]], **kwargs).texts}

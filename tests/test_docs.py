@@ -1,0 +1,143 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""README and docs run as printed: on tiny models that have the names of the ones in the text."""
+
+import importlib.util
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomllib
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from tests.tiny import random_main_model, tiny_tokenizer
+from trl_dlr import LatentPolicyModel, fresh_layers
+from trl_dlr.cli.main import COMMANDS
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAIN_MODELS = ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [block for language, block in found if language in languages]
+
+
+def statements(block: str) -> str:
+    """A block as it would be typed: of an interactive one, what follows the prompts."""
+    if ">>> " not in block:
+        return block
+    typed = re.findall(r"^(?:>>>|\.\.\.) ?(.*)$", block, flags=re.MULTILINE)
+    return "\n".join(typed) + "\n"
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A folder in which the names of the text are tiny models, and what the text takes for granted."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    main_model = random_main_model(max_position_embeddings=4096)
+    policy = LatentPolicyModel.from_assistant(fresh_layers(main_model, 1), main_model, tokenizer, anchor_text="==")
+    policy.config.main_model_name_or_path = MAIN_MODELS[0]
+    for name in MAIN_MODELS:
+        main_model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    policy.save_pretrained(tmp_path / "user" / "policy")
+    tokenizer.save_pretrained(tmp_path / "user" / "policy")
+    (tmp_path / "openai" / "gsm8k").mkdir(parents=True)
+    card = "---\nconfigs:\n- config_name: main\n  data_files: train.jsonl\n---\n"
+    (tmp_path / "openai" / "gsm8k" / "README.md").write_text(card)
+    rows = [{"prompt": f"A{i}{j}", "completion": str(i), "answer": str(i)} for i in range(4) for j in range(4)]
+    dataset = Dataset.from_list(rows)
+    dataset.rename_column("prompt", "question").to_json(tmp_path / "openai" / "gsm8k" / "train.jsonl")
+    monkeypatch.chdir(tmp_path)
+    check = TrainingArguments.__post_init__
+
+    def on_a_cpu(self):  # the text is written for a GPU, and two steps are enough
+        self.use_cpu, self.bf16, self.max_steps, self.report_to = True, False, 2, "none"
+        self.max_completion_length = 8
+        check(self)
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", on_a_cpu)
+
+    def reward(completions, **kwargs):
+        return [float(len(completion)) for completion in completions]
+
+    return {"__name__": "docs", "dataset": dataset, "train_dataset": dataset, "reward": reward, "reward_func": reward}
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python", "pycon")], ids=lambda page: page.name
+)
+def test_python_runs(page, world):
+    for block in blocks(page, "python", "pycon"):
+        exec(compile(statements(block), f"{page.name}:\n{block}", "exec"), world)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Commands of a page's shell blocks, without their comments and the variables before them."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").replace("&&", "\n").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [[word for word in line if not re.match(r"^[A-Z_]+=", word)] for line in words if line]
+
+
+def options_of(script: Path, monkeypatch, capsys) -> set[str]:
+    """Options that a script's help names."""
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(script), run_name="__main__")
+    return set(re.findall(r"--\w+", capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)
+def test_commands_name_what_there_is(page, monkeypatch, capsys):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for command in commands(page):
+        text = " ".join(command)
+        for path in re.findall(r"(?:examples|accelerate_configs|docs|tests)/[\w./-]+\.\w+", text):
+            assert (ROOT / path).exists(), text
+        assert set(re.findall(r"\[([\w,]+)\]", text)) <= {*extras, "1", ":128"}, text
+        if command[0] == "make":
+            assert command[1] in targets, text
+        script = next((word for word in command if word.startswith("examples/") and word.endswith(".py")), None)
+        if script is not None:
+            own = command[command.index(script) + 1 :]
+            known = {"--config", *options_of(ROOT / script, monkeypatch, capsys)}
+            assert {word for word in own if word.startswith("--")} <= known, text
+        if command[0] == "trl-dlr":
+            assert next(word for word in command[1:] if not word.startswith("--")) in COMMANDS, text
+
+
+@pytest.mark.slow  # a process for each command
+def test_the_quick_start_runs_in_the_shell(world):
+    page = ROOT / "docs" / "quickstart.md"
+    Path("run.yaml").write_text(blocks(page, "yaml")[0])
+    world["dataset"].rename_column("prompt", "question").to_json("train.jsonl")
+    for command in commands(page):
+        on_a_cpu = ["--use_cpu", "true", "--bf16", "false", "--max_steps", "2"] if command[1] == "train" else []
+        command = [sys.executable, "-m", "trl_dlr.cli.main", *command[1:], *on_a_cpu]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0 and result.stdout, result.stderr[-3000:]
+
+
+def test_the_api_reference_is_up_to_date():
+    found = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    make_api = importlib.util.module_from_spec(found)
+    found.loader.exec_module(make_api)
+    assert make_api.PATH.read_text() == make_api.make(), "run: python docs/make_api.py"
+
+
+def test_pages_link_to_what_there_is():
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
