@@ -1,0 +1,154 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""
+Soft tokens: a latent that is a mixture of token embeddings, drawn by perturbing next-token log-probabilities with Gumbel
+noise. One exact density and two published surrogates for it.
+"""
+
+import math
+
+import torch
+
+
+# Latent-GRPO (arXiv 2604.27998): Gumbel noise clamped to this range, then shifted by its lower end to be one-sided
+CLAMPED_GUMBEL = (-1.5, 3.0)
+
+
+def gumbel_noise(shape: torch.Size, device: torch.device, is_one_sided: bool = False) -> torch.Tensor:
+    """
+    Standard Gumbel noise, or Latent-GRPO's one-sided noise: the same clamped to [-1.5, 3] and shifted to [0, 4.5].
+
+    Args:
+        shape (`torch.Size`):
+            Shape.
+        device (`torch.device`):
+            Device.
+        is_one_sided (`bool`, *optional*, defaults to `False`):
+            Whether no candidate may be made less likely than it is. For Latent-GRPO's score only: there the gradient's
+            sign is then the advantage's.
+    """
+    uniform = torch.rand(shape, device=device).clamp(min=torch.finfo(torch.float32).tiny)
+    noise = -(-uniform.log()).clamp(min=torch.finfo(torch.float32).tiny).log()
+    if not is_one_sided:
+        return noise
+    lowest, highest = CLAMPED_GUMBEL
+    return noise.clamp(lowest, highest) - lowest
+
+
+def keep_candidates(logits: torch.Tensor, top_k: int | None, top_p: float, min_candidates: int = 1) -> torch.Tensor:
+    """
+    Log-probabilities of the candidates that remain, `-inf` elsewhere.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., vocab_size)`):
+            Next-token logits.
+        top_k (`int`, *optional*):
+            Most likely tokens that may remain. If `None`, all.
+        top_p (`float`):
+            Probability mass that must remain: the smallest set of most likely tokens that has it.
+        min_candidates (`int`, *optional*, defaults to `1`):
+            Tokens that remain however likely the first one is.
+
+    Returns:
+        `torch.Tensor`: float32 log-probabilities, normalized over what remains.
+    """
+    vocab_size = logits.size(-1)
+    for name, value in (("top_k", top_k), ("min_candidates", min_candidates)):
+        if value is not None and not 1 <= value <= vocab_size:
+            raise ValueError(f"`{name}` must be between 1 and the vocabulary's {vocab_size} tokens, got {value}.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"`top_p` must be above 0 and at most 1, got {top_p}.")
+    log_probs = logits.float().log_softmax(-1)
+    ranked, order = log_probs.sort(dim=-1, descending=True)
+    mass_before = ranked.exp().cumsum(-1) - ranked.exp()
+    is_kept = mass_before < top_p
+    is_kept[..., :min_candidates] = True
+    if top_k is not None:
+        is_kept[..., top_k:] = False
+    is_kept = torch.zeros_like(is_kept).scatter(-1, order, is_kept)
+    return log_probs.masked_fill(~is_kept, -torch.inf).log_softmax(-1)
+
+
+def gumbel_softmax(log_probs: torch.Tensor, noise: torch.Tensor, temperature: float) -> torch.Tensor:
+    """
+    Mixture weights softmax((log π + noise) / τ), shape as `log_probs`; exactly 0 where `log_probs` is `-inf`.
+
+    Args:
+        log_probs (`torch.Tensor` of shape `(..., num_candidates)`):
+            Log-probabilities log π.
+        noise (`torch.Tensor` of shape `(..., num_candidates)`):
+            Gumbel noise.
+        temperature (`float`):
+            Temperature τ above 0.
+    """
+    check_temperature(temperature)
+    return ((log_probs.float() + noise) / temperature).softmax(-1)
+
+
+def check_temperature(temperature: float) -> None:
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"`temperature` must be a number above 0, got {temperature}.")
+
+
+def gumbel_softmax_log_prob(log_weights: torch.Tensor, log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
+    r"""
+    Exact log-density of Gumbel-softmax weights on the simplex, in nats (Maddison et al., arXiv 1611.00712):
+
+    \( \log\Gamma(K) + (K-1)\log\tau + \sum_k [\log\pi_k - (\tau+1)\log w_k] - K \log \sum_k \pi_k w_k^{-\tau} \)
+
+    It is that of the whole vector: candidates that were cut off after the draw, or clamped noise, make it invalid.
+
+    Args:
+        log_weights (`torch.Tensor` of shape `(..., num_candidates)`):
+            Logarithms of the weights w.
+        log_probs (`torch.Tensor` of shape `(..., num_candidates)`):
+            Log-probabilities log π of the same candidates; they need not be normalized.
+        temperature (`float`):
+            Temperature τ above 0.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`.
+    """
+    check_temperature(temperature)
+    log_weights, log_probs = log_weights.float(), log_probs.float()
+    size = log_weights.size(-1)
+    constant = math.lgamma(size) + (size - 1) * math.log(temperature)
+    each = (log_probs - (temperature + 1) * log_weights).sum(-1)
+    return constant + each - size * (log_probs - temperature * log_weights).logsumexp(-1)
+
+
+def lepo_score(weights: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
+    """
+    LEPO's surrogate for the log-probability of a soft token, Σ_k w_k log π_k (arXiv 2604.17892). As τ → 0 the weights are
+    one-hot and it is the token's log-probability, exactly REINFORCE's.
+
+    Args:
+        weights (`torch.Tensor` of shape `(..., num_candidates)`):
+            Mixture weights; candidates of weight 0 do not count.
+        log_probs (`torch.Tensor` of shape `(..., num_candidates)`):
+            Log-probabilities of the same candidates under the policy that is scored.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`.
+    """
+    return (weights.float() * log_probs.float().masked_fill(weights == 0, 0.0)).sum(-1)
+
+
+def latent_grpo_score(perturbed: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
+    """
+    Latent-GRPO's surrogate for the log-probability of a soft token: with d_k = s_k - log π_k, the mean of
+    -d_k - exp(-d_k) over the K candidates that were kept (arXiv 2604.27998). Each term is a Gumbel log-density of its
+    own; that the K were the best of more, and the noise clamped, is left out. Under the policy that drew one-sided noise
+    d_k ≥ 0, so the gradient (1 - exp(-d_k))/K has the advantage's sign.
+
+    Args:
+        perturbed (`torch.Tensor` of shape `(..., K)`):
+            Perturbed log-probabilities s of the kept candidates, as they were drawn.
+        log_probs (`torch.Tensor` of shape `(..., K)`):
+            Log-probabilities of the same candidates under the policy that is scored.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`.
+    """
+    difference = perturbed.float() - log_probs.float()
+    return (-difference - (-difference).exp()).mean(-1)
