@@ -13,7 +13,7 @@ from trl_dlr.models.reasoner import LatentReasoner
 class EchoReasoner:
     """Writes down whose latents it was given."""
 
-    def sample_latents(self, prompts, num_samples):
+    def sample_latents(self, prompts, num_samples, deterministic):
         own = torch.tensor([float(int.from_bytes(prompt.encode(), "big")) for prompt in prompts], dtype=torch.float64)
         return own.repeat_interleave(num_samples).view(-1, 1, 1)
 
@@ -75,5 +75,5 @@ def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
 
 
 def test_unknown_control():
-    with pytest.raises(ValueError, match="latents.*none, anchors, own, shuffled.*zero"):
-        evaluate_latents(EchoReasoner(), distinct(2), is_own, is_own, latents="zero")
+    with pytest.raises(ValueError, match="latents.*none, anchors, zero, mean, own, shuffled, fresh_head.*twin"):
+        evaluate_latents(EchoReasoner(), distinct(2), is_own, is_own, latents="twin")

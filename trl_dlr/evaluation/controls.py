@@ -2,7 +2,8 @@
 
 """Held-out figures of a policy, and of the controls that say what its latents do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import PartialState
@@ -10,10 +11,121 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from ..models import LatentPolicyModel
+from ..models.latent_policy import LatentHead
 from ..models.reasoner import LatentReasoner
 
 
-LATENTS = ("none", "anchors", "own", "shuffled")
+SAMPLED = ("own", "shuffled", "fresh_head")
+LATENTS = ("none", "anchors", "zero", "mean", *SAMPLED)
+
+
+def answer_questions(
+    reasoner: LatentReasoner,
+    dataset: Dataset,
+    latents: str = "own",
+    num_samples: int = 4,
+    batch_size: int = 8,
+    seed: int = 0,
+    description: str = "Evaluation",
+) -> list[list[str]]:
+    """
+    Answers to questions with the latents of a policy, or with those of a control. Every process takes its share of them.
+
+    Args:
+        reasoner ([`LatentReasoner`]):
+            Policy and main model.
+        dataset ([`~datasets.Dataset`]):
+            Questions with a column `"prompt"`.
+        latents (`str`, *optional*, defaults to `"own"`):
+            - `"own"`: each question gets `num_samples` trajectories sampled for it.
+            - `"shuffled"`: each question gets those of another one. What this costs is what the latents carry about
+              their question; what remains is steering.
+            - `"fresh_head"`: trajectories of the same policy with a latent head that has not been trained, so mostly
+              noise.
+            - `"mean"`: the mean of every step, once.
+            - `"zero"`: latents of 0, once. With `injection="anchors"`, they are the anchor tokens.
+            - `"none"`: the main model answers alone, once, greedily.
+            - `"anchors"`: it is given as many plain tokens of the policy's anchor text instead, once.
+        num_samples (`int`, *optional*, defaults to `4`):
+            Trajectories per question, where they are sampled.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Questions decoded together.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the trajectories, of the shuffling and of a fresh head.
+        description (`str`, *optional*, defaults to `"Evaluation"`):
+            Title of the progress bar.
+
+    Returns:
+        `list[list[str]]`: answers of each question, in every process.
+    """
+    if latents not in LATENTS:
+        raise ValueError(f"`latents` must be one of {', '.join(LATENTS)}, got {latents!r}.")
+    if latents not in SAMPLED:
+        num_samples = 1
+    num_anchors = reasoner.policy.config.num_latents if latents == "anchors" else 0
+    state, answers = PartialState(), []
+    with state.split_between_processes(list(range(len(dataset)))) as places, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prompts = list(dataset.select(places)["prompt"])
+        own = None
+        if latents == "zero":
+            config = reasoner.policy.config
+            shape = len(prompts), 1, config.num_latents, config.latent_dim
+            own = torch.zeros(shape, device=reasoner.policy.device)
+        elif latents not in ("none", "anchors"):
+            chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+            with fresh_head(reasoner.policy) if latents == "fresh_head" else nullcontext():
+                drawn = [reasoner.sample_latents(chunk, num_samples, latents == "mean") for chunk in chunks]
+            own = torch.cat(drawn).unflatten(0, (len(prompts), num_samples))
+            if latents == "shuffled":
+                order = torch.randperm(len(prompts))
+                giver = torch.empty_like(order)
+                giver[order] = order.roll(1)  # one cycle: nobody keeps its own
+                own = own[giver]
+        for start in tqdm(range(0, len(prompts), batch_size), description, disable=not state.is_main_process):
+            given = None if own is None else own[start : start + batch_size].flatten(0, 1)
+            texts = reasoner.decode(prompts[start : start + batch_size], given, num_anchors)
+            answers += [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
+    return gather_object(answers)
+
+
+@contextmanager
+def fresh_head(policy: LatentPolicyModel) -> Iterator[None]:
+    """A policy with a latent head that has not been trained, in place of its own for the while."""
+    trained = policy.latent_head
+    policy.latent_head = LatentHead(policy.config).to(policy.device)
+    policy._init_weights(policy.latent_head)
+    try:
+        yield
+    finally:
+        policy.latent_head = trained
+
+
+def score_answers(dataset: Dataset, answers: list[list[str]], reward: Callable[..., list[float]]) -> torch.Tensor:
+    """
+    Reward of each answer. Every process takes its share of the questions.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Questions with a column `"prompt"` and the columns that the reward reads.
+        answers (`list[list[str]]`):
+            As many answers to each of them.
+        reward (`Callable`):
+            Reward function.
+
+    Returns:
+        `torch.Tensor` of shape `(num_questions, num_samples)`: rewards, in every process.
+    """
+    num_samples = len(answers[0])
+    with PartialState().split_between_processes(list(range(len(dataset)))) as places:
+        rows = dataset.select(places)[:]
+        repeated = {name: [v for v in values for _ in range(num_samples)] for name, values in rows.items()}
+        prompts, texts = repeated.pop("prompt"), [text for place in places for text in answers[place]]
+        if prompts and not isinstance(prompts[0], str):
+            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        rewards = reward(prompts=prompts, completions=texts, **repeated)
+    return torch.tensor(gather_object(list(rewards))).unflatten(0, (len(dataset), num_samples))
 
 
 def evaluate_latents(
@@ -41,19 +153,15 @@ def evaluate_latents(
         format_reward (`Callable`, *optional*):
             Format reward, +1 or -1. Without it, `format` is missing and `reward` is correctness alone.
         latents (`str`, *optional*, defaults to `"own"`):
-            - `"own"`: each question gets `num_samples` trajectories sampled for it.
-            - `"shuffled"`: each question gets those of another one. What this costs is what the latents carry about
-              their question; what remains is steering.
-            - `"none"`: the main model answers alone, once, greedily.
-            - `"anchors"`: it is given as many plain tokens of the policy's anchor text instead, once.
+            What the main model is given, see [`answer_questions`].
         format_weight (`float`, *optional*, defaults to `1.0`):
             Weight λ of the format reward in the total (equation 3).
         num_samples (`int`, *optional*, defaults to `4`):
-            Trajectories per question.
+            Trajectories per question, where they are sampled.
         batch_size (`int`, *optional*, defaults to `8`):
             Questions decoded together.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the trajectories and of the shuffling.
+            Seed of the trajectories, of the shuffling and of a fresh head.
         description (`str`, *optional*, defaults to `"Evaluation"`):
             Title of the progress bar.
 
@@ -62,42 +170,11 @@ def evaluate_latents(
         `pass_at_k`, the share of questions with a correct answer among their `num_samples`, and `mixed`, the share of
         those whose samples differ in reward.
     """
-    if latents not in LATENTS:
-        raise ValueError(f"`latents` must be one of {', '.join(LATENTS)}, got {latents!r}.")
-    num_anchors = reasoner.policy.config.num_latents if latents == "anchors" else 0
-    if latents in ("none", "anchors"):
-        num_samples = 1
-    state = PartialState()
-    with state.split_between_processes(list(range(len(dataset)))) as places, torch.random.fork_rng():
-        torch.manual_seed(seed)
-        rows = dataset.select(places)
-        prompts = list(rows["prompt"])
-        own = None
-        if latents in ("own", "shuffled"):
-            chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-            own = torch.cat([reasoner.sample_latents(chunk, num_samples) for chunk in chunks])
-            own = own.unflatten(0, (len(prompts), num_samples))
-            if latents == "shuffled":
-                order = torch.randperm(len(prompts))
-                giver = torch.empty_like(order)
-                giver[order] = order.roll(1)  # one cycle: nobody keeps its own
-                own = own[giver]
-        scores = []
-        for start in tqdm(range(0, len(prompts), batch_size), description, disable=not state.is_main_process):
-            batch = rows[start : start + batch_size]
-            given = None if own is None else own[start : start + batch_size].flatten(0, 1)
-            texts = reasoner.decode(batch["prompt"], given, num_anchors)
-            repeated = {name: [v for v in values for _ in range(num_samples)] for name, values in batch.items()}
-            prompts_of = repeated.pop("prompt")
-            if not isinstance(prompts_of[0], str):
-                texts = [[{"role": "assistant", "content": text}] for text in texts]
-            correct = correctness_reward(prompts=prompts_of, completions=texts, **repeated)
-            formatted = [0.0] * len(correct)
-            if format_reward is not None:
-                formatted = format_reward(prompts=prompts_of, completions=texts, **repeated)
-            scores += torch.tensor([correct, formatted]).T.unflatten(0, (-1, num_samples)).tolist()
-    scores = torch.tensor(gather_object(scores))  # (questions, samples, 2)
-    correct, formatted = scores.unbind(-1)
+    answers = answer_questions(reasoner, dataset, latents, num_samples, batch_size, seed, description)
+    correct = score_answers(dataset, answers, correctness_reward)
+    formatted = torch.zeros_like(correct)
+    if format_reward is not None:
+        formatted = score_answers(dataset, answers, format_reward)
     rewards = correct + format_weight * formatted
     figures = {
         "reward": rewards.mean().item(),

@@ -26,6 +26,8 @@ class DecodingEngine(ABC):
     Attributes:
         num_decoded (`int`):
             Completions decoded since the start.
+        num_completion_tokens (`int`):
+            Their tokens, end of sequence included.
         num_forward_tokens (`int`):
             Forward work since the start, in tokens of the main model.
     """
@@ -55,6 +57,7 @@ class DecodingEngine(ABC):
         pad = processing_class.pad_token_id
         self.pad_token_id = self.eos_token_ids[0] if pad is None else pad
         self.num_decoded = 0
+        self.num_completion_tokens = 0
         self.num_forward_tokens = 0
 
     @torch.no_grad()
@@ -85,9 +88,11 @@ class DecodingEngine(ABC):
         self.check_length(max(len(ids) for ids in prompt_ids), num_latents)
         completions = [self._until_eos(ids) for ids in self._decode(prompt_ids, rows, latent_embeds)]
         read = set(rows) if self.shares_prompts else rows
+        num_tokens = sum(map(len, completions))
         self.num_decoded += len(rows)
+        self.num_completion_tokens += num_tokens
         self.num_forward_tokens += sum(len(prompt_ids[place]) for place in read)
-        self.num_forward_tokens += num_latents * len(rows) + sum(map(len, completions))
+        self.num_forward_tokens += num_latents * len(rows) + num_tokens
         return completions
 
     @abstractmethod

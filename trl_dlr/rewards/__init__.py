@@ -2,6 +2,7 @@
 
 from .correctness import answers_agree, correctness_reward, extract_answer
 from .format import get_pattern_reward, get_tag_format_reward, tag_format_reward
+from .reasoning_gym import get_reasoning_gym_reward
 from .voting import majority_vote
 
 
@@ -10,6 +11,7 @@ __all__ = [
     "correctness_reward",
     "extract_answer",
     "get_pattern_reward",
+    "get_reasoning_gym_reward",
     "get_tag_format_reward",
     "majority_vote",
     "tag_format_reward",

@@ -21,6 +21,7 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_c
 
 from ..generation import tokenize_prompts
 from ..models import DiagonalGaussian, LatentPolicyOutput
+from ..models.likelihood import given_latents
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback
 from .construction import (
@@ -34,7 +35,6 @@ from .construction import (
     naming_itself,
 )
 from .latent_grpo_config import LatentGRPOConfig
-from .likelihood import given_latents
 from .losses import contrastive_loss
 from .policy_training import PolicyTrainingMixin
 from .prescreening import Prescreener, area_under_curve, select_trajectories

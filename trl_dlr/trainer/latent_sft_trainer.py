@@ -18,12 +18,12 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_c
 from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
 from ..models import LatentPolicyModel
+from ..models.likelihood import given_latents
 from ..models.reasoner import LatentReasoner
 from ..rewards import correctness_reward
 from .construction import adapter_for_policy, assemble, check_chat_templates, check_optimizer
 from .curriculum import CurriculumCallback, keep_after_stage
 from .latent_sft_config import LatentSFTConfig
-from .likelihood import given_latents
 from .policy_training import PolicyTrainingMixin
 
 
