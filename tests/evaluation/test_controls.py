@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
 from trl_dlr import LatentPolicyModel, fresh_layers
-from trl_dlr.evaluation import evaluate_latents
+from trl_dlr.evaluation import answer_questions, evaluate_latents, score_answers
 from trl_dlr.generation import TransformersEngine
 from trl_dlr.models.reasoner import LatentReasoner
 
@@ -77,3 +77,44 @@ def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
 def test_unknown_control():
     with pytest.raises(ValueError, match="latents.*none, anchors, zero, mean, own, shuffled, fresh_head.*twin"):
         evaluate_latents(EchoReasoner(), distinct(2), is_own, is_own, latents="twin")
+
+
+def make_reasoner(**config_kwargs):
+    main_model, tokenizer = random_main_model(), tiny_tokenizer()
+    policy = LatentPolicyModel.from_assistant(fresh_layers(main_model, 1), main_model, tokenizer, **config_kwargs)
+    with torch.no_grad():
+        policy.latent_head.mean.weight.normal_()
+    return LatentReasoner(policy, tokenizer, TransformersEngine(main_model, tokenizer, max_new_tokens=4), tokenizer)
+
+
+def test_latents_of_zero_are_the_anchors():
+    reasoner, dataset = make_reasoner(anchor_text="+-"), distinct(12)
+    zero = answer_questions(reasoner, dataset, "zero")
+    assert zero == answer_questions(reasoner, dataset, "anchors") != answer_questions(reasoner, dataset, "none")
+    assert [len(answers) for answers in zero] == [1] * 12
+
+
+def test_means_are_those_of_the_policy_once_whatever_the_seed():
+    reasoner, dataset = make_reasoner(), distinct(12)
+    means = [answer_questions(reasoner, dataset, "mean", num_samples=3, seed=seed) for seed in (0, 1)]
+    expected = reasoner.generate(dataset["prompt"][:], do_sample=False).candidates
+    assert means[0] == means[1] == expected
+
+
+def test_a_fresh_head_has_not_been_trained_and_leaves_the_trained_one():
+    reasoner = make_reasoner(sigma=0.01)  # next to no noise: latents are means
+    trained = reasoner.policy.latent_head
+    seen = []
+    reasoner.decode = lambda prompts, latents, num_anchors: seen.append(latents) or ["0"] * len(latents)
+    for latents in ("own", "fresh_head"):
+        answer_questions(reasoner, distinct(6), latents, num_samples=2)
+    own, fresh = (latents.square().mean().sqrt() for latents in seen)
+    assert own > 2 and fresh < 0.3
+    assert reasoner.policy.latent_head is trained
+    assert reasoner.policy.latent_head.mean.weight.std() > 0.5
+
+
+def test_scores_stand_beside_their_answers():
+    dataset = distinct(3)
+    answers = [[prompt, "other"] for prompt in dataset["prompt"]]
+    assert score_answers(dataset, answers, is_own).tolist() == [[1.0, -1.0]] * 3

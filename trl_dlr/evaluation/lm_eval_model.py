@@ -106,6 +106,8 @@ class LatentReasonerLM(TemplateLM):
             )
         if selection not in SELECTIONS:
             raise ValueError(f"`selection` must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+        if device == "cuda:0" and not torch.cuda.is_available():  # which the harness says where its user does not
+            device = None
         if isinstance(pretrained, str):
             if dtype is not None:
                 reasoner_kwargs["main_model_init_kwargs"] = {"dtype": dtype}

@@ -4,6 +4,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import (
@@ -71,19 +72,14 @@ class TransformersEngine(DecodingEngine):
     def _decode(self, prompt_ids, rows, latent_embeds):
         by_length = sorted(range(len(rows)), key=lambda place: (len(prompt_ids[rows[place]]), rows[place]))
         batch_size = self.batch_size or len(rows)
-        # A slice of hidden states times a frozen head is a batched product in torch: it copies the head once per row
-        lm_head = self.model.get_output_embeddings()
-        contiguous = lm_head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
         completions = [[]] * len(rows)
-        try:
+        with contiguous_lm_head(self.model):
             for start in range(0, len(rows), batch_size):
                 places = by_length[start : start + batch_size]
                 batch_embeds = None if latent_embeds is None else latent_embeds[places]
                 decoded = self._decode_batch(prompt_ids, [rows[place] for place in places], batch_embeds)
                 for place, ids in zip(places, decoded, strict=True):
                     completions[place] = ids
-        finally:
-            contiguous.remove()
         return completions
 
     def _decode_batch(
@@ -179,6 +175,20 @@ class TransformersEngine(DecodingEngine):
         writer.join()
         if failure:
             raise failure[0]
+
+
+@contextmanager
+def contiguous_lm_head(model: PreTrainedModel) -> Iterator[None]:
+    """
+    A slice of hidden states times a frozen head is a batched product in torch: it copies the head once per row, and
+    rounds differently than the product with a head that is not frozen. Here the head is given whole tensors.
+    """
+    lm_head = model.get_output_embeddings()
+    contiguous = lm_head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        contiguous.remove()
 
 
 class HalfFinished(StoppingCriteria):

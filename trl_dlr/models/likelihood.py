@@ -8,6 +8,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from ..generation.transformers_engine import contiguous_lm_head
+
 
 def given_latents(
     main_model: PreTrainedModel,
@@ -92,7 +94,8 @@ def completion_log_probs(
     inputs = given_latents(main_model, prompts, mask, latent_embeds.to(device), completions)
     del inputs["labels"]
     # The last position before the completion gives its first token, and nothing is read off its last one
-    logits = main_model(**inputs, use_cache=False, logits_to_keep=completions.size(1) + 1).logits[:, :-1].float()
+    with contiguous_lm_head(main_model):
+        logits = main_model(**inputs, use_cache=False, logits_to_keep=completions.size(1) + 1).logits[:, :-1].float()
     targets = completions.clamp(min=0)
     log_probs = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     is_greedy = ((logits.argmax(-1) == targets) | (completions == -100)).all(1)

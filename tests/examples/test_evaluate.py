@@ -1,0 +1,191 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import copy
+import json
+import re
+
+import lm_eval
+import pytest
+import reasoning_gym
+import torch
+from lm_eval.tasks import TaskManager
+
+from tests.evaluation.test_preflight import make_reasoner
+from tests.examples.test_train_gsm8k import ROOT  # which makes the examples importable
+from tests.tiny import tiny_dataset
+from trl_dlr.evaluation.lm_eval_model import LatentReasonerLM  # also registers it
+from trl_dlr.models.reasoner import LatentReasoner
+
+
+ROWS = ["policy", "mean_latents", "no_latents", "plain_anchors", "zero_latents", "fresh_head", "shuffled"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A policy that answers some questions of a file and not others, its main model, and a file of reasoning-gym."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    reasoner = make_reasoner()
+    reasoner.save_pretrained(folder / "policy")
+    reasoner.engine.model.save_pretrained(folder / "main")
+    reasoner.main_processing_class.save_pretrained(folder / "main")
+    rows = [{"question": row["prompt"], "answer": row["answer"]} for row in tiny_dataset(40, 1, held_out=True)]
+    # The tiny main model reads no words: what matters is how its answers are judged
+    entries = [
+        {**row, "answer": f"0{row['answer']}.0", "metadata": {"source_dataset": "chain_sum", "source_index": i}}
+        for i, row in enumerate(rows)
+    ]
+    for name, lines in (("questions", rows), ("entries", entries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def arguments_of(folder, name="questions", **kwargs):
+    settings = {
+        "policy": folder / "policy",
+        "main_model_name_or_path": folder / "main",
+        "dataset_name": folder / f"{name}.jsonl",
+        "prompt_template": "{question}",
+        "num_eval_questions": 40,
+        "num_eval_samples": 4,
+        "eval_batch_questions": 10,
+        "max_new_tokens": 3,
+        "output_dir": folder / "out",
+        **kwargs,
+    }
+    return [str(part) for key, value in settings.items() if value is not None for part in (f"--{key}", *_list(value))]
+
+
+def _list(value):
+    return value if isinstance(value, list) else [value]
+
+
+def run(folder, name="questions", **kwargs):
+    from evaluate import EvaluationArguments, ScriptArguments, TrlParser, main
+
+    parser = TrlParser((EvaluationArguments, ScriptArguments))
+    main(*parser.parse_args_and_config(arguments_of(folder, name, **kwargs)))
+
+
+def evaluate(folder, name="questions", **kwargs):
+    run(folder, name, **kwargs)
+    return json.loads((folder / "out" / "evaluation.json").read_text())
+
+
+def accuracy_by_harness(folder, name, task, **model_args):
+    manager = TaskManager(
+        include_path=str(ROOT / "examples" / "lm_eval"),
+        include_defaults=False,
+        metadata={"data_file": str(folder / f"{name}.jsonl")},
+    )
+    model_args |= {"pretrained": str(folder / "policy"), "main_model": str(folder / "main"), "max_gen_toks": 3}
+    found = lm_eval.simple_evaluate(
+        "trl_dlr", model_args, [task], batch_size=10, task_manager=manager, bootstrap_iters=0
+    )
+    return found["results"][task]["accuracy,none"]
+
+
+@pytest.mark.parametrize(("name", "task"), [("questions", "questions_file"), ("entries", "reasoning_gym_file")])
+def test_its_accuracies_are_the_harnesss(folder, name, task):
+    one = evaluate(folder, name, num_eval_samples=1)["results"]
+    means = accuracy_by_harness(folder, name, task)
+    assert means == one["mean_latents"]["pass@1"]["mean"] and 0 < means < 1
+    seeds = [accuracy_by_harness(folder, name, task, do_sample=True, seed=seed) for seed in (0, 1, 2)]
+    assert seeds == one["policy"]["pass@1"]["runs"] and len(set(seeds)) > 1
+    voted = evaluate(folder, name, seeds=[5])["results"]["policy"]["majority@4"]["mean"]
+    sampling = {"do_sample": True, "num_samples": 4, "selection": "majority", "seed": 5}
+    assert voted == accuracy_by_harness(folder, name, task, **sampling) > 0
+
+
+def test_table_and_file_say_the_same(folder, capsys):
+    reference = folder / "main.safetensors"
+    found = evaluate(folder, k=2, reference_file=reference)
+    stdout = capsys.readouterr().out
+    assert f"Main model: recorded in {reference}" in stdout
+    assert list(found["results"]) == ROWS
+    for name, figures in found["results"].items():
+        row = re.search(rf"^{name} .*", stdout, flags=re.MULTILINE).group()
+        assert f" {figures['pass@1']['mean']:.3f} [" in row and f" {figures['forward_tokens']:.1f} " in row
+        sampled = name in ("policy", "fresh_head", "shuffled")
+        assert figures["pass@1"]["interval"] == ("seeds" if sampled else "questions")
+        assert len(figures["pass@1"]["runs"]) == (3 if sampled else 1)
+        assert figures["decoded"] == 40 * (4 if sampled else 1)
+        assert ("pass@2" in figures) == ("majority@2" in figures) == sampled
+        low, high = figures["pass@1"]["low"], figures["pass@1"]["high"]
+        assert low < figures["pass@1"]["mean"] < high
+        # Each prompt of 3 tokens is read once, 2 latents or anchors a row, and answers
+        latents = 0 if name == "no_latents" else 2 * figures["decoded"]
+        assert figures["forward_tokens"] == pytest.approx(
+            40 * 3 + latents + figures["answer_tokens"] * figures["decoded"]
+        )
+    results = found["results"]
+    assert results["policy"]["pass@1"]["mean"] < results["policy"]["pass@2"]["mean"]
+    reasoner = LatentReasoner.from_pretrained(str(folder / "policy"), str(folder / "main"))
+    assert found["settings"]["main_model_fingerprint"] == reasoner.policy.config.main_model_fingerprint
+    assert found["settings"]["num_questions"] == 40 and found["settings"]["seeds"] == [0, 1, 2]
+
+
+def test_a_main_model_that_has_changed_ends_it(folder, tmp_path, capsys):
+    reference = {"policy": None, "reference_file": tmp_path / "main.safetensors", "output_dir": tmp_path / "out"}
+    run(folder, **reference)
+    run(folder, **reference)
+    assert "Main model: bit-identical to" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    reasoner = make_reasoner()
+    main_model = copy.deepcopy(reasoner.engine.model)
+    with torch.no_grad():
+        main_model.model.norm.weight[0] *= 1.0001
+    main_model.save_pretrained(tmp_path / "changed")
+    reasoner.main_processing_class.save_pretrained(tmp_path / "changed")
+    with pytest.raises(ValueError, match="The main model is not the one recorded in"):
+        run(folder, **reference, main_model_name_or_path=tmp_path / "changed")
+
+
+def test_the_policy_before_training_has_a_row_of_its_own(folder, tmp_path):
+    start = make_reasoner()
+    start.policy.latent_head.mean.weight.data.zero_()
+    start.save_pretrained(tmp_path / "start")
+    rows = evaluate(folder, untrained_policy=tmp_path / "start", seeds=[0, 1])["results"]
+    assert list(rows) == [row for row in ROWS if row != "fresh_head"] + ["untrained"]
+    assert rows["untrained"]["pass@1"] != rows["policy"]["pass@1"]
+
+
+def test_tasks_of_reasoning_gym_are_judged_by_themselves():
+    from evaluate import ScriptArguments, load_test_questions
+
+    arguments = ScriptArguments(
+        dataset_name="reasoning_gym/letter_counting", num_train_questions=5, num_eval_questions=3
+    )
+    dataset, reward = load_test_questions(arguments)
+    entries = reasoning_gym.create_dataset("letter_counting", size=8, seed=0)
+    assert [row["prompt"][0]["content"] for row in dataset] == [entries[i]["question"] for i in range(3)]
+    assert reward.__name__ == "reasoning_gym_reward"
+    answers = [entries[i]["answer"] for i in range(3)]
+    assert reward(completions=answers, index=dataset["index"]) == [1.0] * 3
+    assert reward(completions=[f"It is {answer}" for answer in answers], index=dataset["index"]) == [-1.0] * 3
+
+
+def test_files_of_maths_problems(tmp_path):
+    from evaluate import ScriptArguments, correctness_reward, load_test_questions
+
+    rows = [{"problem": f"What is {i}/2?", "solution": rf"It is $\boxed{{\frac{{{i}}}{{2}}}}$."} for i in (1, 3, 5)]
+    (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset, reward = load_test_questions(ScriptArguments(dataset_name=str(tmp_path / "math.jsonl")))
+    assert reward is correctness_reward and len(dataset) == 3
+    assert reward(["It is 0.5", "3/4", "5/2"], answer=dataset["answer"]) == [1.0, -1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"k": 5}, "`k` must be between 1 and `num_eval_samples=4`, got 5"),
+        ({"k": 0}, "`k` must be between 1 and `num_eval_samples=4`, got 0"),
+        ({"policy": None}, "`policy` must be set, or `reference_file`"),
+        ({"seeds": [1, 1]}, r"`seeds` must be at least one number, none of them twice, got \[1, 1\]"),
+    ],
+)
+def test_arguments_that_make_no_sense(folder, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(folder, **kwargs)
+
+
+def test_the_model_is_the_one_that_the_harness_has_by_name():
+    assert lm_eval.api.registry.get_model("trl_dlr") is LatentReasonerLM
