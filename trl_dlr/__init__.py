@@ -15,6 +15,7 @@ _MODULE_OF = {
     "LatentPolicyConfig": "models",
     "LatentPolicyModel": "models",
     "LatentReasoner": "models.reasoner",
+    "LatentReportCallback": "trainer",
     "LatentSFTConfig": "trainer",
     "LatentSFTTrainer": "trainer",
     "first_layers": "models",
@@ -27,6 +28,7 @@ __all__ = [
     "LatentPolicyConfig",
     "LatentPolicyModel",
     "LatentReasoner",
+    "LatentReportCallback",
     "LatentSFTConfig",
     "LatentSFTTrainer",
     "first_layers",
@@ -36,7 +38,13 @@ __all__ = [
 if TYPE_CHECKING:
     from .models import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
     from .models.reasoner import LatentReasoner
-    from .trainer import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer
+    from .trainer import (
+        LatentGRPOConfig,
+        LatentGRPOTrainer,
+        LatentReportCallback,
+        LatentSFTConfig,
+        LatentSFTTrainer,
+    )
 
 
 def __getattr__(name: str):

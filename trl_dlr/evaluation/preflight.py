@@ -11,6 +11,7 @@ from ..models.reasoner import LatentReasoner
 from .controls import evaluate_latents
 
 
+MIN_MIXED_GROUPS = 0.3  # share of groups with differing rewards below which there is little to learn from
 CONTROLS = {"alone": "none", "anchors": "anchors", "latents": "own", "shuffled": "shuffled"}
 
 

@@ -5,6 +5,14 @@ from .latent_grpo_trainer import LatentGRPOTrainer
 from .latent_sft_config import LatentSFTConfig
 from .latent_sft_trainer import LatentSFTTrainer
 from .losses import contrastive_loss
+from .report_callback import LatentReportCallback
 
 
-__all__ = ["LatentGRPOConfig", "LatentGRPOTrainer", "LatentSFTConfig", "LatentSFTTrainer", "contrastive_loss"]
+__all__ = [
+    "LatentGRPOConfig",
+    "LatentGRPOTrainer",
+    "LatentReportCallback",
+    "LatentSFTConfig",
+    "LatentSFTTrainer",
+    "contrastive_loss",
+]

@@ -10,12 +10,11 @@ from accelerate.logging import get_logger
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
+from ..evaluation.preflight import MIN_MIXED_GROUPS
 from .latent_grpo_config import LatentGRPOConfig
 
 
 logger = get_logger(__name__)
-
-MIN_MIXED_GROUPS = 0.3
 
 
 class EngineCheckCallback(TrainerCallback):
