@@ -156,6 +156,7 @@ class TransformersEngine(DecodingEngine):
         embeds = self.model.get_input_embeddings()(torch.tensor([prompt_ids], device=self.model.device))
         embeds = torch.cat([embeds, latent_embeds.to(embeds)], dim=1)
         pieces, failure = TextIteratorStreamer(self.processing_class, skip_special_tokens=True), []
+        is_wanted = StillWanted()
 
         def write():
             try:
@@ -163,6 +164,7 @@ class TransformersEngine(DecodingEngine):
                     inputs_embeds=embeds,
                     attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
                     generation_config=GenerationConfig(**self.generation_kwargs, max_new_tokens=self.max_new_tokens),
+                    stopping_criteria=StoppingCriteriaList([is_wanted]),
                     streamer=pieces,
                 )
             except Exception as error:  # which would end unseen in the thread, with the reader waiting
@@ -171,8 +173,11 @@ class TransformersEngine(DecodingEngine):
 
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
-        yield from (piece for piece in pieces if piece)
-        writer.join()
+        try:
+            yield from (piece for piece in pieces if piece)
+        finally:  # also when the reader has gone
+            is_wanted.is_over = True
+            writer.join()
         if failure:
             raise failure[0]
 
@@ -189,6 +194,15 @@ def contiguous_lm_head(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         contiguous.remove()
+
+
+class StillWanted(StoppingCriteria):
+    """Stops a row that nobody reads any more."""
+
+    is_over = False
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((input_ids.size(0),), self.is_over, device=input_ids.device)
 
 
 class HalfFinished(StoppingCriteria):

@@ -47,8 +47,9 @@ class LatentReasoningPipeline(Pipeline):
         **kwargs,
     ):
         super().__init__(model, *args, **kwargs)
+        same = {"device": self.device, "revision": getattr(model.config, "_commit_hash", None)}
         self.reasoner = LatentReasoner.from_pretrained(
-            model.config.name_or_path, main_model, device=self.device, **(reasoner_kwargs or {})
+            model.config.name_or_path, main_model, **{**same, **(reasoner_kwargs or {})}
         )
 
     def _sanitize_parameters(self, **kwargs):

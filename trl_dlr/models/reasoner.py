@@ -4,20 +4,26 @@
 
 import copy
 import itertools
+import json
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftConfig, PeftModel
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import PushToHubMixin, cached_file
 
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine, tokenize_prompts
 from ..rewards import majority_vote
-from .latent_policy import LatentPolicyModel, LatentPolicyOutput
+from .hub import find_file, readable_push_errors, short_card
+from .latent_policy import LatentPolicyConfig, LatentPolicyModel, LatentPolicyOutput
 from .value_head import VALUE_HEAD_FILE, ValueHead
 
 
@@ -47,7 +53,7 @@ class LatentReasonerOutput:
     scores: torch.Tensor | None = None
 
 
-class LatentReasoner(PushToHubMixin):
+class LatentReasoner:
     """
     Answers prompts with a latent policy and a frozen main model.
 
@@ -71,6 +77,8 @@ class LatentReasoner(PushToHubMixin):
             Tokenizer of the main model.
         value_head ([`ValueHead`], *optional*):
             What a trajectory is worth before it is decoded, for `selection="best"`.
+        model_card (`str`, *optional*):
+            Card that is saved and pushed with the policy. If `None`, a short one is written.
     """
 
     def __init__(
@@ -80,6 +88,7 @@ class LatentReasoner(PushToHubMixin):
         engine: DecodingEngine,
         main_processing_class: PreTrainedTokenizerBase,
         value_head: ValueHead | None = None,
+        model_card: str | None = None,
     ):
         self.model = policy
         self.policy = policy.get_base_model() if isinstance(policy, PeftModel) else policy
@@ -87,6 +96,7 @@ class LatentReasoner(PushToHubMixin):
         self.engine = engine
         self.main_processing_class = main_processing_class
         self.value_head = value_head
+        self.model_card = model_card
 
     @classmethod
     def from_pretrained(
@@ -172,8 +182,17 @@ class LatentReasoner(PushToHubMixin):
         elif main_model_init_kwargs:
             raise ValueError("`main_model_init_kwargs` are for a `main_model` given by name, not for a loaded one.")
         if main_processing_class is None:
+            if not main_model.config.name_or_path:
+                raise ValueError(
+                    "`main_processing_class` must be given: `main_model` was built in memory and names no tokenizer."
+                )
             main_processing_class = AutoTokenizer.from_pretrained(
-                main_model.config.name_or_path, padding_side="left", token=token, cache_dir=cache_dir
+                main_model.config.name_or_path,
+                padding_side="left",
+                revision=main_model_init_kwargs.get("revision"),
+                token=token,
+                cache_dir=cache_dir,
+                trust_remote_code=trust_remote_code,
             )
         policy.check_main_model(main_model, allow_mismatch=allow_main_model_mismatch)
         main_model.requires_grad_(False).eval()
@@ -191,25 +210,99 @@ class LatentReasoner(PushToHubMixin):
                 decoder = VLLMEngine(main_model.config.name_or_path, *parts, *limits, llm_kwargs=llm_kwargs)
             else:
                 decoder = VLLMServerEngine(engine, *parts, *limits)
-        processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", **hub)
+        processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False, **hub)
         value_head = None
-        # Not there if the policy was trained without one
-        path = cached_file(name, VALUE_HEAD_FILE, _raise_exceptions_for_missing_entries=False, **hub)
-        if path is not None:
+        if (path := find_file(name, VALUE_HEAD_FILE, **hub)) is not None:  # not there if it was trained without one
             value_head = ValueHead(config.num_latents * config.latent_dim, config.hidden_size)
             value_head.load_state_dict(load_file(path))
             value_head.to(device)
-        return cls(model, processing_class, decoder, main_processing_class, value_head)
+        card_path = find_file(name, "README.md", **hub)
+        model_card = None if card_path is None else Path(card_path).read_text(encoding="utf-8")
+        return cls(model, processing_class, decoder, main_processing_class, value_head, model_card)
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
-        """Save policy, tokenizer and value head. The main model is named in the configuration, not saved."""
+        """
+        Save policy, tokenizer, value head and card. The main model is named in the configuration, not saved.
+
+        Args:
+            save_directory (`str`):
+                Folder. An adapter has its base policy in a folder of it.
+            **kwargs:
+                As for [`~transformers.PreTrainedModel.save_pretrained`].
+        """
         self.model.save_pretrained(save_directory, **kwargs)
-        if isinstance(self.model, PeftModel):  # which names its base, but that may be a folder of this machine
-            base = copy.deepcopy(self.model).unload()
-            base.save_pretrained(os.path.join(save_directory, BASE_POLICY), **kwargs)
+        if isinstance(self.model, PeftModel):
+            policy_below(self.model).save_pretrained(os.path.join(save_directory, BASE_POLICY), **kwargs)
+            name_base_policy_beside(save_directory)
         self.processing_class.save_pretrained(save_directory)
         if self.value_head is not None:
             save_file(self.value_head.state_dict(), os.path.join(save_directory, VALUE_HEAD_FILE))
+        card = self.model_card or self._short_card(Path(save_directory).absolute().name)
+        Path(save_directory, "README.md").write_text(card, encoding="utf-8")
+
+    def _short_card(self, repo_id: str, tags: list[str] | None = None) -> str:
+        return short_card(repo_id, self.policy.config, isinstance(self.model, PeftModel), tags or [])
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload policy",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: list[str] | None = None,
+    ) -> CommitInfo:
+        """
+        Upload policy, tokenizer, value head and card. The card is the one that the policy was loaded with, else the one
+        that the repository has, else a short one.
+
+        Args:
+            repo_id (`str`):
+                Repository, which is made if it is not there.
+            commit_message (`str`, *optional*, defaults to `"Upload policy"`):
+                Message of the commit.
+            private (`bool`, *optional*):
+                Whether a new repository is private. If `None`, what the account has set.
+            token (`str` or `bool`, *optional*):
+                Token with write access.
+            revision (`str`, *optional*):
+                Branch, which is made if it is not there.
+            create_pr (`bool`, *optional*, defaults to `False`):
+                Whether to open a pull request instead of committing.
+            tags (`list[str]`, *optional*):
+                Further tags of the card.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`]
+
+        Raises:
+            `RuntimeError`: if it failed, with the reason and what to do.
+        """
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            with readable_push_errors(repo_id):
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                if revision is not None:
+                    api.create_branch(repo_id, branch=revision, exist_ok=True)
+                card = self.model_card
+                if card is None:
+                    try:
+                        card = ModelCard.load(repo_id, token=token).content
+                    except EntryNotFoundError:
+                        card = self._short_card(repo_id)
+                card = ModelCard(card)
+                card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(tags or [])]))
+                card.save(os.path.join(folder, "README.md"))
+                return api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    revision=revision,
+                    create_pr=create_pr,
+                )
 
     # ---- Answers ----
 
@@ -293,6 +386,8 @@ class LatentReasoner(PushToHubMixin):
         Raises:
             `ValueError`: if the main model is not decoded by transformers.
         """
+        if isinstance(prompt, list) and not (prompt and isinstance(prompt[0], dict)):
+            raise ValueError(f"`prompt` must be one prompt, a text or a list of messages, got {prompt!r}.")
         if not isinstance(self.engine, TransformersEngine):
             raise ValueError(
                 f"`stream` needs `engine='transformers'`; {type(self.engine).__name__} returns whole answers. Use `generate`."
@@ -348,22 +443,38 @@ def load_policy(
     adapter's configuration says.
     """
     name, hub = pretrained_model_name_or_path, {"token": token, "cache_dir": cache_dir}
-    found = {
-        file: cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
-        for file in ("adapter_config.json", f"{BASE_POLICY}/config.json", "config.json")
-    }
-    dtype = torch.float32
-    if found["adapter_config.json"] is None:
-        if found["config.json"] is None:
+    here = {"revision": revision, **hub}
+    kwargs = {"dtype": torch.float32}
+    if find_file(name, "adapter_config.json", **here) is None:
+        path = find_file(name, "config.json", **here)
+        found = None if path is None else json.loads(Path(path).read_text()).get("model_type")
+        if found != LatentPolicyConfig.model_type:
             raise ValueError(
-                f"{name!r} holds neither a policy (`config.json`) nor an adapter of one (`adapter_config.json`)."
+                f"{name!r} holds neither a policy (a `config.json` of type {LatentPolicyConfig.model_type!r}, found "
+                f"{found!r}) nor an adapter of one (`adapter_config.json`)."
             )
-        return LatentPolicyModel.from_pretrained(name, dtype=dtype, revision=revision, **hub)
-    if found[f"{BASE_POLICY}/config.json"] is not None:
-        base = LatentPolicyModel.from_pretrained(name, subfolder=BASE_POLICY, dtype=dtype, revision=revision, **hub)
+        return LatentPolicyModel.from_pretrained(name, **kwargs, **here)
+    if find_file(name, f"{BASE_POLICY}/config.json", **here) is not None:
+        base = LatentPolicyModel.from_pretrained(name, subfolder=BASE_POLICY, **kwargs, **here)
     else:
-        config = PeftConfig.from_pretrained(name, revision=revision, **hub)
+        config = PeftConfig.from_pretrained(name, **here)
         base = LatentPolicyModel.from_pretrained(
-            config.base_model_name_or_path, dtype=dtype, revision=config.revision, **hub
+            config.base_model_name_or_path, **kwargs, revision=config.revision, **hub
         )
-    return PeftModel.from_pretrained(base, name, revision=revision, **hub)
+    return PeftModel.from_pretrained(base, name, **here)
+
+
+def policy_below(model: PeftModel) -> LatentPolicyModel:
+    """A copy of the policy that an adapter was put on, as it was."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):  # `unload` would keep what was trained
+            for name in module.modules_to_save:
+                module.modules_to_save[name] = module.original_module
+    return model.unload()
+
+
+def name_base_policy_beside(folder: str) -> None:
+    """Have a saved adapter name the base policy in its folder, not where on this machine it came from."""
+    path = Path(folder, "adapter_config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": BASE_POLICY}, indent=2))

@@ -1,0 +1,156 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""What a policy on the Hub is described by, how its files are found, and what is said when a push fails."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub import ModelCardData, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+from .latent_policy import LatentPolicyConfig
+
+
+TAGS = ["trl", "trl_dlr", "latent-reasoning"]
+DEFAULT_PROMPT = "What is 3 + 4?"
+
+
+def find_file(
+    name: str, file: str, revision: str | None = None, token: str | bool | None = None, cache_dir: str | None = None
+) -> str | None:
+    """Path of a file of a folder or repository; `None` if it has none of that name, an error if that is not known."""
+    if os.path.isdir(name):
+        path = os.path.join(name, file)
+        return path if os.path.isfile(path) else None
+    hub = {"revision": revision, "cache_dir": cache_dir}
+    try:
+        return hf_hub_download(name, file, token=token, **hub)
+    except RemoteEntryNotFoundError:
+        return None
+    except LocalEntryNotFoundError:  # no connection: the cache knows which files there are, if it was asked before
+        if try_to_load_from_cache(name, file, **hub) is None:
+            raise
+        return None
+
+
+# ---- The card ----
+
+
+def hub_name(name: str | None) -> str | None:
+    """`name` if it is that of a repository on the Hub rather than of a folder."""
+    is_name = name and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not os.path.exists(name)
+    return name if is_name else None
+
+
+def card_data(config: LatentPolicyConfig, is_adapter: bool, tags: list[str], **further: Any) -> ModelCardData:
+    """Metadata of a policy's card: what it was made from, and the main model that it speaks to."""
+    made_from = hub_name(config.name_or_path) or hub_name(config.assistant_config.name_or_path)
+    bases = [base for base in (made_from, hub_name(config.main_model_name_or_path)) if base]
+    return ModelCardData(
+        base_model=list(dict.fromkeys(bases)) or None,
+        base_model_relation=("adapter" if is_adapter else "finetune") if bases else None,
+        library_name="trl_dlr",
+        pipeline_tag="text-generation",
+        tags=list(dict.fromkeys([*TAGS, *tags])),
+        **further,
+    )
+
+
+def usage(repo_id: str, config: LatentPolicyConfig, prompt: str | list[dict[str, str]] = DEFAULT_PROMPT) -> str:
+    """Lines that load a policy and answer `prompt`; they run as printed if its main model is on the Hub."""
+    lines, main_model = [], ""
+    if hub_name(config.main_model_name_or_path) is None:
+        lines.append(
+            'main_model = "..."  # folder of the model that this policy was trained for: it is not on the Hub'
+        )
+        main_model = ", main_model"
+    lines.append(f'reasoner = LatentReasoner.from_pretrained("{repo_id}"{main_model})')
+    if not isinstance(prompt, str):
+        prompt = [{"role": message["role"], "content": message["content"]} for message in prompt]
+    lines.append(f"print(reasoner.generate([{json.dumps(prompt, ensure_ascii=False)}]).texts)")
+    return "\n".join(["```python", "from trl_dlr import LatentReasoner", "", *lines, "```"])
+
+
+def main_model_link(config: LatentPolicyConfig) -> str:
+    name = hub_name(config.main_model_name_or_path)
+    return "a local model" if name is None else f"[{name}](https://huggingface.co/{name})"
+
+
+def short_card(repo_id: str, config: LatentPolicyConfig, is_adapter: bool, tags: list[str]) -> str:
+    """A card for a policy that has none of its trainer."""
+    return f"""\
+---
+{card_data(config, is_adapter, tags)}
+---
+
+# {repo_id.split("/")[-1]}
+
+A latent policy of [DeepLatent Reasoning](https://huggingface.co/papers/2601.17275): {config.num_latents} latents of
+size {config.latent_dim} per question, which the frozen main model, {main_model_link(config)}, decodes.
+
+{usage(repo_id, config)}
+"""
+
+
+# ---- Failures ----
+
+
+@contextmanager
+def readable_push_errors(repo_id: str, afterwards: str = "") -> Iterator[None]:
+    """
+    Raise what goes wrong in a push as one message.
+
+    Args:
+        repo_id (`str`):
+            Repository that is pushed to.
+        afterwards (`str`, *optional*):
+            Sentence on what is left on this machine.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(describe_push_failure(error, repo_id, afterwards)) from error
+
+
+def describe_push_failure(error: BaseException, repo_id: str, afterwards: str = "") -> str:
+    """What happened in a push, in which the client raised `error`, and what to do."""
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    answered = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
+    broken = next((cause for cause in chain if isinstance(cause, (HTTPError, ConnectionError))), None)
+    if answered is not None:
+        status = answered.response.status_code
+        said = " ".join((answered.server_message or "").split()).rstrip(".")
+        reason = f"the Hub answered {status}{f' ({said})' if said else ''}"
+        advice = _advice(status, said.lower())
+    elif broken is not None:
+        reason = f"the connection failed ({broken})"
+        advice = "Check the network and push again: what has arrived is not sent twice."
+    else:
+        reason = " ".join(str(chain[0]).split()).rstrip(".") or type(chain[0]).__name__
+        advice = "Correct that and push again."
+    return " ".join(filter(None, [f"{repo_id!r} could not be pushed: {reason}. {advice}", afterwards]))
+
+
+def _advice(status: int, said: str) -> str:
+    if status in (402, 413) or ("storage" in said and re.search("limit|quota|exceed", said)):
+        return "The account's storage is used up, or a file is too large: free some, or push to another account."
+    if status == 401:
+        return "The token is missing or not valid: log in with `hf auth login`, or set `HF_TOKEN`."
+    if status == 403:
+        return "The token may not write there: take one with write access, or a repository of your own."
+    if status == 404:
+        return "The repository or revision does not exist, or the token may not see it: check both names."
+    if status in (409, 412):
+        return "Somebody else changes the repository at the same time: push again."
+    if status == 429:
+        return "Wait some minutes and push again."
+    if status >= 500:
+        return "The Hub has a problem of its own: push again later."
+    return "Correct that and push again."
