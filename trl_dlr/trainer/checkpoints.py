@@ -194,10 +194,6 @@ class WholeCheckpointsMixin:
     def _get_output_dir(self, trial):
         return self._staging_dir or super()._get_output_dir(trial)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging_dir is None:  # what is pushed has its name
-            super()._push_from_checkpoint(checkpoint_folder)
-
     def _save_checkpoint(self, model, trial):
         """TRL's, in a folder that gets the name of a checkpoint when every process has written its part."""
         run_dir = self._get_output_dir(trial)
