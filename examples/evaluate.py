@@ -18,15 +18,12 @@ That training has left the main model as it was, bit for bit: record it before, 
 """
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from train_gsm8k import SMOLLM2_HUB, ScriptArguments, load_questions, load_smollm2
@@ -35,29 +32,12 @@ from trl import TrlParser
 
 from trl_dlr import LatentReasoner
 from trl_dlr.evaluation import (
-    answer_questions,
     check_main_model,
-    majority_at_k,
-    mean_interval,
-    pass_at_k,
-    score_answers,
-    wilson_interval,
 )
-from trl_dlr.evaluation.controls import SAMPLED
+from trl_dlr.evaluation.table import ROWS, evaluate_row, print_table
 from trl_dlr.generation import TransformersEngine
 from trl_dlr.models.reasoner import load_policy
 from trl_dlr.rewards import correctness_reward, extract_answer, get_reasoning_gym_reward
-
-
-ROWS = {
-    "policy": "own",
-    "mean_latents": "mean",
-    "no_latents": "none",
-    "plain_anchors": "anchors",
-    "zero_latents": "zero",
-    "fresh_head": "fresh_head",
-    "shuffled": "shuffled",
-}
 
 
 @dataclass
@@ -157,69 +137,6 @@ def load_test_questions(script_args: ScriptArguments) -> tuple[Dataset, Callable
     return dataset.add_column("index", range(len(dataset))), get_reasoning_gym_reward(entries)
 
 
-def interval(values: list[float], num_questions: int) -> dict[str, float | str | list[float]]:
-    """Mean with its 95% interval: over seeds by Student's t, of a single run over questions by Wilson's score."""
-    if len(values) > 1:
-        mean, low, high = mean_interval(values)
-        return {"mean": mean, "low": low, "high": high, "interval": "seeds", "runs": values}
-    return {
-        "mean": values[0],
-        **dict(zip(("low", "high"), wilson_interval(values[0], num_questions), strict=True)),
-        "interval": "questions",
-        "runs": values,
-    }
-
-
-def evaluate(
-    reasoner: LatentReasoner,
-    dataset: Dataset,
-    reward: Callable[..., list[float]],
-    latents: str,
-    name: str,
-    seeds: list[int],
-    num_samples: int,
-    k: int,
-    batch_size: int,
-) -> dict[str, dict | float]:
-    """Figures of one row of the table."""
-    engine, runs = reasoner.engine, []
-    counters = ("num_decoded", "num_completion_tokens", "num_forward_tokens")
-    for seed in seeds if latents in SAMPLED else seeds[:1]:
-        before, start = [getattr(engine, counter) for counter in counters], time.perf_counter()
-        answers = answer_questions(reasoner, dataset, latents, num_samples, batch_size, seed, f"{name}, seed {seed}")
-        seconds = time.perf_counter() - start
-        work = [getattr(engine, counter) - count for counter, count in zip(counters, before, strict=True)]
-        num_decoded, num_answer_tokens, num_tokens = (
-            sum(counts) for counts in zip(*gather_object([work]), strict=True)
-        )
-        is_correct = (score_answers(dataset, answers, reward) > 0).tolist()
-        run = {"pass@1": statistics.fmean(statistics.fmean(row) for row in is_correct)}
-        if latents in SAMPLED and k > 1:
-            run[f"pass@{k}"] = statistics.fmean(pass_at_k(len(row), sum(row), k) for row in is_correct)
-            run[f"majority@{k}"] = statistics.fmean(
-                majority_at_k(texts, row, k) for texts, row in zip(answers, is_correct, strict=True)
-            )
-        work = {"answer_tokens": num_answer_tokens / num_decoded, "decoded": num_decoded}
-        runs.append((run, {**work, "forward_tokens": num_tokens, "seconds": seconds}))
-    figures = {figure: interval([run[figure] for run, _ in runs], len(dataset)) for figure in runs[0][0]}
-    return figures | {figure: statistics.fmean(work[figure] for _, work in runs) for figure in runs[0][1]}
-
-
-def print_table(results: dict[str, dict]) -> None:
-    columns = list(results["policy"])
-    widths = [22 if "@" in column else 16 for column in columns]
-    print(f"\n{'':<14}" + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)))
-    for name, figures in results.items():
-        cells = []
-        for column in columns:
-            value = figures.get(column)
-            if isinstance(value, dict):
-                cells.append(f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
-            else:
-                cells.append("-" if value is None else f"{value:.1f}")
-        print(f"{name:<14}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
-
-
 def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
     num_samples, is_main = script_args.num_eval_samples, PartialState().is_main_process
     k = num_samples if args.k is None else args.k
@@ -256,7 +173,7 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
                 device=PartialState().device,
             )
         settings = args.seeds, num_samples, k, script_args.eval_batch_questions
-        results[row] = evaluate(loaded[policy], dataset, reward, latents, row, *settings)
+        results[row] = evaluate_row(loaded[policy], dataset, reward, latents, row, *settings)
     if is_main:
         print_table(results)
         config = loaded[args.policy].policy.config

@@ -99,6 +99,16 @@ def test_every_command_has_help_that_teaches(cli, command):
         (["generate", "--policy", "nowhere", "--prompts", "A12"], "error: 'nowhere' holds neither a policy"),
         (["chat"], "trl-dlr chat: error: `policy` must be set"),
         (["push", "--policy", "policy"], "trl-dlr push: error: `repo_id` must be set"),
+        (["eval", "--policy", "policy"], "trl-dlr eval: error: `dataset_name` must be set"),
+        (
+            ["eval", "--policy", "policy", "--dataset_name", "train.jsonl", "--k", 9],
+            "error: `k` must be between 1 and",
+        ),
+        (
+            ["eval", "--policy", "policy", "--dataset_name", "train.jsonl", "--rows", "own"],
+            "error: `rows` must be some",
+        ),
+        (["report", "--output_dir", "policy"], "trl-dlr report: error: `output_dir='policy'` has no report/run.json"),
         (["plan", "--config", "run.yaml", "--num_generations", 7], "trl-dlr plan: error: "),
         (["train", "--config", "missing.yaml"], "trl-dlr train: error: "),
     ],
@@ -148,6 +158,18 @@ def test_chat_answers_until_an_empty_line(cli, monkeypatch):
     assert code == 0 and out.splitlines()[-1] == answer.splitlines()[1]
 
 
+def test_eval_prints_the_policy_beside_its_controls(cli, workplace):
+    questions = ["--dataset_name", "train.jsonl", "--prompt_template", "{question}", "--num_questions", 6]
+    arguments = ["eval", "--policy", "policy", *questions, "--max_new_tokens", 4, "--seeds", 0, 1]
+    code, out, _ = cli(*arguments, "--rows", "policy", "shuffled", "no_latents", "--output_json", "eval.json")
+    found = json.loads((workplace / "eval.json").read_text())
+    assert code == 0 and found["settings"]["num_questions"] == 6
+    assert list(found["results"]) == ["policy", "shuffled", "no_latents"]
+    assert len(found["results"]["policy"]["pass@1"]["runs"]) == 2
+    for name, figures in found["results"].items():
+        assert f"\n{name:<14}" in out and f"{figures['pass@1']['mean']:.3f} [" in out
+
+
 def test_plan_prints_parts_and_verdicts(cli):
     code, out, _ = cli("plan", "--config", "run.yaml", "--gpu_memory", 1)
     assert code == 0 and "total peak" in out and "fits 1 GB" in out
@@ -162,10 +184,13 @@ def test_train_and_sft_run_under_accelerate(workplace):
     result = launched(workplace, "sft", "--config", "run.yaml", "--output_dir", "sft", "--learning_rate", "1e-3")
     assert result.returncode == 0, result.stderr[-3000:]
     arguments = ["--config", "run.yaml", "--policy", "sft", "--output_dir", "rl", "--num_processes", "1"]
-    result = launched(workplace, "train", *arguments, "--reward_funcs", "correctness_reward")
+    result = launched(workplace, "train", *arguments, "--reward_funcs", "correctness_reward", "--report", "true")
     assert result.returncode == 0 and "Saved to rl." in result.stdout, result.stderr[-3000:]
     first, second = (LatentPolicyModel.from_pretrained(workplace / name).state_dict() for name in ("sft", "rl"))
     assert first.keys() == second.keys() and any((first[name] != second[name]).any() for name in first)
+    assert (workplace / "rl" / "report" / "report.html").is_file()
+    result = launched(workplace, "report", "--output_dir", "rl")
+    assert result.returncode == 0 and result.stdout.strip().endswith("report.html"), result.stderr[-3000:]
 
 
 def test_an_error_in_a_launched_process_is_one_line_too(workplace):

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, field
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import ModelConfig, get_quantization_config
 
@@ -41,6 +41,8 @@ class RunArguments:
             System message, for questions without a column `prompt`.
         prompt_template (`str`, *optional*):
             Text with `{question}` in it, for models without a chat template.
+        report (`bool`, *optional*, defaults to `False`):
+            Whether to write `<output_dir>/report/report.html` during and after training (needs matplotlib).
     """
 
     main_model_name_or_path: str | None = field(
@@ -54,6 +56,7 @@ class RunArguments:
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with eval_strategy."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message for questions."})
     prompt_template: str | None = field(default=None, metadata={"help": "Text with {question}, instead of a chat."})
+    report: bool = field(default=False, metadata={"help": "Write a page with plots during and after training."})
 
     def __post_init__(self):
         for name in ("main_model_name_or_path", "dataset_name"):
@@ -93,14 +96,19 @@ def resolve_models(
 
 
 def load_split(args: RunArguments, split: str) -> Dataset:
+    """One split of a training command's data."""
+    return load_dataset_split(args.dataset_name, args.dataset_config, split, args.system_prompt, args.prompt_template)
+
+
+def load_dataset_split(
+    name: str, config: str | None, split: str, system_prompt: str | None, prompt_template: str | None
+) -> Dataset:
     """One split, with a column `prompt` and the gold answers as `answer`."""
-    if args.dataset_name.endswith((".json", ".jsonl")):
-        dataset = load_dataset("json", data_files=args.dataset_name, split=split)
+    if name.endswith((".json", ".jsonl")):
+        dataset = load_dataset("json", data_files=name, split=split)
     else:
-        dataset = load_dataset(args.dataset_name, args.dataset_config, split=split)
-    if isinstance(dataset, DatasetDict):
-        raise ValueError(f"`dataset_train_split={split!r}` must name one split of {args.dataset_name!r}.")
-    return with_prompts(dataset, args.system_prompt, args.prompt_template)
+        dataset = load_dataset(name, config, split=split)
+    return with_prompts(dataset, system_prompt, prompt_template)
 
 
 def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_template: str | None = None) -> Dataset:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
-from ..trainer import LatentGRPOConfig, LatentGRPOTrainer
+from ..trainer import LatentGRPOConfig, LatentGRPOTrainer, LatentReportCallback, LatentSFTTrainer
 from .arguments import RunArguments, load_split, resolve_models
 from .launch import EPILOG, launch, run_script
 
@@ -66,7 +66,9 @@ def main(args: TrainArguments, training_args: LatentGRPOConfig, model_args: Mode
     train_and_save(trainer, args)
 
 
-def train_and_save(trainer: LatentGRPOTrainer, args: RunArguments) -> None:
+def train_and_save(trainer: LatentGRPOTrainer | LatentSFTTrainer, args: RunArguments) -> None:
+    if args.report:
+        trainer.add_callback(LatentReportCallback(trainer, trainer.eval_dataset or trainer.train_dataset))
     resume = trainer.args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     trainer.save_model(trainer.args.output_dir)
