@@ -17,7 +17,6 @@ questions.
 
 import json
 import logging
-import statistics
 import sys
 import tempfile
 import time
@@ -26,11 +25,10 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from scipy.stats import t as student
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer, first_layers
-from trl_dlr.evaluation import evaluate_latents
+from trl_dlr.evaluation import evaluate_latents, mean_interval
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward, get_pattern_reward
 
@@ -57,12 +55,12 @@ class WarmStartArguments:
     """Arguments of this script."""
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds."})
-    seconds: float = field(default=240.0, metadata={"help": "Training time of each arm."})
+    seconds: float = field(default=360.0, metadata={"help": "Training time of each arm."})
     sft_share: float = field(default=0.6, metadata={"help": "Share of it that the supervised part has."})
     max_operand: int = field(default=20, metadata={"help": "Largest a and b."})
-    sft_batch_size: int = field(default=24, metadata={"help": "Questions of a supervised step."})
-    sft_learning_rate: float = field(default=3e-4, metadata={"help": "Of the supervised part, for the assistant."})
-    sft_projection_learning_rate: float = field(default=3e-3, metadata={"help": "And for the projection layers."})
+    sft_batch_size: int = field(default=12, metadata={"help": "Questions of a supervised step."})
+    sft_learning_rate: float = field(default=1e-3, metadata={"help": "Of the supervised part, for the assistant."})
+    sft_projection_learning_rate: float = field(default=5e-3, metadata={"help": "And for the projection layers."})
     rl_learning_rate: float = field(default=5e-4, metadata={"help": "Of reinforcement learning from the start."})
     rl_after_sft_learning_rate: float = field(default=1e-4, metadata={"help": "And after the supervised part."})
     output_json: str | None = field(default=None, metadata={"help": "File for the figures."})
@@ -152,13 +150,11 @@ def main(args: WarmStartArguments) -> None:
     main_model, tokenizer, origin = load_smollm2()
     print(f"SmolLM2-135M-Instruct from {origin}, {main_model.dtype}, {torch.get_num_threads()} threads", flush=True)
     results = [run_seed(seed, args, main_model, tokenizer) for seed in args.seeds]
-    print(f"\n{'held-out accuracy':<26}{'mean':>8}{'95%':>8}   seeds {args.seeds}, {args.seconds:g} s an arm")
+    print(f"\n{'held-out accuracy':<26}{'mean':>8}   {'95%':<16} seeds {args.seeds}, {args.seconds:g} s an arm")
     for name in results[0]:
         values = [figures[name] for figures in results]
-        half = float("nan")
-        if len(values) > 1:
-            half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-        print(f"{name:<26}{statistics.mean(values):>8.3f}{half:>8.3f}   " + " ".join(f"{v:.3f}" for v in values))
+        mean, low, high = mean_interval(values) if len(values) > 1 else (values[0], float("nan"), float("nan"))
+        print(f"{name:<26}{mean:>8.3f}   [{low:.3f}, {high:.3f}]   " + " ".join(f"{value:.3f}" for value in values))
     if args.output_json is not None:
         Path(args.output_json).write_text(json.dumps(dict(zip(map(str, args.seeds), results, strict=True)), indent=2))
 
