@@ -85,7 +85,10 @@ def accuracy_by_harness(folder, name, task, **model_args):
 
 
 @pytest.mark.parametrize(("name", "task"), [("questions", "questions_file"), ("entries", "reasoning_gym_file")])
-def test_its_accuracies_are_the_harnesss(folder, name, task):
+def test_its_accuracies_are_the_harnesss(folder, name, task, monkeypatch):
+    import evaluate as script
+
+    monkeypatch.setattr(script, "ROWS", {"policy": "own", "mean_latents": "mean"})
     one = evaluate(folder, name, num_eval_samples=1)["results"]
     means = accuracy_by_harness(folder, name, task)
     assert means == one["mean_latents"]["pass@1"]["mean"] and 0 < means < 1
@@ -98,7 +101,7 @@ def test_its_accuracies_are_the_harnesss(folder, name, task):
 
 def test_table_and_file_say_the_same(folder, capsys):
     reference = folder / "main.safetensors"
-    found = evaluate(folder, k=2, reference_file=reference)
+    found = evaluate(folder, k=2, reference_file=reference, num_eval_questions=15)
     stdout = capsys.readouterr().out
     assert f"Main model: recorded in {reference}" in stdout
     assert list(found["results"]) == ROWS
@@ -108,20 +111,20 @@ def test_table_and_file_say_the_same(folder, capsys):
         sampled = name in ("policy", "fresh_head", "shuffled")
         assert figures["pass@1"]["interval"] == ("seeds" if sampled else "questions")
         assert len(figures["pass@1"]["runs"]) == (3 if sampled else 1)
-        assert figures["decoded"] == 40 * (4 if sampled else 1)
+        assert figures["decoded"] == 15 * (4 if sampled else 1)
         assert ("pass@2" in figures) == ("majority@2" in figures) == sampled
         low, high = figures["pass@1"]["low"], figures["pass@1"]["high"]
         assert low < figures["pass@1"]["mean"] < high
         # Each prompt of 3 tokens is read once, 2 latents or anchors a row, and answers
         latents = 0 if name == "no_latents" else 2 * figures["decoded"]
         assert figures["forward_tokens"] == pytest.approx(
-            40 * 3 + latents + figures["answer_tokens"] * figures["decoded"]
+            15 * 3 + latents + figures["answer_tokens"] * figures["decoded"]
         )
     results = found["results"]
     assert results["policy"]["pass@1"]["mean"] < results["policy"]["pass@2"]["mean"]
     reasoner = LatentReasoner.from_pretrained(str(folder / "policy"), str(folder / "main"))
     assert found["settings"]["main_model_fingerprint"] == reasoner.policy.config.main_model_fingerprint
-    assert found["settings"]["num_questions"] == 40 and found["settings"]["seeds"] == [0, 1, 2]
+    assert found["settings"]["num_questions"] == 15 and found["settings"]["seeds"] == [0, 1, 2]
 
 
 def test_a_main_model_that_has_changed_ends_it(folder, tmp_path, capsys):
@@ -143,7 +146,8 @@ def test_the_policy_before_training_has_a_row_of_its_own(folder, tmp_path):
     start = make_reasoner()
     start.policy.latent_head.mean.weight.data.zero_()
     start.save_pretrained(tmp_path / "start")
-    rows = evaluate(folder, untrained_policy=tmp_path / "start", seeds=[0, 1])["results"]
+    short = {"seeds": [0, 1], "num_eval_questions": 15, "num_eval_samples": 2}
+    rows = evaluate(folder, untrained_policy=tmp_path / "start", **short)["results"]
     assert list(rows) == [row for row in ROWS if row != "fresh_head"] + ["untrained"]
     assert rows["untrained"]["pass@1"] != rows["policy"]["pass@1"]
 
