@@ -1,21 +1,30 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import copy
+import importlib.util
 import json
 import re
+import sys
 
 import lm_eval
 import pytest
 import reasoning_gym
 import torch
 from lm_eval.tasks import TaskManager
+from trl import TrlParser
 
 from tests.evaluation.test_preflight import make_reasoner
 from tests.examples.test_train_gsm8k import ROOT  # which makes the examples importable
 from tests.tiny import tiny_dataset
 from trl_dlr.evaluation.lm_eval_model import LatentReasonerLM  # also registers it
 from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.rewards import correctness_reward
 
+
+# By its path: a package of the Hub is called `evaluate`, too
+spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "examples" / "evaluate.py")
+script = sys.modules["evaluate_script"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
 
 ROWS = ["policy", "mean_latents", "no_latents", "plain_anchors", "zero_latents", "fresh_head", "shuffled"]
 
@@ -60,10 +69,8 @@ def _list(value):
 
 
 def run(folder, name="questions", **kwargs):
-    from evaluate import EvaluationArguments, ScriptArguments, TrlParser, main
-
-    parser = TrlParser((EvaluationArguments, ScriptArguments))
-    main(*parser.parse_args_and_config(arguments_of(folder, name, **kwargs)))
+    parser = TrlParser((script.EvaluationArguments, script.ScriptArguments))
+    script.main(*parser.parse_args_and_config(arguments_of(folder, name, **kwargs)))
 
 
 def evaluate(folder, name="questions", **kwargs):
@@ -86,8 +93,6 @@ def accuracy_by_harness(folder, name, task, **model_args):
 
 @pytest.mark.parametrize(("name", "task"), [("questions", "questions_file"), ("entries", "reasoning_gym_file")])
 def test_its_accuracies_are_the_harnesss(folder, name, task, monkeypatch):
-    import evaluate as script
-
     monkeypatch.setattr(script, "ROWS", {"policy": "own", "mean_latents": "mean"})
     one = evaluate(folder, name, num_eval_samples=1)["results"]
     means = accuracy_by_harness(folder, name, task)
@@ -153,12 +158,10 @@ def test_the_policy_before_training_has_a_row_of_its_own(folder, tmp_path):
 
 
 def test_tasks_of_reasoning_gym_are_judged_by_themselves():
-    from evaluate import ScriptArguments, load_test_questions
-
-    arguments = ScriptArguments(
+    arguments = script.ScriptArguments(
         dataset_name="reasoning_gym/letter_counting", num_train_questions=5, num_eval_questions=3
     )
-    dataset, reward = load_test_questions(arguments)
+    dataset, reward = script.load_test_questions(arguments)
     entries = reasoning_gym.create_dataset("letter_counting", size=8, seed=0)
     assert [row["prompt"][0]["content"] for row in dataset] == [entries[i]["question"] for i in range(3)]
     assert reward.__name__ == "reasoning_gym_reward"
@@ -168,11 +171,9 @@ def test_tasks_of_reasoning_gym_are_judged_by_themselves():
 
 
 def test_files_of_maths_problems(tmp_path):
-    from evaluate import ScriptArguments, correctness_reward, load_test_questions
-
     rows = [{"problem": f"What is {i}/2?", "solution": rf"It is $\boxed{{\frac{{{i}}}{{2}}}}$."} for i in (1, 3, 5)]
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dataset, reward = load_test_questions(ScriptArguments(dataset_name=str(tmp_path / "math.jsonl")))
+    dataset, reward = script.load_test_questions(script.ScriptArguments(dataset_name=str(tmp_path / "math.jsonl")))
     assert reward is correctness_reward and len(dataset) == 3
     assert reward(["It is 0.5", "3/4", "5/2"], answer=dataset["answer"]) == [1.0, -1.0, 1.0]
 
