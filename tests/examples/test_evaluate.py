@@ -119,7 +119,7 @@ def test_table_and_file_say_the_same(folder, capsys):
         assert figures["decoded"] == 15 * (4 if sampled else 1)
         assert ("pass@2" in figures) == ("majority@2" in figures) == sampled
         low, high = figures["pass@1"]["low"], figures["pass@1"]["high"]
-        assert low < figures["pass@1"]["mean"] < high
+        assert low <= figures["pass@1"]["mean"] <= high
         # Each prompt of 3 tokens is read once, 2 latents or anchors a row, and answers
         latents = 0 if name == "no_latents" else 2 * figures["decoded"]
         assert figures["forward_tokens"] == pytest.approx(
