@@ -51,6 +51,8 @@ def test_without_arguments_it_runs_the_offline_demo(tmp_path):
         assert f"\n{name} " in stdout
     assert LatentPolicyModel.from_pretrained(tmp_path / "out").config.main_model_fingerprint
     assert (tmp_path / "out" / "tokenizer.json").exists()
+    report = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "Held-out controls" in report and "<td>shuffled</td>" in report
 
 
 @pytest.mark.slow  # about three minutes each on two cores
