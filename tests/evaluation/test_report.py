@@ -233,6 +233,12 @@ def test_blanks_can_be_seen():
     assert "<code>∅</code>" in html
 
 
+def test_looks_at_other_questions_are_not_put_side_by_side():
+    html, _ = render_report([], before=make_probe("= 7"), after={**make_probe("= 8"), "step": 5})
+    assert "with latents, step 5" in html and "step 0" not in html and "= 7" not in html
+    assert "before training, on the same questions" in missing_of(html)
+
+
 def test_controls_are_told_from_other_figures():
     controls, others = by_control(
         {

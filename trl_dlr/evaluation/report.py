@@ -214,6 +214,10 @@ def _completions(probes: dict[str, dict[str, Any]]) -> str:
 # ---- The page ----
 
 
+def _prompts(probe: dict[str, Any]) -> list[str]:
+    return [question["prompt"] for question in probe["questions"]]
+
+
 def render_report(
     log_history: list[dict[str, Any]],
     results: dict[str, Any] | None = None,
@@ -250,14 +254,16 @@ def render_report(
             "`log_history` must be a list of dicts with a 'step', as in `trainer_state.json`, got "
             f"{str(log_history)[:80]!r}."
         )
+    if before and after and _prompts(before) != _prompts(after):  # a resumed run may have been given others
+        before = None
     probes = {f"step {probe['step']}": probe for probe in (before, after) if probe is not None}
     files, missing = draw_plots(log_history, by_control(results or {})[0], probes, steps_per_rollout)
     if not results:
         missing.append("Held-out table")
     if before is None:
-        missing.append("Nearest tokens and completions before training")
+        missing.append("Map, nearest tokens and completions before training, on the same questions")
     if after is None:
-        missing.append("Nearest tokens and completions after training")
+        missing.append("Map, nearest tokens and completions after training")
     parts = [
         f"<h1>{escape(title)}</h1>",
         _summary(facts or {}, log_history),
