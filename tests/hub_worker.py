@@ -1,10 +1,11 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""What is done with a Hub by test_hub.py: `hub_worker.py push|pull <folder>`, in a process whose client knows that Hub only."""
+"""What test_hub.py does with a Hub, in a process whose client knows that one only: `hub_worker.py push|pull|demo <folder>`"""
 
 import hashlib
 import json
 import logging
+import runpy
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import huggingface_hub.utils._http
 from peft import LoraConfig
+from trl import TrlParser
 
 from tests.hub_server import inject
 from tests.tiny import random_main_model, tiny_tokenizer
@@ -21,6 +23,7 @@ from trl_dlr import LatentReasoner
 
 ENDPOINT = huggingface_hub.constants.ENDPOINT
 MAIN_MODEL = "user/main"
+DEMO_QUESTIONS = [[{"role": "user", "content": f"What is {a} + {b}?"}] for a, b in ((3, 4), (12, 7), (9, 9))]
 QUESTIONS = ["A12", "B34", "C56", "D7"]
 RESULTS = {"no_latents/accuracy": 0.25, "trained/accuracy": 0.75, "trained/pass_at_k": 0.875}
 # Where a push can fail: method, path, status or "cut", what the Hub says, how often
@@ -180,7 +183,23 @@ def pull(folder: Path) -> dict:
     return seen
 
 
+def demo(folder: Path) -> dict:
+    """The demo, 4 steps of it, and what its policy answers then."""
+    script = runpy.run_path("examples/train_gsm8k.py")
+    reasoners, reasoner_class = [], script["LatentReasoner"]
+    script["main"].__globals__["LatentReasoner"] = lambda *args: (
+        reasoners.append(reasoner_class(*args)) or reasoners[0]
+    )
+    arguments = ["--config", "examples/configs/demo.yaml", "--output_dir", str(folder / "run"), "--max_steps", "4"]
+    arguments += ["--num_eval_questions", "4", "--push_to_hub", "true", "--hub_model_id", "user/demo"]
+    parser = TrlParser([script[name] for name in ("ScriptArguments", "LatentGRPOConfig", "ModelConfig")])
+    script["main"](*parser.parse_args_and_config(arguments))
+    (reasoner,) = reasoners
+    reasoner.engine.max_new_tokens = 256  # as `from_pretrained` has it
+    return {"texts": reasoner.generate(DEMO_QUESTIONS).texts}
+
+
 if __name__ == "__main__":
     action, folder = sys.argv[1:]
-    result = {"push": push, "pull": pull}[action](Path(folder))
+    result = {"push": push, "pull": pull, "demo": demo}[action](Path(folder))
     Path(folder, f"{action}.json").write_text(json.dumps(result))

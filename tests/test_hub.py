@@ -2,7 +2,9 @@
 
 """Policies that are pushed by one process and pulled by another, with the real client and a Hub on this machine."""
 
+import ast
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.hub_server import LocalHub
-from tests.hub_worker import FAULTS
+from tests.hub_worker import DEMO_QUESTIONS, FAULTS
 from trl_dlr.models import LatentPolicyConfig
 from trl_dlr.models.hub import card_data, describe_push_failure, find_file, hub_name, usage
 from trl_dlr.models.reasoner import BASE_POLICY
@@ -167,9 +169,14 @@ def test_failures_at_the_start_and_of_a_reasoner(pushed):
 
 def test_a_failure_of_another_kind_is_passed_on():
     error = RuntimeError("outer")
-    error.__cause__ = ValueError("LFS batch API returned errors:\nquota")
+    error.__cause__ = ValueError("inner")
     assert describe_push_failure(error, "user/policy", "All is here.") == (
         "'user/policy' could not be pushed: outer. Correct that and push again. All is here."
+    )
+    error = ValueError("LFS batch API returned errors:\nEncountered error for file: Storage quota exceeded")
+    assert describe_push_failure(error, "user/policy") == (
+        "'user/policy' could not be pushed: LFS batch API returned errors: Encountered error for file: Storage quota "
+        "exceeded. The account's storage is used up, or a file is too large: free some, or push to another account."
     )
 
 
@@ -232,3 +239,33 @@ def test_files_of_a_folder(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert find_file(str(tmp_path), "config.json") == str(tmp_path / "config.json")
     assert find_file(str(tmp_path), "value_head.safetensors") is None
+
+
+# ---- The demo ----
+
+
+@pytest.mark.slow
+def test_three_lines_load_the_demo_and_answer_as_the_training_process_did(hub, tmp_path):
+    script = runpy.run_path(str(ROOT / "examples" / "train_gsm8k.py"))
+    main_model, tokenizer, _ = script["load_smollm2"]()
+    main_model.save_pretrained(tmp_path / "smollm2")
+    tokenizer.save_pretrained(tmp_path / "smollm2")
+    hub.add_folder(script["SMOLLM2_HUB"], tmp_path / "smollm2")
+    trained = run(hub, "demo", tmp_path)
+
+    lines = [
+        "from trl_dlr import LatentReasoner",
+        'reasoner = LatentReasoner.from_pretrained("user/demo")',
+        f"print(reasoner.generate({json.dumps(DEMO_QUESTIONS)}).texts)",
+    ]
+    environment = hub.environment(tmp_path / "home", token=None)
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-5000:]
+    print(done.stdout)
+    assert ast.literal_eval(done.stdout.splitlines()[-1]) == trained["texts"]
+
+    card = ModelCard(hub.files("user/demo")["README.md"].decode())
+    assert card.data.base_model == [script["SMOLLM2_HUB"]]
+    assert "| trained | " in card.text and {result.metric_type for result in card.data.eval_results} >= {"accuracy"}
+    assert "\n".join([lines[0], "", lines[1], "print(reasoner.generate([[{"]) in card.text

@@ -128,18 +128,18 @@ def describe_push_failure(error: BaseException, repo_id: str, afterwards: str = 
         status = answered.response.status_code
         said = " ".join((answered.server_message or "").split()).rstrip(".")
         reason = f"the Hub answered {status}{f' ({said})' if said else ''}"
-        advice = _advice(status, said.lower())
+        advice = _advice(status, said)
     elif broken is not None:
         reason = f"the connection failed ({broken})"
         advice = "Check the network and push again: what has arrived is not sent twice."
     else:
         reason = " ".join(str(chain[0]).split()).rstrip(".") or type(chain[0]).__name__
-        advice = "Correct that and push again."
+        advice = _advice(None, reason)
     return " ".join(filter(None, [f"{repo_id!r} could not be pushed: {reason}. {advice}", afterwards]))
 
 
-def _advice(status: int, said: str) -> str:
-    if status in (402, 413) or ("storage" in said and re.search("limit|quota|exceed", said)):
+def _advice(status: int | None, said: str) -> str:
+    if status in (402, 413) or re.search(r"storage.*(limit|quota|exceed)|(limit|quota|exceed).*storage", said, re.I):
         return "The account's storage is used up, or a file is too large: free some, or push to another account."
     if status == 401:
         return "The token is missing or not valid: log in with `hf auth login`, or set `HF_TOKEN`."
@@ -151,6 +151,6 @@ def _advice(status: int, said: str) -> str:
         return "Somebody else changes the repository at the same time: push again."
     if status == 429:
         return "Wait some minutes and push again."
-    if status >= 500:
+    if status is not None and status >= 500:
         return "The Hub has a problem of its own: push again later."
     return "Correct that and push again."

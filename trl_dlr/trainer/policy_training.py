@@ -216,13 +216,12 @@ class PolicyTrainingMixin(WholeCheckpointsMixin):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
+        self._finish_current_push()  # which reads the files that are saved now
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self._save_base_policy()
-        kwargs.pop("model_name", None)
         self.create_model_card(**kwargs)
-        self._finish_current_push()
         with readable_push_errors(self.hub_model_id, self._what_is_left):
             if revision is not None:
                 self._create_branch(revision, token)
