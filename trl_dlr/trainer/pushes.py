@@ -1,0 +1,186 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""What goes to the Hub from a trainer, when, and what is said if it does not arrive."""
+
+import os
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
+
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from huggingface_hub import CommitInfo, HfApi
+from transformers.trainer import HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import PushInProgress
+
+from ..models.hub import DEFAULT_PROMPT, describe_push_failure, readable_push_errors
+from ..models.reasoner import BASE_POLICY, name_base_policy_beside, policy_below
+from .checkpoints import whole_files
+from .model_card import training_card
+
+
+logger = get_logger(__name__)
+
+
+class PolicyPushesMixin:
+    """
+    For a TRL trainer of a [`LatentPolicyModel`]: its card, and pushes of all that a policy needs. One that fails at the
+    end raises, one that fails in the background is logged, both in words.
+    """
+
+    _dataset_name = None
+    _saved_names = ()  # files that the policy was last saved as
+    _base_policy_is_saved = False
+
+    def __init__(self, *args, **kwargs):
+        self._hub = HfApi()  # one for all uploads, which it does one after the other
+        super().__init__(*args, **kwargs)
+
+    def _write_card(self, folder: str, tags: list[str] | None = None) -> None:
+        policy, prompt = self.policy, DEFAULT_PROMPT
+        if isinstance(self.train_dataset, Dataset) and "prompt" in self.train_dataset.column_names:
+            prompt = self.train_dataset[0]["prompt"]
+        card = training_card(
+            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            policy.config,
+            self.args,
+            self._name,
+            self._paper,
+            [*self._tag_names, *(tags or [])],
+            is_adapter=is_peft_model(self.accelerator.unwrap_model(self.model)),
+            dataset_name=self._dataset_name,
+            prompt=prompt,
+        )
+        Path(folder, "README.md").write_text(card, encoding="utf-8")
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write the card of the policy to `args.output_dir`.
+
+        Args:
+            model_name (`str`, *optional*):
+                Part of TRL's signature; the card bears the name of the repository.
+            dataset_name (`str`, *optional*):
+                Dataset that the policy was trained on. If `None`, the one that was named before.
+            tags (`str` or `list[str]`, *optional*):
+                Further tags.
+        """
+        if not self.is_world_process_zero():
+            return
+        self._dataset_name = dataset_name or self._dataset_name
+        os.makedirs(self.args.output_dir, exist_ok=True)
+        self._write_card(self.args.output_dir, [tags] if isinstance(tags, str) else tags)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As [`~transformers.Trainer.init_hf_repo`]; `args.hub_revision` becomes a branch if it is none yet."""
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        with readable_push_errors(name):
+            super().init_hf_repo(token=token, private=private)
+            if self.args.hub_revision is not None:
+                self._create_branch(self.args.hub_revision, token)
+
+    def _create_branch(self, revision: str, token: str | None) -> None:
+        if self.is_world_process_zero():
+            token = token if token is not None else self.args.hub_token
+            self._hub.create_branch(self.hub_model_id, branch=revision, token=token, exist_ok=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        """
+        Save the policy to `args.output_dir` and upload that folder, without checkpoints. Arguments are those of
+        [`~transformers.Trainer.push_to_hub`].
+
+        Raises:
+            `RuntimeError`: if the upload failed, with the reason and what to do. What was saved is whole.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self._finish_current_push()  # which reads the files that are saved now
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._save_base_policy()
+        self.create_model_card(**kwargs)
+        with readable_push_errors(self.hub_model_id, self._what_is_left):
+            if revision is not None:
+                self._create_branch(revision, token)
+            job = self._upload(self.args.output_dir, None, commit_message, token, revision)
+            if blocking:
+                return job.result()
+        job.add_done_callback(self._warn_of_failed_push)
+        return job
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload a checkpoint's policy in the background, and with `hub_strategy` the checkpoint. Failures are logged."""
+        if self._staging_dir is not None:  # what is pushed has its name
+            return
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        is_under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if is_under_way and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        with whole_files(self.args.output_dir) as folder:
+            for name in self._saved_names:
+                source, target = os.path.join(checkpoint_folder, name), os.path.join(folder, name)
+                (shutil.copytree if os.path.isdir(source) else shutil.copy)(source, target)
+        self._save_base_policy()
+        message = f"Training in progress, step {self.state.global_step}"
+        jobs = [self._upload(self.args.output_dir, None, message)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            name = "last-checkpoint" if is_last else os.path.basename(checkpoint_folder)
+            jobs.append(self._upload(checkpoint_folder, name, f"{message}, checkpoint"))
+        for job in jobs:
+            job.add_done_callback(self._warn_of_failed_push)
+        self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if is_under_way else []), *jobs])
+
+    def _upload(
+        self,
+        folder: str,
+        path_in_repo: str | None,
+        commit_message: str,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> Future:
+        """Upload a folder in the background, after what is being uploaded."""
+        return self._hub.upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=folder,
+            path_in_repo=path_in_repo,
+            commit_message=commit_message,
+            token=token if token is not None else self.args.hub_token,
+            revision=revision if revision is not None else self.args.hub_revision,
+            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
+            run_as_future=True,
+        )
+
+    def _save_base_policy(self) -> None:
+        """Beside an adapter that is pushed lies the policy that it belongs to, wherever that came from."""
+        model, folder = self.accelerator.unwrap_model(self.model), os.path.join(self.args.output_dir, BASE_POLICY)
+        if is_peft_model(model):
+            if not self._base_policy_is_saved:
+                with whole_files(folder) as staged:
+                    policy_below(model).save_pretrained(staged)
+                self._base_policy_is_saved = True
+            name_base_policy_beside(self.args.output_dir)
+
+    @property
+    def _what_is_left(self) -> str:
+        return f"Its files are complete in {self.args.output_dir}."
+
+    def _warn_of_failed_push(self, job: Future) -> None:
+        if not job.cancelled() and job.exception() is not None:
+            logger.warning(describe_push_failure(job.exception(), self.hub_model_id, self._what_is_left))
