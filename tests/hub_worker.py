@@ -191,11 +191,11 @@ def demo(folder: Path) -> dict:
         reasoners.append(reasoner_class(*args)) or reasoners[0]
     )
     arguments = ["--config", "examples/configs/demo.yaml", "--output_dir", str(folder / "run"), "--max_steps", "4"]
-    arguments += ["--num_eval_questions", "4", "--push_to_hub", "true", "--hub_model_id", "user/demo"]
+    arguments += ["--num_eval_questions", "4", "--num_eval_samples", "2", "--per_device_train_batch_size", "32"]
+    arguments += ["--exploration_check_prompts", "0", "--push_to_hub", "true", "--hub_model_id", "user/demo"]
     parser = TrlParser([script[name] for name in ("ScriptArguments", "LatentGRPOConfig", "ModelConfig")])
     script["main"](*parser.parse_args_and_config(arguments))
     (reasoner,) = reasoners
-    reasoner.engine.max_new_tokens = 256  # as `from_pretrained` has it
     return {"texts": reasoner.generate(DEMO_QUESTIONS).texts}
 
 

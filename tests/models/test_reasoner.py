@@ -341,6 +341,14 @@ def test_code_that_comes_with_a_model_is_not_executed(policy_folder, main_folder
     assert not marker.exists()
 
 
+def test_a_policy_that_is_a_pickle_is_not_loaded(policy_folder):
+    path = Path(policy_folder, "model.safetensors")
+    torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+    path.unlink()
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        LatentReasoner.from_pretrained(policy_folder)
+
+
 def test_a_policy_is_loaded_in_float32(policy_folder, main_folder, tmp_path):
     loaded = load_policy(policy_folder)
     loaded.to(torch.bfloat16).save_pretrained(tmp_path / "half")

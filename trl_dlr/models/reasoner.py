@@ -444,7 +444,7 @@ def load_policy(
     """
     name, hub = pretrained_model_name_or_path, {"token": token, "cache_dir": cache_dir}
     here = {"revision": revision, **hub}
-    kwargs = {"dtype": torch.float32}
+    kwargs = {"dtype": torch.float32, "use_safetensors": True}
     if find_file(name, "adapter_config.json", **here) is None:
         path = find_file(name, "config.json", **here)
         found = None if path is None else json.loads(Path(path).read_text()).get("model_type")
