@@ -58,6 +58,8 @@ def world(tmp_path, monkeypatch):
     rows = [{"prompt": f"A{i}{j}", "completion": str(i), "answer": str(i)} for i in range(4) for j in range(4)]
     dataset = Dataset.from_list(rows)
     dataset.rename_column("prompt", "question").to_json(tmp_path / "openai" / "gsm8k" / "train.jsonl")
+    dataset.rename_column("prompt", "question").to_json(tmp_path / "test.jsonl")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     check = TrainingArguments.__post_init__
 
