@@ -46,8 +46,6 @@ class EvaluationArguments:
     Arguments of this script.
 
     Args:
-        policy (`str`, *optional*):
-            Hub id or folder of the policy. Without it, only the main model is recorded or compared.
         untrained_policy (`str`, *optional*):
             The policy before training, for a row of its own. Without it, the row `fresh_head` stands for it: the same
             policy with a latent head drawn anew.
@@ -68,7 +66,6 @@ class EvaluationArguments:
             stop if a bit differs.
     """
 
-    policy: str | None = field(default=None, metadata={"help": "Hub id or folder of the policy."})
     untrained_policy: str | None = field(default=None, metadata={"help": "The policy before training."})
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder of evaluation.json."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the latents."})
@@ -82,8 +79,6 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        if self.policy is None and self.reference_file is None:
-            raise ValueError("`policy` must be set, or `reference_file` to record the main model alone.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must be at least one number, none of them twice, got {self.seeds}.")
 
@@ -138,6 +133,9 @@ def load_test_questions(script_args: ScriptArguments) -> tuple[Dataset, Callable
 
 
 def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
+    policy = script_args.policy
+    if policy is None and args.reference_file is None:
+        raise ValueError("`policy` must be set, or `reference_file` to record the main model alone.")
     num_samples, is_main = script_args.num_eval_samples, PartialState().is_main_process
     k = num_samples if args.k is None else args.k
     if not 1 <= k <= num_samples:
@@ -145,7 +143,7 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
     dataset, reward = load_test_questions(script_args)
     name, revision = script_args.main_model_name_or_path, None
     if name is None:
-        name, revision = find_main_model(args.policy)
+        name, revision = find_main_model(policy)
     main_model, tokenizer = load_main_model(name, revision, args.dtype)
 
     if args.reference_file is not None and is_main:
@@ -156,16 +154,16 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
         )
         print(f"Main model: {'bit-identical to' if is_met else 'recorded in'} {args.reference_file}", flush=True)
 
-    if args.policy is None:
+    if policy is None:
         return
-    rows = [(row, args.policy, latents) for row, latents in ROWS.items()]
+    rows = [(row, policy, latents) for row, latents in ROWS.items()]
     if args.untrained_policy is not None:
         rows = [row for row in rows if row[0] != "fresh_head"] + [("untrained", args.untrained_policy, "own")]
     loaded, results = {}, {}
-    for row, policy, latents in rows:
-        if policy not in loaded:
-            loaded[policy] = LatentReasoner.from_pretrained(
-                policy,
+    for row, name_of_policy, latents in rows:
+        if name_of_policy not in loaded:
+            loaded[name_of_policy] = LatentReasoner.from_pretrained(
+                name_of_policy,
                 main_model,
                 tokenizer,
                 engine=args.engine,
@@ -173,10 +171,10 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
                 device=PartialState().device,
             )
         settings = args.seeds, num_samples, k, script_args.eval_batch_questions
-        results[row] = evaluate_row(loaded[policy], dataset, reward, latents, row, *settings)
+        results[row] = evaluate_row(loaded[name_of_policy], dataset, reward, latents, row, *settings)
     if is_main:
         print_table(results)
-        config = loaded[args.policy].policy.config
+        config = loaded[policy].policy.config
         fingerprint = {"main_model": name, "main_model_fingerprint": config.main_model_fingerprint}
         path = Path(args.output_dir) / "evaluation.json"
         path.parent.mkdir(parents=True, exist_ok=True)
