@@ -55,14 +55,14 @@ class WarmStartArguments:
     """Arguments of this script."""
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds."})
-    seconds: float = field(default=360.0, metadata={"help": "Training time of each arm."})
-    sft_share: float = field(default=0.6, metadata={"help": "Share of it that the supervised part has."})
+    seconds: float = field(default=240.0, metadata={"help": "Training time of each arm."})
+    sft_share: float = field(default=0.2, metadata={"help": "Share of it that the supervised part has."})
     max_operand: int = field(default=20, metadata={"help": "Largest a and b."})
     sft_batch_size: int = field(default=12, metadata={"help": "Questions of a supervised step."})
     sft_learning_rate: float = field(default=1e-3, metadata={"help": "Of the supervised part, for the assistant."})
     sft_projection_learning_rate: float = field(default=5e-3, metadata={"help": "And for the projection layers."})
     rl_learning_rate: float = field(default=5e-4, metadata={"help": "Of reinforcement learning from the start."})
-    rl_after_sft_learning_rate: float = field(default=1e-4, metadata={"help": "And after the supervised part."})
+    rl_after_sft_learning_rate: float = field(default=5e-4, metadata={"help": "And after the supervised part."})
     output_json: str | None = field(default=None, metadata={"help": "File for the figures."})
 
 
