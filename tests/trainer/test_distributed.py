@@ -24,7 +24,7 @@ ZERO2 = ROOT / "accelerate_configs" / "deepspeed_zero2_cpu.yaml"
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles an extension with g++")
 LAUNCHERS = {
     "one": [sys.executable],
-    "ddp": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "{}"],
+    "ddp": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "{}"],
     "zero2": [sys.executable, *f"-m accelerate.commands.launch --config_file {ZERO2} --num_processes {{}}".split()],
 }
 LAUNCHERS["zero2_bf16"] = [*LAUNCHERS["zero2"], "--mixed_precision", "bf16"]  # as on GPUs

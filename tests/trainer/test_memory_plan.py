@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 ZERO2 = ["accelerate.commands.launch", "--config_file", "accelerate_configs/deepspeed_zero2_cpu.yaml"]
 LAUNCHERS = {
     "one": [],
-    "ddp": ["torch.distributed.run", "--nproc_per_node", "2", "-m"],
+    "ddp": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"],
     "zero2": [*ZERO2, "-m"],
     "zero2-bf16": [*ZERO2, "--mixed_precision", "bf16", "-m"],
 }
