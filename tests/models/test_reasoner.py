@@ -184,7 +184,7 @@ def test_a_stream_that_is_left_stops_decoding(main_folder):
     stream = reasoner.stream(PROMPTS[0])
     next(stream)
     stream.close()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # others may have ended meanwhile
     assert num_forwards < 40
 
 

@@ -31,8 +31,15 @@ class LatentReportCallback(TrainerCallback):
     Usage:
 
     ```python
-    >>> trainer = LatentGRPOTrainer(...)
-    >>> trainer.add_callback(LatentReportCallback(trainer, questions=test_dataset))
+    >>> from trl_dlr import LatentGRPOTrainer, LatentReportCallback
+
+    >>> trainer = LatentGRPOTrainer(
+    ...     model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ...     main_model="Qwen/Qwen2.5-7B-Instruct",
+    ...     reward_funcs=correctness_reward,
+    ...     train_dataset=dataset,
+    ... )
+    >>> trainer.add_callback(LatentReportCallback(trainer, questions=dataset))
     >>> trainer.train()
     ```
 
