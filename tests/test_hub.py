@@ -112,7 +112,7 @@ def test_a_reasoner_keeps_the_card_that_it_was_loaded_with(hub, pushed, pulled):
 
 
 def test_an_upload_that_fails_during_training_is_logged_and_training_goes_on(hub, pushed):
-    message = next(said for said in pushed["during"] if "could not be pushed" in said)
+    (message,) = pushed["during"]
     assert "'user/steps' could not be pushed: the Hub answered 500 (Internal Error)." in message
     assert "Its files are complete in " in message
     files = hub.files("user/steps", "dev")

@@ -96,7 +96,10 @@ def test_every_command_has_help_that_teaches(cli, command):
         (["sft", "--config", "run.yaml", "--num_stages", -1], "error: `num_stages` must be a number of at least 0"),
         (["generate"], "trl-dlr generate: error: `policy` must be set"),
         (["generate", "--policy", "policy"], "error: `prompts` must hold at least one question"),
-        (["generate", "--policy", "main", "--prompts", "A12"], "trl-dlr generate: error: "),
+        (
+            ["generate", "--policy", "main", "--prompts", "A12"],
+            "trl-dlr generate: error: 'main' holds neither a policy",
+        ),
         (["chat"], "trl-dlr chat: error: `policy` must be set"),
         (["push", "--policy", "policy"], "trl-dlr push: error: `repo_id` must be set"),
         (["eval", "--policy", "policy"], "trl-dlr eval: error: `dataset_name` must be set"),

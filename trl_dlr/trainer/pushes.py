@@ -128,9 +128,10 @@ class PolicyPushesMixin:
             return
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        is_under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if is_under_way and not self.args.hub_always_push:
-            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            if not self.args.hub_always_push:
+                return
+            self._finish_current_push()  # which reads the files that are replaced now
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         with whole_files(self.args.output_dir) as folder:
             for name in self._saved_names:
@@ -145,7 +146,7 @@ class PolicyPushesMixin:
             jobs.append(self._upload(checkpoint_folder, name, f"{message}, checkpoint"))
         for job in jobs:
             job.add_done_callback(self._warn_of_failed_push)
-        self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if is_under_way else []), *jobs])
+        self.push_in_progress = PushInProgress(jobs)
 
     def _upload(
         self,
