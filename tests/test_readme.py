@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trl_dlr import LatentGRPOConfig
 from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
+from trl_dlr.trainer.remedy_arguments import RemedyArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +20,7 @@ CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 def test_the_configuration_table_has_every_field_and_its_default():
     rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", CONFIGURATION, flags=re.MULTILINE))
     of_grpo = [field for field in fields(LatentGRPOConfig) if field.name in LatentGRPOConfig.__annotations__]
-    own = {field.name: field.default for field in (*fields(LatentPolicyArguments), *of_grpo)}
+    own = {field.name: field.default for field in (*fields(LatentPolicyArguments), *fields(RemedyArguments), *of_grpo)}
     assert {name: ast.literal_eval(default) for name, default in rows.items()} == own
 
 

@@ -90,3 +90,9 @@ def test_likelihood_is_the_mean_over_the_positions_that_are_there():
 def test_bad_input():
     with pytest.raises(ValueError, match="`invalid` must be one of include, exclude, got 'drop'"):
         group_advantages(torch.zeros(1, 2), invalid="drop")
+
+
+def test_unscaled_advantages_are_differences_from_the_mean():
+    rewards = torch.tensor([[1.0, 0.0, -1.0, 5.0]])
+    is_valid = torch.tensor([[True, True, True, False]])
+    assert torch.equal(group_advantages(rewards, is_valid, scale=False), torch.tensor([[1.0, 0.0, -1.0, 0.0]]))

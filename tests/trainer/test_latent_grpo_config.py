@@ -8,6 +8,7 @@ from trl import TrlParser
 
 from trl_dlr import LatentGRPOConfig, LatentPolicyConfig, LatentSFTConfig
 from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
+from trl_dlr.trainer.remedy_arguments import RemedyArguments
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_bad_input(tmp_path, kwargs, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("config", [LatentGRPOConfig, LatentSFTConfig, LatentPolicyArguments])
+@pytest.mark.parametrize("config", [LatentGRPOConfig, LatentSFTConfig, LatentPolicyArguments, RemedyArguments])
 def test_every_field_of_its_own_is_documented_with_its_default(config):
     own = {field.name for field in dataclasses.fields(config)} & config.__annotations__.keys()
     for name in sorted(own):

@@ -9,7 +9,11 @@ INVALID_MODES = ("include", "exclude")
 
 
 def group_advantages(
-    rewards: torch.Tensor, is_valid: torch.Tensor | None = None, invalid: str = "exclude", eps: float = 1e-4
+    rewards: torch.Tensor,
+    is_valid: torch.Tensor | None = None,
+    invalid: str = "exclude",
+    scale: bool = True,
+    eps: float = 1e-4,
 ) -> torch.Tensor:
     """
     Group-relative advantages (R - mean) / (std + ε), with invalid samples masked.
@@ -25,6 +29,8 @@ def group_advantages(
         invalid (`str`, *optional*, defaults to `"exclude"`):
             `"include"`: invalid samples count in mean and standard deviation, and have advantage 0. `"exclude"`: they do
             not count either; with fewer than two valid ones the mean is taken as 0 and the standard deviation as 1.
+        scale (`bool`, *optional*, defaults to `True`):
+            Whether to divide by the standard deviation.
         eps (`float`, *optional*, defaults to `1e-4`):
             Added to the standard deviation.
 
@@ -44,7 +50,8 @@ def group_advantages(
     if invalid == "exclude":
         is_lone = number < 2
         mean, std = mean.masked_fill(is_lone, 0.0), std.masked_fill(is_lone, 1.0 - eps)
-    return ((rewards.nan_to_num() - mean) / (std + eps)).masked_fill(~is_valid, 0.0)
+    advantages = rewards.nan_to_num() - mean
+    return (advantages / (std + eps) if scale else advantages).masked_fill(~is_valid, 0.0)
 
 
 def select_first_latent(

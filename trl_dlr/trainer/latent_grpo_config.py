@@ -7,6 +7,7 @@ from trl import GRPOConfig
 
 from .losses import CONTRASTIVE_SIMILARITIES
 from .policy_arguments import LatentPolicyArguments
+from .remedy_arguments import RemedyArguments
 
 
 # TRL options that speak of a policy that writes tokens. Ours draws latents, and the main model's tokens are not trained.
@@ -27,13 +28,13 @@ SELECTIONS = ("top_random", "top_bottom", "top", "random")
 
 
 @dataclass
-class LatentGRPOConfig(LatentPolicyArguments, GRPOConfig):
+class LatentGRPOConfig(LatentPolicyArguments, RemedyArguments, GRPOConfig):
     r"""
     Configuration class for the [`LatentGRPOTrainer`].
 
     This class includes only the parameters that are specific to latent GRPO training, and those of [`~trl.GRPOConfig`]
     with other defaults. For a full list of training arguments, please refer to the [`LatentPolicyArguments`],
-    [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the main
+    [`RemedyArguments`], [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the main
     model's token budget per completion, `num_generations` is the number G of latent trajectories per question, and
     `beta` weighs the closed-form KL of the latents' densities (`use_bias_correction_kl` does not apply to it).
     `use_vllm` decodes the frozen main model with vLLM, in process (`vllm_mode="colocate"`) or by a stock server
@@ -205,6 +206,7 @@ class LatentGRPOConfig(LatentPolicyArguments, GRPOConfig):
         super().__post_init__()
         self.refuse_options(REFUSED_OPTIONS, GRPOConfig, "LatentGRPOTrainer")
         self.check_policy_arguments()
+        self.check_remedies()
         for name in ("max_completion_length", "max_skipped_steps"):
             if getattr(self, name) is None or getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

@@ -23,6 +23,7 @@ from ..generation import tokenize_prompts
 from ..models import DiagonalGaussian, LatentPolicyOutput
 from ..models.likelihood import given_latents
 from ..models.value_head import ValueHead
+from .advantages import group_advantages, select_first_latent
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback
 from .construction import (
     adapter_for_policy,
@@ -463,6 +464,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
             output["ref_log_std"] = reference.log_std.expand(num_rows, 1, -1)
 
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
+        self._remedy_advantages(output, num_generations)
         latents, means = gather(rollout.latents), gather(rollout.mean)  # groups may span processes
         if self._scores is not None:
             self._learn_to_prescreen(latents, gather(rollout.question_states))
@@ -482,6 +484,32 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
         self._metrics[mode]["latent/sigma"].append(rollout.log_std.exp().mean().item())
         self._rollout_time += time.perf_counter() - start
         return output
+
+    def _remedy_advantages(self, output: dict[str, Any], num_generations: int) -> None:
+        """Latent-GRPO's remedies, where asked for: advantages of invalid samples, and those of the first latents."""
+
+        def groups(of_process: torch.Tensor) -> torch.Tensor:
+            return gather(of_process).unflatten(0, (-1, num_generations))
+
+        def of_process(groups: torch.Tensor) -> torch.Tensor:
+            return groups.flatten(0, 1).tensor_split(self.accelerator.num_processes)[self.accelerator.process_index]
+
+        if self.args.invalid_samples != "keep":
+            is_valid = groups(~self._is_truncated.to(self.accelerator.device))
+            rewards = self._rewards.unflatten(0, (-1, num_generations))
+            scale = self.args.scale_rewards == "group"
+            advantages = group_advantages(rewards, is_valid, self.args.invalid_samples, scale)
+            output["advantages"] = of_process(advantages)
+            logged = self._logs["advantages"]
+            for place, value in zip(
+                range(-1, -len(logged) - 1, -1), advantages.flatten().flip(0).tolist(), strict=False
+            ):
+                logged[place] = value
+        if self.args.first_latent_selection:
+            output["completion_advantages"] = output["advantages"]
+            log_probs = groups(self._rollout.density.log_prob(self._rollout.latents))
+            mask = groups(output["completion_mask"])
+            output["advantages"] = of_process(select_first_latent(groups(output["advantages"]), log_probs, mask))
 
     def _learn_to_prescreen(self, latents: torch.Tensor, states: torch.Tensor) -> None:
         """Say how well the value head had predicted the rewards of all processes' rows, then teach it those."""
@@ -640,8 +668,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
         given = given_latents(self.main_model, prompt_ids, prompt_mask, self.policy.inject(latents), decoded_ids)
         log_probs = self.main_model(**given, fused_lm_head=True).log_probs.float()
         means = log_probs.sum(1) / (decoded_ids != -100).sum(1).clamp(min=1)
-        weights = inputs["advantages"][rows] * is_decoded[rows]
-        return torch.zeros_like(inputs["advantages"]).index_add(0, rows, -weights * means)
+        advantages = inputs.get("completion_advantages", inputs["advantages"])
+        return torch.zeros_like(advantages).index_add(0, rows, -advantages[rows] * is_decoded[rows] * means)
 
     @torch.no_grad()
     def _log_latent_metrics(self, mode: str, metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
