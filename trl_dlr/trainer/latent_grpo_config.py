@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from .losses import CONTRASTIVE_SIMILARITIES
+from .options import refuse_options
 from .policy_arguments import LatentPolicyArguments
 from .remedy_arguments import RemedyArguments
 
@@ -204,7 +205,7 @@ class LatentGRPOConfig(LatentPolicyArguments, RemedyArguments, GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.refuse_options(REFUSED_OPTIONS, GRPOConfig, "LatentGRPOTrainer")
+        refuse_options(self, REFUSED_OPTIONS, GRPOConfig, "LatentGRPOTrainer")
         self.check_policy_arguments()
         self.check_remedies()
         for name in ("max_completion_length", "max_skipped_steps"):

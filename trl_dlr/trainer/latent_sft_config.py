@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from .options import refuse_options
 from .policy_arguments import LatentPolicyArguments
 
 
@@ -112,7 +113,7 @@ class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.refuse_options(REFUSED_OPTIONS, SFTConfig, "LatentSFTTrainer")
+        refuse_options(self, REFUSED_OPTIONS, SFTConfig, "LatentSFTTrainer")
         self.check_policy_arguments()
         for name in ("latents_per_stage", "epochs_per_stage", "max_completion_length", "num_generations_eval"):
             if getattr(self, name) < 1:

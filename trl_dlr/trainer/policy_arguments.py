@@ -115,15 +115,6 @@ class LatentPolicyArguments:
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
 
-    def refuse_options(self, reasons: dict[str, str], base: type, trainer: str) -> None:
-        """Refuse options of TRL's configuration `base` that have another value than its default."""
-        for name, reason in reasons.items():
-            default = base.__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f"`{name}={getattr(self, name)!r}` has no meaning for `{trainer}`: {reason}. Leave it at {default!r}."
-                )
-
     def policy_kwargs(self) -> dict[str, Any]:
         """Fields of [`LatentPolicyConfig`] that this configuration sets."""
         names = ("latent_dim", "num_latents", "sigma", "learn_sigma", "normalize_mean", "injection")
