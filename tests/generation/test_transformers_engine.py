@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr.generation import TransformersEngine
@@ -41,6 +42,33 @@ def test_shared_prompts_and_padding_give_the_tokens_of_each_row_alone(engine):
     ]
     assert together == expected
     assert len({tuple(ids) for ids in expected}) > 1
+
+
+@pytest.mark.parametrize("kind", ["rotary", "absolute"])
+@torch.no_grad()
+def test_rows_with_fewer_latents_give_the_tokens_of_each_row_alone(kind):
+    main_model = often_ending_main_model() if kind == "rotary" else absolute_position_main_model()
+    engine = TransformersEngine(main_model, tiny_tokenizer(), max_new_tokens=12)
+    num_samples, num_latents = torch.tensor([3, 2, 4]), torch.tensor([4, 1, 2, 3, 1, 1, 2, 3, 4])
+    latent_embeds = 2 * torch.randn(9, 4, 64, generator=torch.Generator().manual_seed(1))
+    together = engine.generate(ids_of(PROMPTS), latent_embeds, num_samples, num_latents)
+    rows = torch.arange(3).repeat_interleave(num_samples).tolist()
+    ids = [ids_of(PROMPTS)[row] for row in rows]
+    cut = [embeds[:number] for embeds, number in zip(latent_embeds, num_latents, strict=True)]
+    assert together == [plain_greedy(main_model, *row, 12) for row in zip(ids, cut, strict=True)]
+    assert together == [engine.generate([i], embeds[None])[0] for i, embeds in zip(ids, cut, strict=True)]
+    assert together != engine.generate(ids_of(PROMPTS), latent_embeds, num_samples)
+
+
+def absolute_position_main_model():
+    torch.manual_seed(2)
+    config = GPT2Config(vocab_size=30, n_embd=64, n_layer=2, n_head=4, n_positions=64, eos_token_id=1, bos_token_id=1)
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_a_row_without_a_latent_is_refused(engine):
+    with pytest.raises(ValueError, match=r"num_latents.*at least 1 in every row.*\[2, 0\]"):
+        engine.generate([[5, 6]], torch.randn(2, 2, 64), torch.tensor([2]), torch.tensor([2, 0]))
 
 
 @torch.no_grad()
@@ -142,6 +170,11 @@ def test_nothing_to_decode_is_nothing_done(engine):
 def test_forward_tokens_count_a_shared_prompt_once(engine):
     completions = engine.generate([[5, 6, 7]], torch.randn(4, 2, 64), torch.tensor([4]))
     assert engine.num_forward_tokens == 3 + 4 * 2 + sum(map(len, completions))
+
+
+def test_forward_tokens_count_the_latents_that_are_there(engine):
+    completions = engine.generate([[5, 6, 7]], torch.randn(3, 2, 64), torch.tensor([3]), torch.tensor([1, 2, 1]))
+    assert engine.num_forward_tokens == 3 + 4 + sum(map(len, completions))
 
 
 def test_the_model_is_left_as_it_was(engine):

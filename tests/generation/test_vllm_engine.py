@@ -137,6 +137,10 @@ def test_all_engines_give_the_same_tokens(main, vllm_engine, server_port):
         assert server_engine.generate(*rollout(*main, seed)) == expected
         assert len({tuple(ids) for ids in expected}) > 3
         assert any(len(ids) < 24 for ids in expected)
+        num_latents = torch.tensor([4, 1, 2, 3, 1, 4, 2, 1, 3])
+        fewer = transformers_engine.generate(*rollout(*main, seed), num_latents)
+        assert vllm_engine.generate(*rollout(*main, seed), num_latents) == fewer
+        assert server_engine.generate(*rollout(*main, seed), num_latents) == fewer
     alone = transformers_engine.generate(questions_ids(main[1]))
     assert vllm_engine.generate(questions_ids(main[1])) == alone
     assert server_engine.generate(questions_ids(main[1])) == alone

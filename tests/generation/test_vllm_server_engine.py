@@ -180,6 +180,16 @@ def test_it_gives_the_tokens_of_transformers(server, main_model, batch_size):
     assert engine.generate(PROMPTS) == alone
 
 
+def test_rows_with_fewer_latents_give_the_tokens_of_transformers(server, main_model):
+    num_latents = torch.tensor([3, 1, 2, 2, 3, 1, 1])
+    engine, transformers_engine = (
+        connect(server.url, main_model, batch_size=3),
+        TransformersEngine(main_model, tiny_tokenizer(), max_new_tokens=12),
+    )
+    completions = engine.generate(*rollout(), num_latents)
+    assert completions == transformers_engine.generate(*rollout(), num_latents) != expected_tokens(main_model)
+
+
 def test_fields_are_sent_and_the_servers_own_defaults_are_not_used(server, main_model):
     engine = connect(server.url, main_model, generation_kwargs={"temperature": 0.8, "top_p": 0.9})
     engine.generate(*rollout())

@@ -13,12 +13,15 @@ PROMPTS = [[3, 4, 5, 6], [7, 8], [9]]
 COMPLETIONS = [[10, 11], [12, 13, 14, 1], [15]]
 
 
-def test_rows_are_those_of_one_pass_each():
+@pytest.mark.parametrize("num_latents", [None, [2, 1, 1]])
+def test_rows_are_those_of_one_pass_each(num_latents):
     main_model, latents = random_main_model(), torch.randn(3, 2, 64)
     embed = main_model.get_input_embeddings()
-    log_probs, is_greedy = completion_log_probs(main_model, PROMPTS, COMPLETIONS, latents)
+    given = None if num_latents is None else torch.tensor(num_latents)
+    log_probs, is_greedy = completion_log_probs(main_model, PROMPTS, COMPLETIONS, latents, given)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        parts = [embed(torch.tensor(prompt)), latents[row], embed(torch.tensor(completion))]
+        own = latents[row, : 2 if num_latents is None else num_latents[row]]
+        parts = [embed(torch.tensor(prompt)), own, embed(torch.tensor(completion))]
         logits = main_model(inputs_embeds=torch.cat(parts).unsqueeze(0)).logits[0, -len(completion) - 1 : -1]
         expected = logits.log_softmax(-1)[torch.arange(len(completion)), completion]
         torch.testing.assert_close(log_probs[row], expected.detach(), atol=1e-5, rtol=1e-5)

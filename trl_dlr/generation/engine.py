@@ -66,6 +66,7 @@ class DecodingEngine(ABC):
         prompt_ids: list[list[int]],
         latent_embeds: torch.Tensor | None = None,
         num_samples: torch.Tensor | None = None,
+        num_latents: torch.Tensor | None = None,
     ) -> list[list[int]]:
         """
         Args:
@@ -75,6 +76,8 @@ class DecodingEngine(ABC):
                 Embeddings that follow the prompts. Without them the main model answers alone.
             num_samples (`torch.Tensor` of shape `(len(prompt_ids),)`, *optional*):
                 Rows per prompt, a prompt's next to each other; one each if not given. They sum to `num_rows`.
+            num_latents (`torch.Tensor` of shape `(num_rows,)`, *optional*):
+                Latents of each row, the first ones, if not all; at least one.
 
         Returns:
             `list[list[int]]`: completion tokens of each row, up to and with the end-of-sequence token, or
@@ -84,22 +87,30 @@ class DecodingEngine(ABC):
         rows = [place for place, count in enumerate(counts) for _ in range(count)]
         if not rows:
             return []
-        num_latents = 0 if latent_embeds is None else latent_embeds.size(1)
-        self.check_length(max(len(ids) for ids in prompt_ids), num_latents)
+        if latent_embeds is not None:
+            lengths = [latent_embeds.size(1)] * len(rows) if num_latents is None else num_latents.tolist()
+            if min(lengths) < 1:
+                raise ValueError(f"`num_latents` must be at least 1 in every row, got {lengths}.")
+            latent_embeds = [embeds[:length] for embeds, length in zip(latent_embeds, lengths, strict=True)]
+        num_latents = [0] if latent_embeds is None else [len(embeds) for embeds in latent_embeds]
+        self.check_length(max(len(ids) for ids in prompt_ids), max(num_latents))
         completions = [self._until_eos(ids) for ids in self._decode(prompt_ids, rows, latent_embeds)]
         read = set(rows) if self.shares_prompts else rows
         num_tokens = sum(map(len, completions))
         self.num_decoded += len(rows)
         self.num_completion_tokens += num_tokens
         self.num_forward_tokens += sum(len(prompt_ids[place]) for place in read)
-        self.num_forward_tokens += num_latents * len(rows) + num_tokens
+        self.num_forward_tokens += sum(num_latents) + num_tokens
         return completions
 
     @abstractmethod
     def _decode(
-        self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: torch.Tensor | None
+        self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
     ) -> list[list[int]]:
-        """Completion tokens of each row; `rows` names the prompt of each. What follows an end of sequence is cut off."""
+        """
+        Completion tokens of each row; `rows` names the prompt of each, and `latent_embeds` are `(num_latents, hidden_size)`
+        of each. What follows an end of sequence is cut off.
+        """
 
     def check_length(self, prompt_length: int, num_latents: int) -> None:
         """Raise a `ValueError` if prompt, latents and completion together are more than can be decoded."""
@@ -125,12 +136,14 @@ class DecodingEngine(ABC):
 
 
 def prompt_embeds(
-    embed_tokens: nn.Module, prompt_ids: list[list[int]], rows: list[int], latent_embeds: torch.Tensor | None
+    embed_tokens: nn.Module, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
 ) -> list[torch.Tensor]:
     """`[prompt embeddings ; latent embeddings]` of each row, shape `(length, hidden_size)`, in the embeddings' dtype."""
     device = embed_tokens.weight.device
     embedded = {place: embed_tokens(torch.tensor(prompt_ids[place], device=device)) for place in set(rows)}
     if latent_embeds is None:
         return [embedded[place] for place in rows]
-    latent_embeds = latent_embeds.to(embed_tokens.weight)
-    return [torch.cat([embedded[place], latents]) for place, latents in zip(rows, latent_embeds, strict=True)]
+    return [
+        torch.cat([embedded[place], latents.to(embed_tokens.weight)])
+        for place, latents in zip(rows, latent_embeds, strict=True)
+    ]

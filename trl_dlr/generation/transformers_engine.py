@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -76,14 +77,14 @@ class TransformersEngine(DecodingEngine):
         with contiguous_lm_head(self.model):
             for start in range(0, len(rows), batch_size):
                 places = by_length[start : start + batch_size]
-                batch_embeds = None if latent_embeds is None else latent_embeds[places]
+                batch_embeds = None if latent_embeds is None else [latent_embeds[place] for place in places]
                 decoded = self._decode_batch(prompt_ids, [rows[place] for place in places], batch_embeds)
                 for place, ids in zip(places, decoded, strict=True):
                     completions[place] = ids
         return completions
 
     def _decode_batch(
-        self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: torch.Tensor | None
+        self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
     ) -> list[list[int]]:
         device = self.model.device
         prompts = [prompt_ids[place] for place in dict.fromkeys(rows)]  # each once, in the order of the rows
@@ -103,8 +104,11 @@ class TransformersEngine(DecodingEngine):
                 use_cache=True,
             )
             cache.batch_select_indices(prompt_of)
-            embeds = torch.cat([embeds[prompt_of], latent_embeds.to(embeds)], dim=1)
-            mask = torch.cat([mask[prompt_of], mask.new_ones(latent_embeds.shape[:2])], dim=1)
+            # Rows with fewer latents have them on the right, after a masked gap: the first token is read off the last one
+            is_latent = [mask.new_ones(len(latents)) for latents in latent_embeds]
+            latents = pad_sequence(latent_embeds, batch_first=True, padding_side="left")
+            embeds = torch.cat([embeds[prompt_of], latents.to(embeds)], dim=1)
+            mask = torch.cat([mask[prompt_of], pad_sequence(is_latent, True, padding_side="left")], dim=1)
         else:
             embeds, mask = embeds[prompt_of], mask[prompt_of]
 

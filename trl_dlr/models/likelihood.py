@@ -64,6 +64,7 @@ def completion_log_probs(
     prompt_ids: list[list[int]],
     completion_ids: list[list[int]],
     latent_embeds: torch.Tensor | None = None,
+    num_latents: torch.Tensor | None = None,
 ) -> tuple[list[torch.Tensor], list[bool]]:
     """
     Log-probabilities of given completions, without gradient.
@@ -77,6 +78,8 @@ def completion_log_probs(
             Their completions, at least one token each.
         latent_embeds (`torch.Tensor` of shape `(len(prompt_ids), T, hidden_size)`, *optional*):
             Embeddings between prompt and completion. Without them the main model is on its own.
+        num_latents (`torch.Tensor` of shape `(len(prompt_ids),)`, *optional*):
+            Latents of each row, the first ones, if not all.
 
     Returns:
         `tuple[list[torch.Tensor], list[bool]]`: float32 log-probability of each token of each completion, and whether
@@ -91,7 +94,8 @@ def completion_log_probs(
         latent_embeds = embed.weight.new_empty(len(prompt_ids), 0, embed.embedding_dim)
     prompts, completions = padded(prompt_ids, 0, "left"), padded(completion_ids, -100, "right")
     mask = padded([[1] * len(ids) for ids in prompt_ids], 0, "left")
-    inputs = given_latents(main_model, prompts, mask, latent_embeds.to(device), completions)
+    num_latents = None if num_latents is None else num_latents.to(device)
+    inputs = given_latents(main_model, prompts, mask, latent_embeds.to(device), completions, num_latents)
     del inputs["labels"]
     # The last position before the completion gives its first token, and nothing is read off its last one
     with contiguous_lm_head(main_model):
