@@ -15,6 +15,7 @@ from pathlib import Path
 PATH = Path(__file__).parent / "api.md"
 PARTS = {
     "trl_dlr": "Trainers, policy, reasoner",
+    "trl_dlr.trainer": "What trainers have in common",
     "trl_dlr.rewards": "Rewards",
     "trl_dlr.evaluation": "Evaluation",
     "trl_dlr.generation": "Engines",

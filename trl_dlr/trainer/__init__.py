@@ -1,16 +1,20 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+from .curriculum_arguments import CurriculumArguments
 from .latent_grpo_config import LatentGRPOConfig
 from .latent_grpo_trainer import LatentGRPOTrainer
 from .latent_sft_config import LatentSFTConfig
 from .latent_sft_trainer import LatentSFTTrainer
 from .losses import contrastive_loss
+from .policy_arguments import LatentPolicyArguments
 from .report_callback import LatentReportCallback
 
 
 __all__ = [
+    "CurriculumArguments",
     "LatentGRPOConfig",
     "LatentGRPOTrainer",
+    "LatentPolicyArguments",
     "LatentReportCallback",
     "LatentSFTConfig",
     "LatentSFTTrainer",

@@ -2,6 +2,8 @@
 
 """Which part of a worked answer is still written, and which the latents stand for, stage by stage."""
 
+from collections.abc import Iterator
+
 import torch
 from transformers import TrainerCallback
 
@@ -10,24 +12,29 @@ class CurriculumCallback(TrainerCallback):
     """
     Moves a curriculum on, in the manner of Coconut ([arXiv 2412.06769](https://huggingface.co/papers/2412.06769)).
 
-    In stage s the first s reasoning steps are gone and s * `latents_per_step` latents stand for them; in the last stage
-    all steps are gone. Without stages all latents are always there, and so is the whole completion.
+    In stage s the first s reasoning steps are gone and latents stand for them; in the last stage all steps are gone, in
+    stage 0 none. Without stages all latents are always there, and so is the whole completion.
 
     Args:
         num_stages (`int`):
-            Number of stages S; 0 for none.
+            Number of stages S after stage 0; 0 for none.
         epochs_per_stage (`int`):
             Epochs of each stage before the last, which has the rest.
+        epochs_of_stage_0 (`int`, *optional*, defaults to `0`):
+            Epochs before stage 1.
     """
 
-    def __init__(self, num_stages: int, epochs_per_stage: int):
+    def __init__(self, num_stages: int, epochs_per_stage: int, epochs_of_stage_0: int = 0):
         self.num_stages = num_stages
         self.epochs_per_stage = epochs_per_stage
-        self.stage = min(1, num_stages)
+        self.epochs_of_stage_0 = epochs_of_stage_0
+        self.stage = self.stage_of(0)
         self.on_new_stage = []  # functions of no arguments
 
     def stage_of(self, epoch: float) -> int:
-        return min(1 + int(epoch) // self.epochs_per_stage, self.num_stages)
+        if epoch < self.epochs_of_stage_0:
+            return 0
+        return min(1 + (int(epoch) - self.epochs_of_stage_0) // self.epochs_per_stage, self.num_stages)
 
     def on_train_begin(self, args, state, control, **kwargs):
         # Of the last step before: a run that resumes where a stage begins has yet to enter it
@@ -72,3 +79,58 @@ def keep_after_stage(
     is_gone = is_step & ((place < gone) | (stages == num_stages).unsqueeze(1))
     rows = [ids[keep] for ids, keep in zip(completion_ids, ~is_gone & (completion_ids != -100), strict=True)]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+
+
+class CurriculumMixin:
+    """
+    For a TRL trainer whose arguments are [`CurriculumArguments`]: every batch as the present stage has it, and an
+    optimizer that starts anew with each stage. The trainer adds `_at_stage`.
+
+    Args:
+        epochs_of_stage_0 (`int`, *optional*, defaults to `0`):
+            Epochs before stage 1.
+    """
+
+    def __init__(self, *args, epochs_of_stage_0: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.curriculum = CurriculumCallback(self.args.num_stages, self.args.epochs_per_stage, epochs_of_stage_0)
+        self.add_callback(self.curriculum)
+        if self.args.reset_optimizer:
+            self.curriculum.on_new_stage.append(self._reset_optimizer)
+
+    def _at_stage(
+        self, inputs: dict[str, torch.Tensor], generator: torch.Generator | None = None
+    ) -> dict[str, torch.Tensor]:
+        """A collated batch as its stages have it, drawn by `_draw_stages`."""
+        raise NotImplementedError
+
+    def _draw_stages(self, num_rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Stage of each row: the present one, mixed with others if there is a `generator` to choose them."""
+        stages = torch.full((num_rows,), self.curriculum.stage)
+        if generator is not None and self.args.stage_mixing > 0:
+            is_mixed = torch.rand(num_rows, generator=generator) < self.args.stage_mixing
+            others = torch.randint(1, self.args.num_stages + 1, (num_rows,), generator=generator)
+            stages = torch.where(is_mixed, others, stages)
+        return stages
+
+    def _what_is_left(
+        self, completion_ids: torch.Tensor, step_index: torch.Tensor, stages: torch.Tensor
+    ) -> torch.Tensor:
+        tokens_per_stage = self.args.latents_per_stage if self.args.curriculum_unit == "token" else None
+        return keep_after_stage(completion_ids, step_index, stages, self.args.num_stages, tokens_per_stage)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Trainer counts the labels of a step here
+        step = self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + step)
+        staged = (self._at_stage(inputs, generator) for inputs in epoch_iterator)
+        return super().get_batch_samples(staged, num_batches, device)
+
+    def _reset_optimizer(self) -> None:
+        """Moments and step counts start anew, in place: under DeepSpeed they are views of its partitions."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        for state in optimizer.state.values():
+            for tensor in state.values():
+                if isinstance(tensor, torch.Tensor):
+                    tensor.zero_()

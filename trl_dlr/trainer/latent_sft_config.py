@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from .curriculum_arguments import CurriculumArguments
 from .options import refuse_options
 from .policy_arguments import LatentPolicyArguments
 
@@ -20,17 +21,18 @@ REFUSED_OPTIONS = {
     "chat_template_path": "the main model's own template renders its prompts",
     "activation_offloading": "the policy is small, and the main model is not trained",
 }
-CURRICULUM_UNITS = ("step", "token")
 
 
 @dataclass
-class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
+class LatentSFTConfig(CurriculumArguments, LatentPolicyArguments, SFTConfig):
     r"""
     Configuration class for the [`LatentSFTTrainer`].
 
     This class includes only the parameters that are specific to latent supervised fine-tuning, and those of
     [`~trl.SFTConfig`] with other defaults. For a full list of training arguments, please refer to the
-    [`~trl.SFTConfig`], [`~transformers.TrainingArguments`] and [`LatentPolicyArguments`] documentation.
+    [`~trl.SFTConfig`], [`~transformers.TrainingArguments`], [`LatentPolicyArguments`] and [`CurriculumArguments`]
+    documentation. With a curriculum, which needs a column `"steps"`, the policy has `num_stages * latents_per_stage`
+    latents.
 
     Parameters:
         > Parameters whose default values are overridden from SFTConfig
@@ -52,22 +54,6 @@ class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
         trained_parts (`list[str]`, *optional*):
             Parts of the policy that are trained, as names of its modules (`assistant`, `latent_head`, `latent_in` or
             `queries`, `injector`). If `None`, all that are trainable.
-
-        > Parameters of the curriculum, for data with a column `"steps"`
-
-        num_stages (`int`, *optional*, defaults to `0`):
-            Number S of stages. In stage s, latents stand for the first s steps; in the last, for all of them. 0: the
-            whole completion is learned with all latents from the start.
-        latents_per_stage (`int`, *optional*, defaults to `2`):
-            Latents c that each stage adds. The policy has S * c of them.
-        curriculum_unit (`str`, *optional*, defaults to `"step"`):
-            What a stage replaces: a whole reasoning `"step"`, or as many tokens as it adds latents (`"token"`).
-        epochs_per_stage (`int`, *optional*, defaults to `1`):
-            Epochs of each stage before the last, which has the rest of training.
-        reset_optimizer (`bool`, *optional*, defaults to `True`):
-            Whether AdamW's moments start anew with each stage.
-        stage_mixing (`float`, *optional*, defaults to `0.0`):
-            Probability with which an example is taken from another stage, drawn uniformly.
 
         > Parameters of the evaluation
 
@@ -93,19 +79,6 @@ class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
     trained_parts: list[str] | None = field(
         default=None, metadata={"help": "Modules of the policy that are trained. If unset, all."}
     )
-    num_stages: int = field(default=0, metadata={"help": "Stages of the curriculum; 0 for none."})
-    latents_per_stage: int = field(default=2, metadata={"help": "Latents that each stage adds."})
-    curriculum_unit: str = field(
-        default="step",
-        metadata={"help": "What a stage replaces: 'step' or 'token'.", "choices": list(CURRICULUM_UNITS)},
-    )
-    epochs_per_stage: int = field(default=1, metadata={"help": "Epochs of each stage before the last."})
-    reset_optimizer: bool = field(
-        default=True, metadata={"help": "Whether AdamW's moments start anew with each stage."}
-    )
-    stage_mixing: float = field(
-        default=0.0, metadata={"help": "Probability with which an example is taken from another stage."}
-    )
     max_completion_length: int = field(
         default=256, metadata={"help": "Tokens written at most when held-out questions are answered."}
     )
@@ -115,18 +88,13 @@ class LatentSFTConfig(LatentPolicyArguments, SFTConfig):
         super().__post_init__()
         refuse_options(self, REFUSED_OPTIONS, SFTConfig, "LatentSFTTrainer")
         self.check_policy_arguments()
-        for name in ("latents_per_stage", "epochs_per_stage", "max_completion_length", "num_generations_eval"):
+        self.check_curriculum_arguments()
+        for name in ("max_completion_length", "num_generations_eval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("latent_noise", "mean_bound", "num_stages"):
+        for name in ("latent_noise", "mean_bound"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}.")
-        if not 0 <= self.stage_mixing <= 1:
-            raise ValueError(f"`stage_mixing` must be between 0 and 1, got {self.stage_mixing}.")
-        if self.curriculum_unit not in CURRICULUM_UNITS:
-            raise ValueError(
-                f"`curriculum_unit` must be one of {', '.join(CURRICULUM_UNITS)}, got {self.curriculum_unit!r}."
-            )
         if self.num_stages > 0 and self.num_latents != self.num_stages * self.latents_per_stage:
             raise ValueError(
                 f"`num_latents={self.num_latents}` must be `num_stages * latents_per_stage` = {self.num_stages} * "

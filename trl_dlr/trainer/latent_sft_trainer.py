@@ -22,14 +22,10 @@ from ..models.likelihood import given_latents
 from ..models.reasoner import LatentReasoner
 from ..rewards import correctness_reward
 from .construction import adapter_for_policy, assemble, check_chat_templates, check_optimizer
-from .curriculum import CurriculumCallback, keep_after_stage
+from .curriculum import CurriculumMixin
 from .latent_sft_config import LatentSFTConfig
 from .policy_training import PolicyTrainingMixin
-
-
-def as_text(completion: str | list[dict[str, str]]) -> str:
-    """A standard completion, or a conversational one of a single message."""
-    return completion if isinstance(completion, str) else completion[0]["content"]
+from .worked_answers import tokenize_completions, with_worked_columns
 
 
 def train_part(policy: LatentPolicyModel, parts: list[str] | None) -> None:
@@ -74,7 +70,7 @@ class LatentSFTCollator(DataCollatorMixin):
         }
 
 
-class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
+class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
     r"""
     Trainer for the supervised start of a latent policy: the negative log-likelihood of gold completions under the
     frozen main model that has been given the policy's latents.
@@ -190,7 +186,6 @@ class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
 
         self.main_processing_class = main_processing_class
         self.reward_func = reward_func
-        self.curriculum = CurriculumCallback(args.num_stages, args.epochs_per_stage)
         super().__init__(
             model=model,
             args=args,
@@ -202,9 +197,6 @@ class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.add_callback(self.curriculum)
-        if args.reset_optimizer:
-            self.curriculum.on_new_stage.append(self._reset_optimizer)
 
         self.main_model = main_model.requires_grad_(False).eval()
         if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
@@ -219,42 +211,17 @@ class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
     # ---- Data: the assistant's reading of the question, the main model's, and what it is to write ----
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        columns = dataset.column_names
-        for name, other in (("prompt", "question"), ("completion", "answer")):
-            if name not in columns and other not in columns:
-                raise ValueError(f"`{dataset_name}_dataset` must have a column {name!r} or {other!r}, has {columns}.")
-            if name not in columns:
-                dataset = dataset.add_column(name, dataset[other])
-        if "answer" not in columns:
-            dataset = dataset.add_column("answer", [as_text(completion) for completion in dataset["completion"]])
-        if args.num_stages > 0 and "steps" not in columns:
-            raise ValueError(
-                f"`{dataset_name}_dataset` must have a column 'steps', a list of texts, for a curriculum of "
-                f"`num_stages={args.num_stages}` stages. It has {columns}."
-            )
-        if "steps" in columns and (empty := [i for i, steps in enumerate(dataset["steps"]) if not steps]):
-            raise ValueError(f"`{dataset_name}_dataset` has no 'steps' in {len(empty)} rows, the first is {empty[0]}.")
+        dataset = with_worked_columns(dataset, dataset_name, args.num_stages)
         check_chat_templates(
             dataset, processing_class=processing_class, main_processing_class=self.main_processing_class
         )
-        eos = [self.main_processing_class.eos_token_id]
 
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
-            tokenized = {
+            return {
                 "assistant_ids": tokenize_prompts(rows["prompt"], processing_class),
                 "prompt_ids": tokenize_prompts(rows["prompt"], self.main_processing_class),
-                "completion_ids": [],
-                "step_index": [],
+                **tokenize_completions(rows, self.main_processing_class),
             }
-            for i, completion in enumerate(rows["completion"]):
-                steps = rows["steps"][i] if "steps" in rows else []
-                pieces = [f"{step}\n" for step in steps] + [as_text(completion)]
-                ids = [self.main_processing_class(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
-                ids[-1] = ids[-1] + eos
-                tokenized["completion_ids"].append([token for piece in ids for token in piece])
-                places = [*range(len(steps)), -1]
-                tokenized["step_index"].append([p for p, piece in zip(places, ids, strict=True) for _ in piece])
-            return tokenized
 
         return dataset.map(tokenize, batched=True, desc=f"Tokenizing {dataset_name} dataset")
 
@@ -273,35 +240,12 @@ class LatentSFTTrainer(PolicyTrainingMixin, SFTTrainer):
         """
         inputs = dict(inputs)
         ids, step_index = inputs.pop("completion_ids"), inputs.pop("step_index")
-        if (num_stages := self.args.num_stages) > 0:
-            stages = torch.full((len(ids),), self.curriculum.stage, device=ids.device)
-            if generator is not None and self.args.stage_mixing > 0:
-                is_mixed = torch.rand(len(ids), generator=generator) < self.args.stage_mixing
-                others = torch.randint(1, num_stages + 1, (len(ids),), generator=generator)
-                stages = torch.where(is_mixed.to(ids.device), others.to(ids.device), stages)
-            by_token = self.args.curriculum_unit == "token"
-            ids = keep_after_stage(
-                ids, step_index, stages, num_stages, self.args.latents_per_stage if by_token else None
-            )
+        if self.args.num_stages > 0:
+            stages = self._draw_stages(len(ids), generator).to(ids.device)
+            ids = self._what_is_left(ids, step_index, stages)
             inputs["num_latents"] = stages * self.args.latents_per_stage
         inputs["labels"] = torch.nn.functional.pad(ids, (1, 0), value=-100)
         return inputs
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        # Trainer counts the labels of a step here
-        step = self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index
-        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + step)
-        staged = (self._at_stage(inputs, generator) for inputs in epoch_iterator)
-        return super().get_batch_samples(staged, num_batches, device)
-
-    def _reset_optimizer(self) -> None:
-        """Moments and step counts start anew, in place: under DeepSpeed they are views of its partitions."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        optimizer = getattr(optimizer, "optimizer", optimizer)
-        for state in optimizer.state.values():
-            for tensor in state.values():
-                if isinstance(tensor, torch.Tensor):
-                    tensor.zero_()
 
     # ---- Loss ----
 
