@@ -17,7 +17,7 @@ ALIGNED = ["__..TT..", "...TTT._", "_...TT.."]
 def gpt2():
     torch.manual_seed(0)  # absolute positions: padding must not move them
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(VOCABULARY), **sizes)).eval()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(VOCABULARY), bos_token_id=None, eos_token_id=1, **sizes)).eval()
 
 
 def recurrent():

@@ -48,8 +48,8 @@ def read_with_thoughts(
             Further arguments of `backbone`.
 
     Returns:
-        [`~transformers.modeling_outputs.BaseModelOutputWithPast`]: `last_hidden_state` of shape
-        `(batch_size, length, hidden_size)`.
+        [`~transformers.modeling_outputs.BaseModelOutputWithPast`]: as `backbone` returns it, with a `last_hidden_state`
+        of shape `(batch_size, length, hidden_size)`.
 
     Raises:
         `ValueError`: if a latent has no token before it.
@@ -84,7 +84,9 @@ def read_with_thoughts(
             **kwargs,
         )
         hidden_states.append(output.last_hidden_state)
-    return BaseModelOutputWithPast(torch.cat(hidden_states, dim=1) if keeps_cache else hidden_states[-1])
+    if keeps_cache:
+        output.last_hidden_state = torch.cat(hidden_states, dim=1)
+    return output
 
 
 def add_hidden_thoughts(model: PreTrainedModel, detach: bool = False) -> None:
