@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config
 
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
+from trl_dlr.models import DiagonalGaussian
 
 
 def make_policy(assistant=None, **kwargs):
@@ -93,7 +94,10 @@ def test_a_later_latent_depends_on_the_ones_before_it_only():
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 @pytest.mark.parametrize("injection", ["anchors", "components", "trained"])
 def test_save_and_load_give_identical_outputs(tmp_path, sampling, injection):
-    policy = make_policy(sampling=sampling, injection=injection, learn_sigma=True, sigma=0.7, freeze_embeddings=True)
+    policy = make_policy(
+        sampling=sampling, injection=injection, learn_sigma=True, sigma=0.7, freeze_embeddings=True, learn_stop=True
+    )
+    torch.nn.init.normal_(policy.stop_head.weight)
     policy.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"config.json", "model.safetensors"}
     for loaded in (LatentPolicyModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
@@ -133,6 +137,100 @@ def test_policy_shares_no_memory_with_its_sources():
     assert not sources & {p.data_ptr() for p in policy.parameters()}
 
 
+# ---- Learned stop ----
+
+
+def make_stopping_policy(assistant=None, **kwargs):
+    kwargs = {"learn_stop": True, "num_latents": 5, "min_latents": 2, "initial_stop_prob": 0.4, **kwargs}
+    policy = make_policy(absolute_position_assistant() if assistant else None, **kwargs)
+    torch.nn.init.normal_(policy.stop_head.weight, std=0.1)  # so that decisions depend on the state
+    return policy
+
+
+@pytest.mark.parametrize("assistant", [None, "absolute"])
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_sampled_decisions_equal_the_teacher_forced_ones(sampling, assistant):
+    policy = make_stopping_policy(assistant, sampling=sampling)
+    batch, num_samples = questions(), torch.tensor([12, 9, 14])
+    rollout = policy.sample(batch.input_ids, batch.attention_mask, num_samples)
+    assert set(rollout.lengths.tolist()) == {2, 3, 4, 5}
+    is_missing = torch.arange(5) >= rollout.lengths.unsqueeze(1)
+    assert (rollout.latents[is_missing] == 0).all() and (rollout.latents[~is_missing] != 0).all()
+    rows = torch.arange(3).repeat_interleave(num_samples)
+    inputs = batch.input_ids[rows], batch.attention_mask[rows]
+    scored = policy(*inputs, rollout.latents, lengths=rollout.lengths)
+    log_probs = rollout.density.log_prob(rollout.latents)
+    torch.testing.assert_close(scored.density.log_prob(rollout.latents), log_probs, atol=1e-5, rtol=1e-5)
+    assert (log_probs[is_missing] == 0).all()
+    # What stands after the stop has no effect
+    other = rollout.latents.masked_fill(is_missing.unsqueeze(-1), 7.0)
+    again = policy(*inputs, other, lengths=rollout.lengths).density
+    assert torch.equal(again.log_prob(other), scored.density.log_prob(rollout.latents))
+    for row, length in enumerate(rollout.lengths.tolist()):
+        text = ["A12", "B1", "C123456"][rows[row]]
+        alone = tiny_tokenizer()(text, return_tensors="pt")
+        own = policy(
+            alone.input_ids,
+            alone.attention_mask,
+            rollout.latents[row : row + 1],
+            lengths=rollout.lengths[row : row + 1],
+        ).density.log_prob(rollout.latents[row : row + 1])
+        torch.testing.assert_close(own[0, :length], log_probs[row, :length], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_trajectories_stop_as_often_as_their_probabilities_say(sampling):
+    policy = make_stopping_policy(sampling=sampling, num_latents=4, initial_stop_prob=0.3)
+    torch.nn.init.zeros_(policy.stop_head.weight)
+    batch = questions()
+    lengths = policy.sample(batch.input_ids[:1], batch.attention_mask[:1], 20_000).lengths
+    shares = lengths.bincount(minlength=5) / len(lengths)
+    torch.testing.assert_close(shares, torch.tensor([0, 0, 0.3, 0.21, 0.49]), atol=0.015, rtol=0)
+
+
+def test_a_deterministic_trajectory_stops_where_that_is_likelier_than_not():
+    policy = make_stopping_policy(initial_stop_prob=0.5)
+    batch = questions()
+    torch.nn.init.normal_(policy.stop_head.weight, std=1.0)
+    greedy = policy.sample(batch.input_ids, batch.attention_mask, deterministic=True)
+    for logits, length in zip(greedy.stop_logits, greedy.lengths.tolist(), strict=True):
+        assert logits[length - 1] > 0 and (logits[: length - 1] <= 0).all()
+    for bias, length in ((-0.1, 5), (0.1, 2)):
+        torch.nn.init.zeros_(policy.stop_head.weight)
+        torch.nn.init.constant_(policy.stop_head.bias, bias)
+        greedy = policy.sample(batch.input_ids, batch.attention_mask, deterministic=True)
+        assert greedy.lengths.tolist() == [length] * 3 and greedy.latents.shape == (3, 5, 6)
+
+
+def test_sampling_ends_when_every_trajectory_has():
+    policy = make_stopping_policy(initial_stop_prob=1 - 1e-6)
+    torch.nn.init.zeros_(policy.stop_head.weight)
+    batch, passes = questions(), []
+    policy.latent_head.register_forward_hook(lambda *_: passes.append(1))
+    assert policy.sample(batch.input_ids, batch.attention_mask, 4).lengths.tolist() == [2] * 12
+    assert len(passes) == 2
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_latents_drawn_with_given_noise_do_not_stop(sampling):
+    policy, batch = make_stopping_policy(sampling=sampling, initial_stop_prob=0.99), questions()
+    drawn = policy(batch.input_ids, batch.attention_mask, noise=torch.randn(3, 4, 6))
+    assert drawn.lengths.tolist() == [4] * 3 and drawn.stop_logits is None
+    assert isinstance(drawn.density, DiagonalGaussian)
+
+
+def test_a_stop_takes_nothing_from_the_latents_random_numbers():
+    batch, latents = questions(), []
+    for kwargs in ({}, {"learn_stop": False, "min_latents": 1}):
+        policy = make_stopping_policy(**kwargs) if not kwargs else make_policy(num_latents=5, **kwargs)
+        policy.load_state_dict(make_policy(num_latents=5).state_dict(), strict=False)
+        torch.manual_seed(3)
+        latents.append(policy.sample(batch.input_ids, batch.attention_mask, 4))
+    is_taken = torch.arange(5) < latents[0].lengths.unsqueeze(1)
+    assert latents[1].lengths.tolist() == [5] * 12
+    assert torch.equal(latents[0].latents[is_taken], latents[1].latents[is_taken])
+
+
 def test_normalized_means_have_unit_size():
     policy = make_policy(normalize_mean=True)
     batch = questions()
@@ -164,6 +262,10 @@ def test_a_policy_of_another_main_model_is_refused_unless_allowed():
     [
         ({"latent_dim": 0}, "latent_dim.*at least 1.*0"),
         ({"num_latents": 0}, "num_latents.*at least 1.*0"),
+        ({"learn_stop": True, "min_latents": 0}, "min_latents.*at least 1.*0"),
+        ({"learn_stop": True, "min_latents": 4}, "min_latents=4.*below `num_latents=4`"),
+        ({"learn_stop": True, "initial_stop_prob": 1.0}, "initial_stop_prob.*between 0 and 1.*1.0"),
+        ({"min_latents": 2}, "min_latents=2.*learn_stop=True"),
         ({"sigma": 0.0}, "sigma.*positive.*0"),
         ({"injection_scale": float("nan")}, "injection_scale.*positive.*nan"),
         ({"sampling": "sideways"}, "sampling.*autoregressive, parallel.*sideways"),

@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from .distributions import DiagonalGaussian
+from .distributions import DiagonalGaussian, StoppedDensity
 from .fingerprint import fingerprints_match, weights_fingerprint
 from .injection import INJECTIONS, LatentInjector
 
@@ -45,7 +45,14 @@ class LatentPolicyConfig(PreTrainedConfig):
         latent_dim (`int`, *optional*, defaults to `16`):
             Size d of a latent. Small is what pure RL can train; larger needs a supervised start.
         num_latents (`int`, *optional*, defaults to `4`):
-            Number T of latent steps per trajectory.
+            Number T of latent steps per trajectory, at most T if `learn_stop`.
+        learn_stop (`bool`, *optional*, defaults to `False`):
+            Whether the policy decides after each step if it is the last, by a Bernoulli draw given the same state as the
+            step's latent. The decision is part of the action and of its density.
+        min_latents (`int`, *optional*, defaults to `1`):
+            Steps that are always taken if `learn_stop`.
+        initial_stop_prob (`float`, *optional*, defaults to `0.05`):
+            Probability of a stop at each step that is free to, before training, if `learn_stop`.
         freeze_embeddings (`bool`, *optional*, defaults to `False`):
             Whether the assistant's input embeddings are kept as they are.
         sampling (`str`, *optional*, defaults to `"autoregressive"`):
@@ -80,6 +87,9 @@ class LatentPolicyConfig(PreTrainedConfig):
     assistant_config: dict | PreTrainedConfig | None = None
     latent_dim: int = 16
     num_latents: int = 4
+    learn_stop: bool = False
+    min_latents: int = 1
+    initial_stop_prob: float = 0.05
     freeze_embeddings: bool = False
     sampling: str = "autoregressive"
     sigma: float = 1.0
@@ -96,12 +106,24 @@ class LatentPolicyConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for name in ("latent_dim", "num_latents"):
+        for name in ("latent_dim", "num_latents", "min_latents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name in ("sigma", "injection_scale"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
+        if self.learn_stop and self.min_latents >= self.num_latents:
+            raise ValueError(
+                f"`min_latents={self.min_latents}` must be below `num_latents={self.num_latents}` with `learn_stop=True`, or "
+                "there is no stop to learn."
+            )
+        if not self.learn_stop and self.min_latents != 1:
+            raise ValueError(
+                f"`min_latents={self.min_latents}` needs `learn_stop=True`: without it every trajectory has all "
+                f"`num_latents={self.num_latents}` steps."
+            )
+        if not 0 < self.initial_stop_prob < 1:
+            raise ValueError(f"`initial_stop_prob` must be between 0 and 1, got {self.initial_stop_prob}.")
         for name, known in (("sampling", SAMPLINGS), ("injection", INJECTIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
@@ -135,6 +157,24 @@ class LatentHead(nn.Module):
             return DiagonalGaussian(mean, self.log_std.clone())
 
 
+class StopHead(nn.Linear):
+    """Log-odds that a step is the last, from the state that its latent is drawn from; infinite where nothing is free."""
+
+    def __init__(self, config: LatentPolicyConfig):
+        super().__init__(config.hidden_size, 1)
+        self.min_latents = config.min_latents
+        self.num_latents = config.num_latents
+
+    def forward(self, hidden_states: torch.Tensor, num_before: int = 0) -> torch.Tensor:
+        """States `(batch_size, T, hidden_size)` of the steps after the first `num_before` to `(batch_size, T)`."""
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            hidden_states = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=1e-6)
+            logits = F.linear(hidden_states, self.weight.float(), self.bias.float()).squeeze(-1)
+        step = 1 + num_before + torch.arange(logits.size(1), device=logits.device)
+        logits = logits.masked_fill(step < self.min_latents, -torch.inf)
+        return logits.masked_fill(step >= self.num_latents, torch.inf)
+
+
 @dataclass
 class LatentPolicyOutput(ModelOutput):
     """
@@ -149,16 +189,23 @@ class LatentPolicyOutput(ModelOutput):
             What [`~LatentPolicyModel.sample`] drew from these densities.
         question_states (`torch.Tensor` of shape `(batch_size, hidden_size)`):
             Hidden state of the assistant at the question's last token, without gradient.
+        lengths (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            Steps that each trajectory took. Latents after them are 0.
+        stop_logits (`torch.Tensor` of shape `(batch_size, num_latents)`, *optional*):
+            With `learn_stop`, log-odds that a step is the last, infinite where it has no choice.
     """
 
     mean: torch.Tensor | None = None
     log_std: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     question_states: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    stop_logits: torch.Tensor | None = None
 
     @property
-    def density(self) -> DiagonalGaussian:
-        return DiagonalGaussian(self.mean, self.log_std)
+    def density(self) -> DiagonalGaussian | StoppedDensity:
+        steps = DiagonalGaussian(self.mean, self.log_std)
+        return steps if self.stop_logits is None else StoppedDensity(steps, self.stop_logits, self.lengths)
 
 
 class LatentPolicyModel(PreTrainedModel):
@@ -187,6 +234,8 @@ class LatentPolicyModel(PreTrainedModel):
         super().__init__(config)
         self.assistant = AutoModel.from_config(config.assistant_config)
         self.latent_head = LatentHead(config)
+        if config.learn_stop:
+            self.stop_head = StopHead(config)
         if config.sampling == "autoregressive":
             self.latent_in = nn.Linear(config.latent_dim, config.hidden_size, bias=False)
         else:
@@ -283,6 +332,10 @@ class LatentPolicyModel(PreTrainedModel):
             # ‖μ‖ starts well below σ: the first groups are explored rather than decided
             init.normal_(module.mean.weight, std=0.1 / math.sqrt(self.config.hidden_size))
             init.zeros_(module.mean.bias)
+        elif isinstance(module, StopHead):
+            init.zeros_(module.weight)
+            prob = self.config.initial_stop_prob
+            init.constant_(module.bias, math.log(prob / (1 - prob)))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.assistant.get_input_embeddings()
@@ -336,6 +389,7 @@ class LatentPolicyModel(PreTrainedModel):
         attention_mask: torch.Tensor,
         latents: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> LatentPolicyOutput:
         """
@@ -351,7 +405,9 @@ class LatentPolicyModel(PreTrainedModel):
                 unless `noise` is given.
             noise (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
                 Draw as many reparameterized latents, `mean + std * noise`, through which gradients pass (zeros: means).
-                They may be fewer than `config.num_latents`.
+                They may be fewer than `config.num_latents`. There is no decision to stop.
+            lengths (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+                Steps that each trajectory of `latents` took, if not all. What the others hold has no effect.
 
         Returns:
             [`LatentPolicyOutput`]: with `latents` if `noise` was given.
@@ -360,8 +416,12 @@ class LatentPolicyModel(PreTrainedModel):
         readings, rows = torch.stack([input_ids, attention_mask], 1).unique(dim=0, return_inverse=True)
         if noise is not None:
             return self._draw(*readings.unbind(1), rows, noise)
+        if lengths is None:
+            lengths = torch.full_like(rows, self.config.num_latents)
         if self.config.sampling == "parallel":
-            return self._density_of_queries(*readings.unbind(1), rows, self.config.num_latents)
+            output = self._density_of_queries(*readings.unbind(1), rows, self.config.num_latents)
+            output.lengths = lengths
+            return output
         fed = self.latent_in(latents[:, :-1].to(self.latent_in.weight.dtype))
         if self._keeps_no_cache:
             hidden_states = self._read_through(input_ids, attention_mask, fed)[:, input_ids.size(1) - 1 :]
@@ -376,7 +436,16 @@ class LatentPolicyModel(PreTrainedModel):
                 ).last_hidden_state
                 hidden_states = torch.cat([hidden_states, later], dim=1)
         density = self.latent_head(hidden_states)
-        return LatentPolicyOutput(density.mean, density.log_std, question_states=hidden_states[:, 0].detach())
+        return LatentPolicyOutput(
+            density.mean,
+            density.log_std,
+            question_states=hidden_states[:, 0].detach(),
+            lengths=lengths,
+            stop_logits=self._stop_logits(hidden_states),
+        )
+
+    def _stop_logits(self, hidden_states: torch.Tensor, num_before: int = 0) -> torch.Tensor | None:
+        return self.stop_head(hidden_states, num_before) if self.config.learn_stop else None
 
     @property
     def _keeps_no_cache(self) -> bool:
@@ -391,20 +460,52 @@ class LatentPolicyModel(PreTrainedModel):
         hidden_states = self._read_through(input_ids, attention_mask, queries)
         density = self.latent_head(hidden_states[:, input_ids.size(1) :])
         states = hidden_states[:, input_ids.size(1) - 1].detach()
-        return LatentPolicyOutput(density.mean[rows], density.log_std, question_states=states[rows])
+        stop_logits = self._stop_logits(hidden_states[:, input_ids.size(1) :])
+        return LatentPolicyOutput(
+            density.mean[rows],
+            density.log_std,
+            question_states=states[rows],
+            stop_logits=None if stop_logits is None else stop_logits[rows],
+        )
 
     def _draw(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, noise: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        rows: torch.Tensor,
+        noise: torch.Tensor,
+        stop_draws: torch.Tensor | None = None,
     ) -> LatentPolicyOutput:
-        """Latents of `rows` of questions, drawn with `noise`: in one pass, or step by step, each fed back."""
+        """
+        Latents of `rows` of questions, drawn with `noise`: in one pass, or step by step, each fed back. A trajectory stops
+        where the probability of that is above its number in `stop_draws`, shape `(num_rows, num_latents)`.
+        """
         if self.config.sampling == "parallel":
             output = self._density_of_queries(input_ids, attention_mask, rows, noise.size(1))
-            output.latents = output.density.rsample(noise)
-            return output
+            output.latents = DiagonalGaussian(output.mean, output.log_std).rsample(noise)
+        else:
+            output = self._draw_stepwise(input_ids, attention_mask, rows, noise, stop_draws)
+        if stop_draws is None:
+            output.lengths, output.stop_logits = torch.full_like(rows, noise.size(1)), None
+        else:
+            output.lengths = (output.stop_logits.sigmoid() > stop_draws).long().argmax(1) + 1
+            output.latents = output.latents.masked_fill(~output.density.is_taken.unsqueeze(-1), 0.0)
+        return output
+
+    def _draw_stepwise(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        rows: torch.Tensor,
+        noise: torch.Tensor,
+        stop_draws: torch.Tensor | None,
+    ) -> LatentPolicyOutput:
+        """Autoregressive sampling, until every trajectory has stopped."""
         cache, mask, hidden_states = None, attention_mask[rows], None
         if not self._keeps_no_cache:
             cache, mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
         means, latents, fed = [], [], self.latent_in.weight.new_empty(len(rows), 0, self.config.hidden_size)
+        stop_logits, is_over = [], torch.zeros_like(rows, dtype=torch.bool)
         for step in range(noise.size(1)):
             if cache is None:
                 hidden_states = self._read_through(input_ids[rows], mask, fed)[:, -1:]
@@ -418,9 +519,19 @@ class LatentPolicyModel(PreTrainedModel):
             density = self.latent_head(hidden_states)
             means.append(density.mean)
             latents.append(density.rsample(noise[:, step : step + 1]))
+            if stop_draws is not None:
+                stop_logits.append(self.stop_head(hidden_states, step))
+                is_over = is_over | (stop_logits[-1].squeeze(1).sigmoid() > stop_draws[:, step])
+                if is_over.all():
+                    break
             fed = torch.cat([fed, self.latent_in(latents[-1].to(self.latent_in.weight.dtype))], dim=1)
-        mean, latents = torch.cat(means, dim=1), torch.cat(latents, dim=1)
-        return LatentPolicyOutput(mean, density.log_std, latents, question_states)
+        missing = noise.size(1) - len(means)
+        mean, latents = (F.pad(torch.cat(steps, dim=1), (0, 0, 0, missing)) for steps in (means, latents))
+        if stop_draws is not None:
+            stop_logits = F.pad(torch.cat(stop_logits, dim=1), (0, missing), value=torch.inf)
+        return LatentPolicyOutput(
+            mean, density.log_std, latents, question_states, stop_logits=None if stop_draws is None else stop_logits
+        )
 
     def _read_through(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
         """Hidden states of a question and the embeddings fed after it, in one pass."""
@@ -461,7 +572,7 @@ class LatentPolicyModel(PreTrainedModel):
             num_samples (`int` or `torch.Tensor` of shape `(batch_size,)`, *optional*, defaults to `1`):
                 Trajectories per question, or one number for each question.
             deterministic (`bool`, *optional*, defaults to `False`):
-                Whether to take the mean of every step instead of a sample.
+                Whether to take the mean of every step instead of a sample, and to stop where that is likelier than not.
 
         Returns:
             [`LatentPolicyOutput`]: float32 latents with the densities that they were drawn from, for the sum of
@@ -477,8 +588,11 @@ class LatentPolicyModel(PreTrainedModel):
             noise = torch.randn(shape, device=rows.device)
         else:  # step by step, so that fewer latents are the same first ones
             noise = torch.cat([torch.randn(shape[0], 1, shape[2], device=rows.device) for _ in range(shape[1])], dim=1)
+        stop_draws = None
+        if self.config.learn_stop:
+            stop_draws = noise.new_full(shape[:2], 0.5) if deterministic else torch.rand(shape[:2], device=rows.device)
         with eval_mode(self):
-            return self._draw(input_ids, attention_mask, rows, noise)
+            return self._draw(input_ids, attention_mask, rows, noise, stop_draws)
 
     def inject(self, latents: torch.Tensor) -> torch.Tensor:
         """Embeddings of the main model for `latents`: `(B, T, latent_dim)` to float32 `(B, T, main_hidden_size)`."""
