@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
@@ -145,7 +146,7 @@ def check_checkpoint(checkpoint: str, record: dict[str, Any], allow_main_model_m
 class WholeCheckpointsMixin:
     """
     For a [`~transformers.Trainer`]: checkpoints that are whole or not there, checked before they are resumed from, and
-    one more when SIGTERM comes. The trainer adds `_checkpoint_record`, what a run must have in common with this one.
+    one more when SIGTERM comes. A trainer adds to `_checkpoint_record` what a run must have in common with this one.
     """
 
     _staging_dir = None  # run folder of the checkpoint being written
@@ -154,6 +155,23 @@ class WholeCheckpointsMixin:
         super().__init__(*args, **kwargs)
         self._preemption = PreemptionCallback(self._is_true_anywhere)
         self.add_callback(self._preemption)
+
+    def _checkpoint_record(self) -> dict[str, Any]:
+        """What a run must have in common with this one to go on from its checkpoints."""
+        model = self.accelerator.unwrap_model(self.model)
+        return {
+            "main_model_fingerprint": None,
+            "save_only_model": self.args.save_only_model,
+            "run": {
+                "trainer": type(self).__name__,
+                "num_processes": self.accelerator.num_processes,
+                "deepspeed": self.is_deepspeed_enabled,
+                "adapter": is_peft_model(model),
+                "per_device_train_batch_size": self.args.per_device_train_batch_size,
+                "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+            },
+            "policy": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        }
 
     def _is_true_anywhere(self, value: bool | torch.Tensor) -> bool:
         """Whether `value` is true on any process. All of them must ask."""
@@ -178,7 +196,8 @@ class WholeCheckpointsMixin:
         """
         if resume_from_checkpoint:
             resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-            check_checkpoint(resume_from_checkpoint, self._checkpoint_record(), self.args.allow_main_model_mismatch)
+            may_differ = getattr(self.args, "allow_main_model_mismatch", False)
+            check_checkpoint(resume_from_checkpoint, self._checkpoint_record(), may_differ)
         if self.args.should_save:  # what a killed run was writing
             shutil.rmtree(unfinished_dir(self.args.output_dir), ignore_errors=True)
         with self._preemption.listening():

@@ -23,7 +23,6 @@ from ..generation import tokenize_prompts
 from ..models import DiagonalGaussian, LatentPolicyOutput
 from ..models.likelihood import given_latents
 from ..models.value_head import ValueHead
-from .advantages import group_advantages, select_first_latent
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback
 from .construction import (
     adapter_for_policy,
@@ -39,7 +38,8 @@ from .latent_grpo_config import LatentGRPOConfig
 from .losses import contrastive_loss
 from .policy_training import PolicyTrainingMixin
 from .prescreening import Prescreener, area_under_curve, select_trajectories
-from .rollouts import load_rollout, rollout_path, save_rollout
+from .remedies import RemediesMixin
+from .rollouts import ResumableRolloutsMixin
 
 
 logger = get_logger(__name__)
@@ -48,7 +48,7 @@ logger = get_logger(__name__)
 MAX_LOG_RATIO = 20.0
 
 
-class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
+class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMixin, GRPOTrainer):
     r"""
     Trainer for DeepLatent Reasoning, proposed in the paper [Latent-Space Contrastive Reinforcement Learning for Stable
     and Efficient LLM Reasoning](https://huggingface.co/papers/2601.17275).
@@ -464,7 +464,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
             output["ref_log_std"] = reference.log_std.expand(num_rows, 1, -1)
 
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
-        self._remedy_advantages(output, num_generations)
+        log_probs = rollout.density.log_prob(rollout.latents)
+        self._remedy_advantages(output, self._rewards, ~self._is_truncated, log_probs, mask)
         latents, means = gather(rollout.latents), gather(rollout.mean)  # groups may span processes
         if self._scores is not None:
             self._learn_to_prescreen(latents, gather(rollout.question_states))
@@ -484,32 +485,6 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
         self._metrics[mode]["latent/sigma"].append(rollout.log_std.exp().mean().item())
         self._rollout_time += time.perf_counter() - start
         return output
-
-    def _remedy_advantages(self, output: dict[str, Any], num_generations: int) -> None:
-        """Latent-GRPO's remedies, where asked for: advantages of invalid samples, and those of the first latents."""
-
-        def groups(of_process: torch.Tensor) -> torch.Tensor:
-            return gather(of_process).unflatten(0, (-1, num_generations))
-
-        def of_process(groups: torch.Tensor) -> torch.Tensor:
-            return groups.flatten(0, 1).tensor_split(self.accelerator.num_processes)[self.accelerator.process_index]
-
-        if self.args.invalid_samples != "keep":
-            is_valid = groups(~self._is_truncated.to(self.accelerator.device))
-            rewards = self._rewards.unflatten(0, (-1, num_generations))
-            scale = self.args.scale_rewards == "group"
-            advantages = group_advantages(rewards, is_valid, self.args.invalid_samples, scale)
-            output["advantages"] = of_process(advantages)
-            logged = self._logs["advantages"]
-            for place, value in zip(
-                range(-1, -len(logged) - 1, -1), advantages.flatten().flip(0).tolist(), strict=False
-            ):
-                logged[place] = value
-        if self.args.first_latent_selection:
-            output["completion_advantages"] = output["advantages"]
-            log_probs = groups(self._rollout.density.log_prob(self._rollout.latents))
-            mask = groups(output["completion_mask"])
-            output["advantages"] = of_process(select_first_latent(groups(output["advantages"]), log_probs, mask))
 
     def _learn_to_prescreen(self, latents: torch.Tensor, states: torch.Tensor) -> None:
         """Say how well the value head had predicted the rewards of all processes' rows, then teach it those."""
@@ -751,19 +726,12 @@ class LatentGRPOTrainer(PolicyTrainingMixin, GRPOTrainer):
         self._epoch_order.sampler = super()._get_train_sampler(dataset)
         return self._epoch_order.sampler
 
-    # A rollout serves several steps, so a checkpoint between them holds it: each process its own part, beside its RNG
-
     def _save_rng_state(self, output_dir: str):
         super()._save_rng_state(output_dir)
         if self.prescreener is not None and self.args.should_save:
             self.prescreener.save_state(output_dir)
-        path = rollout_path(output_dir, self.accelerator.process_index)
-        save_rollout(path, self._step, self._buffered_inputs, self._groups.get("train", ()))
 
     def _load_rng_state(self, checkpoint: str | None):
         super()._load_rng_state(checkpoint)
-        if checkpoint is not None:
-            if self.prescreener is not None:
-                self.prescreener.load(checkpoint)
-            path = rollout_path(checkpoint, self.accelerator.process_index)
-            self._step, self._buffered_inputs, self._groups["train"] = load_rollout(path, self.accelerator.device)
+        if checkpoint is not None and self.prescreener is not None:
+            self.prescreener.load(checkpoint)

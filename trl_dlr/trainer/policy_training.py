@@ -96,25 +96,11 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
         return torch.stack(norms).norm()
 
     def _checkpoint_record(self) -> dict[str, Any]:
-        """What a run must have in common with this one to go on from its checkpoints."""
-        config, whole = self.policy.config, self.accelerator.unwrap_model(self.model)
+        record, config = super()._checkpoint_record(), self.policy.config
+        record["main_model_fingerprint"] = config.main_model_fingerprint
         of_config = ("latent_dim", "num_latents", "sampling", "learn_sigma", "normalize_mean")
-        return {
-            "main_model_fingerprint": config.main_model_fingerprint,
-            "save_only_model": self.args.save_only_model,
-            "run": {
-                "trainer": type(self).__name__,
-                "num_processes": self.accelerator.num_processes,
-                "deepspeed": self.is_deepspeed_enabled,
-                "adapter": is_peft_model(whole),
-                "per_device_train_batch_size": self.args.per_device_train_batch_size,
-                "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
-            },
-            "policy": {
-                **{name: getattr(config, name) for name in of_config},
-                **{name: list(tensor.shape) for name, tensor in whole.state_dict().items()},
-            },
-        }
+        record["policy"] = {**{name: getattr(config, name) for name in of_config}, **record["policy"]}
+        return record
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         if not self.args.should_save:

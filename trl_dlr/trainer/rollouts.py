@@ -50,3 +50,24 @@ def load_rollout(
         _, place, key = name.split(".")
         batches[int(place)][key] = tensors.pop(name)
     return step, [batches[i] for i in sorted(batches)], tuple(tensors[name] for name in sorted(tensors))
+
+
+class ResumableRolloutsMixin:
+    """
+    For a [`~trl.GRPOTrainer`] with tensors alone in its batches: a rollout serves several steps, so a checkpoint between
+    them holds it, each process its own part, beside its state of random numbers.
+    """
+
+    _groups = {}  # what the contrastive loss compares with, by mode
+
+    def _save_rng_state(self, output_dir: str):
+        super()._save_rng_state(output_dir)
+        path = rollout_path(output_dir, self.accelerator.process_index)
+        save_rollout(path, self._step, self._buffered_inputs, self._groups.get("train", ()))
+
+    def _load_rng_state(self, checkpoint: str | None):
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            path = rollout_path(checkpoint, self.accelerator.process_index)
+            self._step, self._buffered_inputs, groups = load_rollout(path, self.accelerator.device)
+            self._groups = {**self._groups, "train": groups}
