@@ -207,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _cut(self) -> None:
         """End the connection so that the other side gets an error, not an end."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
+        socket.close(self.connection.detach())  # at once: the server would end it in order first
         self.close_connection = True
 
     def _send(self, status: int, content: bytes | Path, headers: dict[str, str]) -> None:

@@ -3,6 +3,9 @@
 """What a push makes ready; tests/test_hub.py pushes it."""
 
 import json
+import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,61 @@ from safetensors.torch import load_file
 from tests.tiny import random_main_model
 from tests.trainer.test_latent_grpo_trainer import make_policy, make_trainer
 from trl_dlr.models.reasoner import BASE_POLICY, load_policy
+from trl_dlr.trainer.pushes import SNAPSHOTS, take_snapshot
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_snapshot_stays_as_it_was(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *args: os.stat(tmp_path / "nowhere"))  # an `OSError`
+    run = tmp_path / "run"
+    (run / "report").mkdir(parents=True)
+    for name in ("model.safetensors", "optimizer.pt", "README.md", "report/rewards.png"):
+        (run / name).write_text(f"first {name}")
+    before = contents(run)
+    for name in ("checkpoint-3", "_unfinished"):
+        (run / name).mkdir()
+        (run / name / "model.safetensors").write_text("not of this push")
+
+    snapshot = take_snapshot(str(run), str(run / SNAPSHOTS))
+    assert os.path.samefile(run / "model.safetensors", Path(snapshot, "model.safetensors")) == has_links
+    with open(run / "README.md", "a") as file:
+        file.write("more")
+    (run / "new.safetensors").write_text("second")
+    os.replace(run / "new.safetensors", run / "model.safetensors")
+    (run / "optimizer.pt").unlink()
+    (run / "report" / "rewards.png").unlink()
+    assert contents(snapshot) == before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_training_writes_meanwhile_is_not_in_an_upload(tmp_path, monkeypatch, fails):
+    trainer = make_trainer(tmp_path)
+    trainer.hub_model_id = "user/policy"
+    plot = Path(trainer.args.output_dir, "report", "rewards.png")
+    plot.parent.mkdir(parents=True)
+    plot.write_text("first")
+    is_written, arrived = threading.Event(), []
+
+    def upload_folder(folder_path, **kwargs):
+        assert is_written.wait(60)
+        arrived.append(contents(folder_path))
+        if fails:
+            raise ConnectionError("cut")
+
+    monkeypatch.setattr(trainer._hub, "upload_folder", upload_folder)
+    first = trainer._upload(trainer.args.output_dir, None, "first")
+    plot.write_text("second")
+    last = trainer._upload(trainer.args.output_dir, None, "last")
+    plot.unlink()
+    is_written.set()
+    assert [type(job.exception()) for job in (first, last)] == [ConnectionError if fails else type(None)] * 2
+    assert arrived == [{"report/rewards.png": "first"}, {"report/rewards.png": "second"}]
+    assert os.listdir(Path(trainer.args.output_dir, SNAPSHOTS)) == []
 
 
 @pytest.mark.parametrize("origin", ["memory", "folder"])

@@ -130,7 +130,7 @@ def describe_push_failure(error: BaseException, repo_id: str, afterwards: str = 
         reason = f"the Hub answered {status}{f' ({said})' if said else ''}"
         advice = _advice(status, said)
     elif broken is not None:
-        reason = f"the connection failed ({broken})"
+        reason = f"the connection failed ({str(broken).rstrip('.')})"
         advice = "Check the network and push again: what has arrived is not sent twice."
     else:
         reason = " ".join(str(chain[0]).split()).rstrip(".") or type(chain[0]).__name__

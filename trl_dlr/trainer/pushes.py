@@ -4,6 +4,7 @@
 
 import os
 import shutil
+import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -22,6 +23,30 @@ from .model_card import training_card
 
 
 logger = get_logger(__name__)
+
+
+SNAPSHOTS = "_pushes"  # folder of what is being uploaded, in the run's
+
+
+def take_snapshot(folder: str, parent: str) -> str:
+    """
+    A new folder in `parent` with the files of `folder` as they are now, without checkpoints and names that begin with
+    `_`. Weights and states are hard links where the file system has them: they are replaced or deleted, never written
+    to.
+    """
+
+    def keep(source: str, target: str) -> None:
+        if source.endswith((".safetensors", ".pt")):
+            try:
+                return os.link(source, target)
+            except OSError:
+                pass
+        shutil.copy(source, target)
+
+    os.makedirs(parent, exist_ok=True)
+    snapshot = tempfile.mkdtemp(dir=parent)
+    ignored = shutil.ignore_patterns("_*", f"{PREFIX_CHECKPOINT_DIR}-*")
+    return shutil.copytree(folder, snapshot, ignore=ignored, copy_function=keep, dirs_exist_ok=True)
 
 
 class PolicyPushesMixin:
@@ -78,6 +103,8 @@ class PolicyPushesMixin:
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As [`~transformers.Trainer.init_hf_repo`]; `args.hub_revision` becomes a branch if it is none yet."""
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        if self.is_world_process_zero():  # what a killed run was uploading
+            shutil.rmtree(os.path.join(self.args.output_dir, SNAPSHOTS), ignore_errors=True)
         with readable_push_errors(name):
             super().init_hf_repo(token=token, private=private)
             if self.args.hub_revision is not None:
@@ -107,7 +134,6 @@ class PolicyPushesMixin:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        self._finish_current_push()  # which reads the files that are saved now
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -128,10 +154,9 @@ class PolicyPushesMixin:
             return
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        if self.push_in_progress is not None and not self.push_in_progress.is_done():
-            if not self.args.hub_always_push:
-                return
-            self._finish_current_push()  # which reads the files that are replaced now
+        is_under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if is_under_way and not self.args.hub_always_push:
+            return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         with whole_files(self.args.output_dir) as folder:
             for name in self._saved_names:
@@ -156,17 +181,23 @@ class PolicyPushesMixin:
         token: str | None = None,
         revision: str | None = None,
     ) -> Future:
-        """Upload a folder in the background, after what is being uploaded."""
-        return self._hub.upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=folder,
-            path_in_repo=path_in_repo,
-            commit_message=commit_message,
-            token=token if token is not None else self.args.hub_token,
-            revision=revision if revision is not None else self.args.hub_revision,
-            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
-            run_as_future=True,
-        )
+        """Upload a folder as it is now, in the background, after what is being uploaded."""
+        snapshot = take_snapshot(folder, os.path.join(self.args.output_dir, SNAPSHOTS))
+
+        def upload() -> CommitInfo:
+            try:
+                return self._hub.upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=snapshot,
+                    path_in_repo=path_in_repo,
+                    commit_message=commit_message,
+                    token=token if token is not None else self.args.hub_token,
+                    revision=revision if revision is not None else self.args.hub_revision,
+                )
+            finally:
+                shutil.rmtree(snapshot)
+
+        return self._hub.run_as_future(upload)
 
     def _save_base_policy(self) -> None:
         """Beside an adapter that is pushed lies the policy that it belongs to, wherever that came from."""
