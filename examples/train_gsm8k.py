@@ -24,8 +24,9 @@ The paper's recipe (LLaMA-2-7B with a 1.3B assistant) on 8 GPUs:
         --config examples/configs/paper_llama2_7b.yaml
 
 Every field of `LatentGRPOConfig`, TRL's `ModelConfig` and the arguments below can be given on the command line. The run
-ends with a table of held-out figures for no latents, untrained latents, trained latents, and latents shuffled between
-questions; `<output_dir>/eval_results.json` holds the same figures, and `<output_dir>/report/report.html` shows the run.
+ends with a table of held-out figures for no latents, untrained latents (with `--policy`, those before the run), trained
+latents, and latents shuffled between questions; `<output_dir>/eval_results.json` holds the same figures, and
+`<output_dir>/report/report.html` shows the run.
 """
 
 import copy
@@ -282,7 +283,8 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
 
     if script_args.report:
         trainer.add_callback(LatentReportCallback(trainer, test_dataset))
-    results = {"no_latents": evaluate("no latents", "none"), "untrained": evaluate("untrained latents", "own")}
+    start = "untrained" if script_args.policy is None else "before_run"  # a saved policy has been trained
+    results = {"no_latents": evaluate("no latents", "none"), start: evaluate(start.replace("_", " "), "own")}
     is_last = str(training_args.resume_from_checkpoint).lower() == "true"
     trainer.train(resume_from_checkpoint=is_last or training_args.resume_from_checkpoint)
     results["trained"] = evaluate("trained latents", "own")

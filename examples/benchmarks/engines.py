@@ -73,13 +73,8 @@ def plain_route(
     prompt = model.get_input_embeddings()(torch.tensor([prompt_ids], device=model.device))
     embeds = torch.cat([prompt.expand(latent_embeds.size(0), -1, -1), latent_embeds.to(prompt)], dim=1)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
-    return model.generate(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=max_new_tokens,
-    ).tolist()
+    limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens}
+    return model.generate(inputs_embeds=embeds, attention_mask=mask, do_sample=False, **limits).tolist()
 
 
 def make_decode(

@@ -1,11 +1,14 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
 from trl_dlr import LatentPolicyModel, fresh_layers
-from trl_dlr.evaluation import answer_questions, evaluate_latents, score_answers
+from trl_dlr.evaluation import answer_questions, controls, evaluate_latents, score_answers
 from trl_dlr.generation import TransformersEngine
 from trl_dlr.models.reasoner import LatentReasoner
 
@@ -112,6 +115,22 @@ def test_a_fresh_head_has_not_been_trained_and_leaves_the_trained_one():
     assert own > 2 and fresh < 0.3
     assert reasoner.policy.latent_head is trained
     assert reasoner.policy.latent_head.mean.weight.std() > 0.5
+
+
+@pytest.mark.parametrize("latents", controls.LATENTS)
+def test_answers_do_not_depend_on_the_number_of_processes(monkeypatch, latents):
+    reasoner, dataset = make_reasoner(), distinct(7)
+    alone = answer_questions(reasoner, dataset, latents, num_samples=2, batch_size=2, seed=3)
+    found = []
+    for rank in range(3):  # each with its share, as accelerate deals it out
+
+        def share(rows, rank=rank):
+            return contextlib.nullcontext(rows[(0, 3, 5)[rank] : (3, 5, 7)[rank]])
+
+        state = SimpleNamespace(is_main_process=rank == 0, split_between_processes=share)
+        monkeypatch.setattr(controls, "PartialState", lambda state=state: state)
+        found += answer_questions(reasoner, dataset, latents, num_samples=2, batch_size=2, seed=3)
+    assert found == alone and len({str(answers) for answers in found}) > 1
 
 
 def test_scores_stand_beside_their_answers():

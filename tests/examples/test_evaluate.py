@@ -3,7 +3,9 @@
 import copy
 import importlib.util
 import json
+import os
 import re
+import subprocess
 import sys
 
 import lm_eval
@@ -16,6 +18,7 @@ from trl import TrlParser
 from tests.evaluation.test_preflight import make_reasoner
 from tests.examples.test_train_gsm8k import ROOT  # which makes the examples importable
 from tests.tiny import tiny_dataset
+from tests.trainer.test_distributed import LAUNCHERS
 from trl_dlr.evaluation.lm_eval_model import LatentReasonerLM  # also registers it
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward
@@ -130,6 +133,23 @@ def test_table_and_file_say_the_same(folder, capsys):
     reasoner = LatentReasoner.from_pretrained(str(folder / "policy"), str(folder / "main"))
     assert found["settings"]["main_model_fingerprint"] == reasoner.policy.config.main_model_fingerprint
     assert found["settings"]["num_questions"] == 15 and found["settings"]["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.slow  # a launch of two processes
+def test_two_processes_find_what_one_does(folder, tmp_path):
+    settings = {"seeds": [0, 1], "num_eval_questions": 15, "reference_file": tmp_path / "main.safetensors"}
+    one = evaluate(folder, **settings)["results"]
+    path = ROOT / "examples" / "evaluate.py"
+    arguments = arguments_of(folder, **settings, output_dir=tmp_path)
+    command = [part.format(2) for part in LAUNCHERS["ddp"]] + [str(path), *arguments]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("bit-identical") == done.stdout.count("\nfresh_head ") == 1
+    two = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    for name, figures in one.items():
+        assert figures.pop("seconds") > 0 and two[name].pop("seconds") > 0
+    assert two == one
 
 
 def test_a_main_model_that_has_changed_ends_it(folder, tmp_path, capsys):

@@ -171,6 +171,21 @@ def test_a_stream_is_the_answer_in_pieces(reasoner):
     assert sampled == reasoner.generate([PROMPTS[0]], do_sample=True).texts[0]
 
 
+def test_prompts_are_rendered_as_in_training(main_folder):
+    reasoner = make_reasoner(main_folder)
+    for own in (reasoner.processing_class, reasoner.main_processing_class):
+        own.chat_template = CHAT_TEMPLATE + "{{ ending }}"
+    chat = [[{"role": "user", "content": prompt}] for prompt in PROMPTS[:2]]
+    plain = [reasoner.generate([f"{prompt}=++"]) for prompt in PROMPTS[:2]]
+    reasoner.policy.config.chat_template_kwargs = {"ending": "++"}
+    found = reasoner.generate(chat)
+    assert found.texts == [output.texts[0] for output in plain]
+    assert torch.allclose(found.latents, torch.cat([output.latents for output in plain]), atol=1e-6)
+    assert "".join(reasoner.stream(chat[0])) == found.texts[0]
+    reasoner.policy.config.chat_template_kwargs = None
+    assert not torch.allclose(reasoner.generate(chat).latents, found.latents, atol=1e-3)
+
+
 def test_a_stream_that_is_left_stops_decoding(main_folder):
     reasoner = make_reasoner(main_folder, max_new_tokens=40)
     num_forwards = 0

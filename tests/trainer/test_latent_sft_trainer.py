@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback
 from trl import TrlParser
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_model
-from tests.trainer.test_latent_grpo_trainer import history, make_policy, weights
+from tests.trainer.test_latent_grpo_trainer import history, make_policy, make_trainer, weights
 from tests.trainer.test_learning import accuracy, make_learner
 from trl_dlr import LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer, fresh_layers
 from trl_dlr.trainer.curriculum import keep_after_stage
@@ -51,6 +51,28 @@ def make_sft_trainer(folder, model=None, main_model=None, train_dataset=None, tr
 def batch_of(trainer, rows):
     dataset = trainer.train_dataset
     return trainer.data_collator([dataset[row] for row in rows])
+
+
+# ---- Prompts ----
+
+
+def test_templates_are_given_what_the_policy_was_trained_with(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}{{ ending }}"
+    chats = {"processing_class": tokenizer, "main_processing_class": tokenizer}
+    rows = [{"prompt": [{"role": "user", "content": "A12"}], "completion": "=3"}]
+    kwargs = {"train_dataset": Dataset.from_list(rows), "trainer_kwargs": chats}
+    trainer = make_sft_trainer(tmp_path, chat_template_kwargs='{"ending": "++"}', **kwargs)
+    row = trainer.train_dataset[0]
+    assert row["assistant_ids"] == row["prompt_ids"] == tokenizer("A12++")["input_ids"]
+    trainer.save_model()
+    policy = LatentPolicyModel.from_pretrained(tmp_path / "run")
+    assert policy.config.chat_template_kwargs == {"ending": "++"}
+    # Reinforcement learning goes on with them, unless it is told otherwise
+    going_on = {"model": policy, "train_dataset": kwargs["train_dataset"], "trainer_kwargs": chats}
+    assert make_trainer(tmp_path, **going_on)._tokenize_prompts([rows[0]["prompt"]])[0] == [row["prompt_ids"]]
+    make_trainer(tmp_path, chat_template_kwargs={"ending": "-"}, **going_on)
+    assert policy.config.chat_template_kwargs == {"ending": "-"}
 
 
 # ---- Loss ----

@@ -2,30 +2,16 @@
 
 """`trl-dlr sft`: a supervised start of a latent policy on gold answers."""
 
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, TrlParser
 
 from ..trainer import LatentSFTConfig, LatentSFTTrainer
-from .arguments import RunArguments, load_split, resolve_models
+from .arguments import RunArguments
 from .launch import EPILOG, launch, run_script
 from .train import train_and_save
 
 
 def main(args: RunArguments, training_args: LatentSFTConfig, model_args: ModelConfig) -> None:
-    has_eval = training_args.eval_strategy != "no"
-    trainer = LatentSFTTrainer(
-        **resolve_models(
-            args.policy or model_args.model_name_or_path,
-            args.main_model_name_or_path,
-            args.assistant_num_layers,
-            training_args,
-            model_args,
-        ),
-        args=training_args,
-        train_dataset=load_split(args, args.dataset_train_split),
-        eval_dataset=load_split(args, args.dataset_test_split) if has_eval else None,
-        peft_config=get_peft_config(model_args),
-    )
-    train_and_save(trainer, args)
+    train_and_save(LatentSFTTrainer, args, training_args, model_args)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:

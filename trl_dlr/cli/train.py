@@ -10,6 +10,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
 from ..trainer import LatentGRPOConfig, LatentGRPOTrainer, LatentReportCallback, LatentSFTTrainer
+from ..trainer.policy_arguments import LatentPolicyArguments
 from .arguments import RunArguments, load_split, resolve_models
 from .launch import EPILOG, launch, run_script
 
@@ -48,32 +49,35 @@ def load_reward(name: str) -> Callable[..., list[float]]:
 
 
 def main(args: TrainArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
+    reward_funcs = [load_reward(name) for name in args.reward_funcs]
+    train_and_save(LatentGRPOTrainer, args, training_args, model_args, reward_funcs=reward_funcs)
+
+
+def train_and_save(
+    trainer_class: type[LatentGRPOTrainer | LatentSFTTrainer],
+    args: RunArguments,
+    training_args: LatentPolicyArguments,
+    model_args: ModelConfig,
+    **kwargs,
+) -> None:
+    """What training commands have in common; `kwargs` are further arguments of the trainer."""
+    model, main_model = args.policy or model_args.model_name_or_path, args.main_model_name_or_path
     has_eval = training_args.eval_strategy != "no"
-    trainer = LatentGRPOTrainer(
-        **resolve_models(
-            args.policy or model_args.model_name_or_path,
-            args.main_model_name_or_path,
-            args.assistant_num_layers,
-            training_args,
-            model_args,
-        ),
-        reward_funcs=[load_reward(name) for name in args.reward_funcs],
+    trainer = trainer_class(
+        **resolve_models(model, main_model, args.assistant_num_layers, training_args, model_args),
         args=training_args,
         train_dataset=load_split(args, args.dataset_train_split),
         eval_dataset=load_split(args, args.dataset_test_split) if has_eval else None,
         peft_config=get_peft_config(model_args),
+        **kwargs,
     )
-    train_and_save(trainer, args)
-
-
-def train_and_save(trainer: LatentGRPOTrainer | LatentSFTTrainer, args: RunArguments) -> None:
     if args.report:
         trainer.add_callback(LatentReportCallback(trainer, trainer.eval_dataset or trainer.train_dataset))
-    resume = trainer.args.resume_from_checkpoint
+    resume = training_args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
-    trainer.save_model(trainer.args.output_dir)
-    trainer.accelerator.print(f"Saved to {trainer.args.output_dir}.")
-    if trainer.args.push_to_hub:
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Saved to {training_args.output_dir}.")
+    if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=args.dataset_name)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

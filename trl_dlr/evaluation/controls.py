@@ -30,7 +30,8 @@ def answer_questions(
     description: str = "Evaluation",
 ) -> list[list[str]]:
     """
-    Answers to questions with the latents of a policy, or with those of a control. Every process takes its share of them.
+    Answers to questions with the latents of a policy, or with those of a control. Every process decodes its share of
+    them.
 
     Args:
         reasoner ([`LatentReasoner`]):
@@ -64,11 +65,10 @@ def answer_questions(
     if latents not in SAMPLED:
         num_samples = 1
     num_anchors = reasoner.policy.config.num_latents if latents == "anchors" else 0
-    state, answers = PartialState(), []
-    with state.split_between_processes(list(range(len(dataset)))) as places, torch.random.fork_rng():
+    state, answers, prompts, own = PartialState(), [], list(dataset["prompt"]), None
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        prompts = list(dataset.select(places)["prompt"])
-        own = None
+        # Every process draws the latents of all questions, which are cheap: answers do not depend on how many there are
         if latents == "zero":
             config = reasoner.policy.config
             shape = len(prompts), 1, config.num_latents, config.latent_dim
@@ -83,10 +83,12 @@ def answer_questions(
                 giver = torch.empty_like(order)
                 giver[order] = order.roll(1)  # one cycle: nobody keeps its own
                 own = own[giver]
-        for start in tqdm(range(0, len(prompts), batch_size), description, disable=not state.is_main_process):
-            given = None if own is None else own[start : start + batch_size].flatten(0, 1)
-            texts = reasoner.decode(prompts[start : start + batch_size], given, num_anchors)
-            answers += [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
+        with state.split_between_processes(list(range(len(prompts)))) as places:
+            for start in tqdm(range(0, len(places), batch_size), description, disable=not state.is_main_process):
+                chunk = places[start : start + batch_size]
+                given = None if own is None else own[chunk].flatten(0, 1)
+                texts = reasoner.decode([prompts[place] for place in chunk], given, num_anchors)
+                answers += [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
     return gather_object(answers)
 
 
@@ -133,12 +135,8 @@ def evaluate_latents(
     dataset: Dataset,
     correctness_reward: Callable[..., list[float]],
     format_reward: Callable[..., list[float]] | None = None,
-    latents: str = "own",
     format_weight: float = 1.0,
-    num_samples: int = 4,
-    batch_size: int = 8,
-    seed: int = 0,
-    description: str = "Evaluation",
+    **kwargs,
 ) -> dict[str, float]:
     """
     Figures of a policy on held-out questions. Every process takes its share of them.
@@ -152,25 +150,17 @@ def evaluate_latents(
             Correctness reward, +1 or -1.
         format_reward (`Callable`, *optional*):
             Format reward, +1 or -1. Without it, `format` is missing and `reward` is correctness alone.
-        latents (`str`, *optional*, defaults to `"own"`):
-            What the main model is given, see [`answer_questions`].
         format_weight (`float`, *optional*, defaults to `1.0`):
             Weight λ of the format reward in the total (equation 3).
-        num_samples (`int`, *optional*, defaults to `4`):
-            Trajectories per question, where they are sampled.
-        batch_size (`int`, *optional*, defaults to `8`):
-            Questions decoded together.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the trajectories, of the shuffling and of a fresh head.
-        description (`str`, *optional*, defaults to `"Evaluation"`):
-            Title of the progress bar.
+        **kwargs:
+            As for [`answer_questions`]: `latents`, `num_samples`, `batch_size`, `seed`, `description`.
 
     Returns:
         `dict[str, float]`: `reward` (total), `accuracy` and `format` (shares), averaged over questions and samples, and
         `pass_at_k`, the share of questions with a correct answer among their `num_samples`, and `mixed`, the share of
         those whose samples differ in reward.
     """
-    answers = answer_questions(reasoner, dataset, latents, num_samples, batch_size, seed, description)
+    answers = answer_questions(reasoner, dataset, **kwargs)
     correct = score_answers(dataset, answers, correctness_reward)
     formatted = torch.zeros_like(correct)
     if format_reward is not None:

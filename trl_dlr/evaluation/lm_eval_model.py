@@ -21,7 +21,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
-from ..generation import TransformersEngine, tokenize_prompts
+from ..generation import TransformersEngine
 from ..models.likelihood import completion_log_probs
 from ..models.reasoner import SELECTIONS, LatentReasoner
 from ..rewards import majority_vote
@@ -164,7 +164,7 @@ class LatentReasonerLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if not isinstance(context, Conversation):
             return super()._encode_pair(context, continuation)
-        prompt_ids = tokenize_prompts(self._prompts([context]), self.tokenizer)[0]
+        prompt_ids = self.reasoner.tokenize_for_main_model(self._prompts([context]))[0]
         return prompt_ids, self.tok_encode(continuation, add_special_tokens=False)
 
     # ---- Requests ----

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 COLOURS = ["#2563eb", "#d97706", "#059669", "#be185d", "#6d28d9", "#475569"]
-CONTROL_COLOURS = {"no_latents": "#64748b", "untrained": "#d97706", "trained": "#059669", "shuffled": "#be185d"}
+CONTROL_COLOURS = {
+    "no_latents": "#64748b",
+    "untrained": "#d97706",
+    "before_run": "#d97706",  # of a policy that has been trained before
+    "trained": "#059669",
+    "shuffled": "#be185d",
+}
 MARKERS = "os^DvP*X<>"
 STYLE = {
     "font.size": 9,
@@ -105,7 +111,7 @@ REWARDS = Plot(
 CONTROLS = Plot(
     "controls",
     "Held-out controls",
-    "What latents add is `trained` beside `no_latents` and `untrained`; what they carry about their own question is "
+    "What latents add is `trained` beside `no_latents` and `untrained` (or `before_run`); what they carry about their own question is "
     "`trained` beside `shuffled`. Warning sign: bars of `shuffled` as high as those of `trained`, which is steering, "
     "not reasoning.",
 )

@@ -79,6 +79,8 @@ class LatentPolicyConfig(PreTrainedConfig):
             Fingerprint of the main model's weights, see [`weights_fingerprint`].
         main_hidden_size (`int`, *optional*):
             Size H of the main model's input embeddings.
+        chat_template_kwargs (`dict`, *optional*):
+            Keyword arguments of the chat templates that conversational prompts were rendered with in training.
     """
 
     model_type = "latent_policy"
@@ -102,6 +104,7 @@ class LatentPolicyConfig(PreTrainedConfig):
     main_model_revision: str | None = None
     main_model_fingerprint: str | None = None
     main_hidden_size: int | None = None
+    chat_template_kwargs: dict | None = None
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):

@@ -392,7 +392,7 @@ class LatentReasoner:
             raise ValueError(
                 f"`stream` needs `engine='transformers'`; {type(self.engine).__name__} returns whole answers. Use `generate`."
             )
-        ids = tokenize_prompts([prompt], self.main_processing_class)[0]
+        ids = self.tokenize_for_main_model([prompt])[0]
         latents = self.sample_latents([prompt], deterministic=not do_sample)
         return self.engine.stream(ids, self.policy.inject(latents))
 
@@ -400,10 +400,14 @@ class LatentReasoner:
 
     def tokenize(self, prompts: list) -> dict[str, torch.Tensor]:
         """Left-padded `input_ids` and `attention_mask` of prompts in the assistant's tokens."""
-        ids = tokenize_prompts(prompts, self.processing_class)
+        ids = tokenize_prompts(prompts, self.processing_class, self.policy.config.chat_template_kwargs)
         batch = self.processing_class.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
         batch = batch.to(self.policy.device)
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+    def tokenize_for_main_model(self, prompts: list) -> list[list[int]]:
+        """Ids of prompts in the main model's tokens."""
+        return tokenize_prompts(prompts, self.main_processing_class, self.policy.config.chat_template_kwargs)
 
     def _draw(self, prompts: list, num_samples: int, deterministic: bool) -> LatentPolicyOutput:
         return self.policy.sample(**self.tokenize(prompts), num_samples=num_samples, deterministic=deterministic)
@@ -421,7 +425,7 @@ class LatentReasoner:
         trajectories per prompt stand next to each other in `latents`. Without latents, `num_anchors` plain tokens of the
         policy's anchor text may stand in their place.
         """
-        ids = tokenize_prompts(prompts, self.main_processing_class)
+        ids = self.tokenize_for_main_model(prompts)
         if latents is None:
             anchors = self.main_processing_class(self.policy.config.anchor_text, add_special_tokens=False)["input_ids"]
             plain = list(itertools.islice(itertools.cycle(anchors), num_anchors))

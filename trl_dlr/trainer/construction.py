@@ -41,8 +41,11 @@ def assemble(
     if main_processing_class is None:
         main_processing_class = load_tokenizer(main_model, "main_processing_class")
     model = build_policy(model, main_model, main_processing_class, args)
+    policy = model.get_base_model() if is_peft_model(model) else model
+    if args.chat_template_kwargs is None:
+        args.chat_template_kwargs = policy.config.chat_template_kwargs
+    policy.config.chat_template_kwargs = args.chat_template_kwargs
     if processing_class is None:
-        policy = model.get_base_model() if is_peft_model(model) else model
         processing_class = assistant_tokenizer(policy, main_model, main_processing_class)
     return model, main_model, main_processing_class, processing_class
 

@@ -215,11 +215,12 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         check_chat_templates(
             dataset, processing_class=processing_class, main_processing_class=self.main_processing_class
         )
+        kwargs = args.chat_template_kwargs
 
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
             return {
-                "assistant_ids": tokenize_prompts(rows["prompt"], processing_class),
-                "prompt_ids": tokenize_prompts(rows["prompt"], self.main_processing_class),
+                "assistant_ids": tokenize_prompts(rows["prompt"], processing_class, kwargs),
+                "prompt_ids": tokenize_prompts(rows["prompt"], self.main_processing_class, kwargs),
                 **tokenize_completions(rows, self.main_processing_class),
             }
 

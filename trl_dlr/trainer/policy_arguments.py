@@ -45,6 +45,12 @@ class LatentPolicyArguments:
         allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
             Whether to go on, with a warning, when the policy was built for a main model with other weights.
 
+        > Parameters of the prompts
+
+        chat_template_kwargs (`str` or `dict[str, Any]`, *optional*):
+            Keyword arguments for both chat templates, such as `{"enable_thinking": False}`. They are kept in the
+            policy's configuration, and a [`LatentReasoner`] uses them. If `None`, those that the policy has.
+
         > Parameters of the optimization
 
         projection_learning_rate (`float`, *optional*):
@@ -53,7 +59,7 @@ class LatentPolicyArguments:
             Gradient norm to which the projection layers are clipped on their own. If `None`, `max_grad_norm`.
     """
 
-    _DICT_FIELDS: ClassVar[list[str]] = ["main_model_init_kwargs"]
+    _DICT_FIELDS: ClassVar[list[str]] = ["main_model_init_kwargs", "chat_template_kwargs"]
 
     # Latent policy
     latent_dim: int = field(default=16, metadata={"help": "Size d of a latent."})
@@ -94,6 +100,12 @@ class LatentPolicyArguments:
     allow_main_model_mismatch: bool = field(
         default=False,
         metadata={"help": "Whether to go on when the policy was built for a main model with other weights."},
+    )
+
+    # Prompts
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments for both chat templates. If unset, those that the policy has."},
     )
 
     # Optimization
