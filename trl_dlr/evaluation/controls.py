@@ -12,7 +12,6 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..models import LatentPolicyModel
-from ..models.latent_policy import LatentHead
 from ..models.reasoner import LatentReasoner
 
 
@@ -96,8 +95,7 @@ def answer_questions(
 def fresh_head(policy: LatentPolicyModel) -> Iterator[None]:
     """A policy with a latent head that has not been trained, in place of its own for the while."""
     trained = policy.latent_head
-    policy.latent_head = LatentHead(policy.config).to(policy.device)
-    policy._init_weights(policy.latent_head)
+    policy.latent_head = policy.untrained_head()
     try:
         yield
     finally:

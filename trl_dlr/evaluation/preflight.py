@@ -52,7 +52,7 @@ def preflight(
               tokens, with sampled `latents`, and with those `shuffled` between questions. Latents that score below
               `alone` or `anchors` hurt; what they score above `shuffled` is about their question.
             - `latents/mixed`: share of questions whose samples differ in reward, the only ones that teach anything.
-            - `mean_size`: root mean square of μ/σ. Far above 1, samples of a question hardly differ.
+            - `mean_size`: root mean square of μ/σ, see [`DiagonalGaussian.size`] and [`SoftTokens.size`]. Far above 1, samples of a question hardly differ.
             - `gradient/<part>`: norm of the policy gradient of random advantages in each part of the policy. It is 0 in
               what reinforcement learning does not reach.
     """
@@ -76,7 +76,7 @@ def preflight(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = policy.sample(**inputs)
-        figures["mean_size"] = (drawn.mean * (-drawn.log_std).exp()).square().mean().sqrt().item()
+        figures["mean_size"] = drawn.density.size().square().mean().sqrt().item()
         advantages = torch.randn(len(prompts), 1, device=drawn.latents.device)
     named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
     loss = (policy(**inputs, latents=drawn.latents).density.log_prob(drawn.latents) * advantages).mean()

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 from .assistants import first_layers, fresh_layers
-from .distributions import DiagonalGaussian, StoppedDensity
+from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity
 from .fingerprint import weights_fingerprint
 from .injection import LatentInjector
 from .latent_policy import LatentPolicyConfig, LatentPolicyModel, LatentPolicyOutput
@@ -13,6 +13,7 @@ __all__ = [
     "LatentPolicyConfig",
     "LatentPolicyModel",
     "LatentPolicyOutput",
+    "SoftTokens",
     "StoppedDensity",
     "first_layers",
     "fresh_layers",

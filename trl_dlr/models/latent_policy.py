@@ -27,12 +27,26 @@ from transformers.cache_utils import DynamicCache
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from .distributions import DiagonalGaussian, StoppedDensity
+from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
 from .fingerprint import fingerprints_match, weights_fingerprint
 from .injection import INJECTIONS, LatentInjector
+from .soft_token_policy import SoftTokenHead, SoftTokenInjector, vocabulary_size
+from .soft_tokens import SOFT_TOKEN_SCORES
 
 
 SAMPLINGS = ("autoregressive", "parallel")
+# Fields of a configuration that one density has and the others do not
+DENSITIES = {
+    "gaussian": ("sigma", "learn_sigma", "normalize_mean", "injection", "injection_scale"),
+    "soft_tokens": (
+        "soft_token_temperature",
+        "soft_token_score",
+        "one_sided_noise",
+        "latent_top_k",
+        "latent_top_p",
+        "mixture_size",
+    ),
+}
 
 
 class LatentPolicyConfig(PreTrainedConfig):
@@ -42,8 +56,12 @@ class LatentPolicyConfig(PreTrainedConfig):
     Args:
         assistant_config (`PreTrainedConfig` or `dict`):
             Configuration of the assistant's backbone.
+        density (`str`, *optional*, defaults to `"gaussian"`):
+            What a latent is: `"gaussian"`, a vector with a Gaussian density ([`DiagonalGaussian`]), or `"soft_tokens"`, a
+            mixture of the main model's tokens ([`SoftTokens`]).
         latent_dim (`int`, *optional*, defaults to `16`):
-            Size d of a latent. Small is what pure RL can train; larger needs a supervised start.
+            Size d of a latent. Small is what pure RL can train; larger needs a supervised start. Of soft tokens it is
+            the main model's vocabulary, whatever is given.
         num_latents (`int`, *optional*, defaults to `4`):
             Number T of latent steps per trajectory, at most T if `learn_stop`.
         learn_stop (`bool`, *optional*, defaults to `False`):
@@ -64,6 +82,19 @@ class LatentPolicyConfig(PreTrainedConfig):
             Whether σ is a parameter, one per latent dimension.
         normalize_mean (`bool`, *optional*, defaults to `False`):
             Whether means are scaled to unit root mean square, which bounds ‖μ‖/σ.
+        soft_token_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature τ of a soft token's mixture.
+        soft_token_score (`str`, *optional*, defaults to `"exact"`):
+            What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or the surrogates of
+            the papers, `"lepo"` and `"latent_grpo"`.
+        one_sided_noise (`bool`, *optional*, defaults to `False`):
+            Whether Gumbel noise is clamped and shifted to be at least 0, for `"latent_grpo"`.
+        latent_top_k (`int`, *optional*):
+            Most likely tokens that are candidates. If `None`, all.
+        latent_top_p (`float`, *optional*, defaults to `1.0`):
+            Probability mass that the candidates must have.
+        mixture_size (`int`, *optional*):
+            Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all.
         injection (`str`, *optional*, defaults to `"anchors"`):
             How latents become embeddings of the main model: `"anchors"`, `"components"` or `"trained"`. See
             [`LatentInjector`].
@@ -87,6 +118,7 @@ class LatentPolicyConfig(PreTrainedConfig):
     sub_configs_defaults = {"assistant_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
 
     assistant_config: dict | PreTrainedConfig | None = None
+    density: str = "gaussian"
     latent_dim: int = 16
     num_latents: int = 4
     learn_stop: bool = False
@@ -97,6 +129,12 @@ class LatentPolicyConfig(PreTrainedConfig):
     sigma: float = 1.0
     learn_sigma: bool = False
     normalize_mean: bool = False
+    soft_token_temperature: float = 1.0
+    soft_token_score: str = "exact"
+    one_sided_noise: bool = False
+    latent_top_k: int | None = None
+    latent_top_p: float = 1.0
+    mixture_size: int | None = None
     injection: str = "anchors"
     injection_scale: float = 0.3
     anchor_text: str = "Answer: "
@@ -112,7 +150,12 @@ class LatentPolicyConfig(PreTrainedConfig):
         for name in ("latent_dim", "num_latents", "min_latents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("sigma", "injection_scale"):
+        for name in ("latent_top_k", "mixture_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1 or unset, got {getattr(self, name)}.")
+        if not 0 < self.latent_top_p <= 1:
+            raise ValueError(f"`latent_top_p` must be above 0 and at most 1, got {self.latent_top_p}.")
+        for name in ("sigma", "injection_scale", "soft_token_temperature"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
         if self.learn_stop and self.min_latents >= self.num_latents:
@@ -127,13 +170,60 @@ class LatentPolicyConfig(PreTrainedConfig):
             )
         if not 0 < self.initial_stop_prob < 1:
             raise ValueError(f"`initial_stop_prob` must be between 0 and 1, got {self.initial_stop_prob}.")
-        for name, known in (("sampling", SAMPLINGS), ("injection", INJECTIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        known = {"sampling": SAMPLINGS, "injection": INJECTIONS}
+        known |= {"density": tuple(DENSITIES), "soft_token_score": tuple(SOFT_TOKEN_SCORES)}
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        self._check_density()
+
+    def _check_density(self) -> None:
+        if self.one_sided_noise and self.density == "gaussian":
+            raise ValueError(
+                "`one_sided_noise=True` is for soft tokens alone: the gradient of a Gaussian's log-density in its mean, "
+                "(z - μ)/σ², has a direction, which noise of one sign would bias, and no sign to protect. Leave it at False."
+            )
+        for density in set(DENSITIES) - {self.density}:
+            for name in DENSITIES[density]:
+                default = type(self).__dataclass_fields__[name].default
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"`{name}={getattr(self, name)!r}` belongs to `density={density!r}`, and the policy has "
+                        f"`density={self.density!r}`. Leave it at {default!r}."
+                    )
+        if self.one_sided_noise and self.soft_token_score != "latent_grpo":
+            raise ValueError(
+                "`one_sided_noise=True` is for `soft_token_score='latent_grpo'`, whose gradient it gives the advantage's "
+                f"sign, got {self.soft_token_score!r}, which is of plain Gumbel noise."
+            )
+        is_cut = self.latent_top_k is not None or self.latent_top_p < 1 or self.mixture_size is not None
+        if is_cut and self.density == "soft_tokens" and self.soft_token_score == "exact":
+            raise ValueError(
+                "`soft_token_score='exact'` is the density of mixtures of the whole vocabulary, so `latent_top_k` and "
+                "`mixture_size` must be unset and `latent_top_p` 1.0: with tokens cut off it is none. Use 'lepo' or "
+                "'latent_grpo'."
+            )
+        if self.mixture_size is not None and self.mixture_size > (self.latent_top_k or self.mixture_size):
+            raise ValueError(
+                f"`mixture_size={self.mixture_size}` must be at most `latent_top_k={self.latent_top_k}`, the candidates "
+                "that it chooses from."
+            )
 
     @property
     def hidden_size(self) -> int:
         return self.assistant_config.get_text_config().hidden_size
+
+    @property
+    def feature_size(self) -> int:
+        """Size of what a latent is compared, judged and fed back by."""
+        return self.latent_dim if self.density == "gaussian" else self.main_hidden_size or self.hidden_size
+
+    @property
+    def latents_in_words(self) -> str:
+        """What a trajectory is, for cards and reports."""
+        if self.density == "gaussian":
+            return f"{self.num_latents} latents of size {self.latent_dim}"
+        return f"{self.num_latents} soft tokens over the main model's {self.latent_dim} tokens"
 
 
 class LatentHead(nn.Module):
@@ -158,6 +248,18 @@ class LatentHead(nn.Module):
                 mean = F.rms_norm(mean, mean.shape[-1:], eps=1e-6)
             # A copy: DDP takes a parameter that is itself an output for one that was not used
             return DiagonalGaussian(mean, self.log_std.clone())
+
+    def reset_parameters(self) -> None:
+        # ‖μ‖ starts well below σ: the first groups are explored rather than decided
+        init.normal_(self.mean.weight, std=0.1 / math.sqrt(self.mean.in_features))
+        init.zeros_(self.mean.bias)
+
+    def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        return torch.randn(shape, device=device)
+
+    def draw(self, density: DiagonalGaussian, noise: torch.Tensor) -> torch.Tensor:
+        """Latents of `density`, drawn with `noise`."""
+        return density.rsample(noise)
 
 
 class StopHead(nn.Linear):
@@ -184,10 +286,9 @@ class LatentPolicyOutput(ModelOutput):
     Densities of the latent steps of a batch.
 
     Args:
-        mean (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`):
-            Mean of each latent step, given the question and the latents before it.
-        log_std (`torch.Tensor` of shape `(latent_dim,)`):
-            Natural logarithm of the standard deviation.
+        steps ([`DiagonalGaussian`] or [`SoftTokens`]):
+            Density of each latent, given the question and the latents before it. `density` is that of the action: the
+            same, or with `learn_stop` the joint one of latent and decision.
         latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
             What [`~LatentPolicyModel.sample`] drew from these densities.
         question_states (`torch.Tensor` of shape `(batch_size, hidden_size)`):
@@ -198,17 +299,20 @@ class LatentPolicyOutput(ModelOutput):
             With `learn_stop`, log-odds that a step is the last, infinite where it has no choice.
     """
 
-    mean: torch.Tensor | None = None
-    log_std: torch.Tensor | None = None
+    steps: DiagonalGaussian | SoftTokens | None = None
     latents: torch.Tensor | None = None
     question_states: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     stop_logits: torch.Tensor | None = None
 
     @property
-    def density(self) -> DiagonalGaussian | StoppedDensity:
-        steps = DiagonalGaussian(self.mean, self.log_std)
-        return steps if self.stop_logits is None else StoppedDensity(steps, self.stop_logits, self.lengths)
+    def density(self) -> DiagonalGaussian | SoftTokens | StoppedDensity:
+        return self.steps if self.stop_logits is None else StoppedDensity(self.steps, self.stop_logits, self.lengths)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Latents without noise, shape `(batch_size, num_latents, latent_dim)`."""
+        return self.density.mean
 
 
 class LatentPolicyModel(PreTrainedModel):
@@ -236,20 +340,18 @@ class LatentPolicyModel(PreTrainedModel):
     def __init__(self, config: LatentPolicyConfig):
         super().__init__(config)
         self.assistant = AutoModel.from_config(config.assistant_config)
-        self.latent_head = LatentHead(config)
+        if config.density == "gaussian":
+            sizes = config.latent_dim, config.num_latents, config.main_hidden_size or config.hidden_size
+            self.latent_head = LatentHead(config)
+            self.injector = LatentInjector(*sizes, config.injection, config.injection_scale)
+        else:
+            self.latent_head, self.injector = SoftTokenHead(config), SoftTokenInjector(config)
         if config.learn_stop:
             self.stop_head = StopHead(config)
         if config.sampling == "autoregressive":
-            self.latent_in = nn.Linear(config.latent_dim, config.hidden_size, bias=False)
+            self.latent_in = nn.Linear(config.feature_size, config.hidden_size, bias=False)
         else:
             self.queries = nn.Embedding(config.num_latents, config.hidden_size)
-        self.injector = LatentInjector(
-            config.latent_dim,
-            config.num_latents,
-            config.main_hidden_size or config.hidden_size,
-            config.injection,
-            config.injection_scale,
-        )
         self.get_input_embeddings().requires_grad_(not config.freeze_embeddings)
         # TRL and Trainer align special tokens here
         self.generation_config = GenerationConfig()
@@ -307,6 +409,8 @@ class LatentPolicyModel(PreTrainedModel):
         if hasattr(assistant_config, "quantization_config"):
             del assistant_config.quantization_config
         assistant_config.dtype = None
+        if config_kwargs.get("density") == "soft_tokens":
+            config_kwargs["latent_dim"] = vocabulary_size(main_model)
         config = cls.config_class(
             assistant_config=assistant_config,
             main_model_name_or_path=main_model.config.name_or_path or None,
@@ -318,23 +422,31 @@ class LatentPolicyModel(PreTrainedModel):
         config._attn_implementation = backbone.config._attn_implementation
         policy = cls(config).float()
         policy.assistant.load_state_dict(backbone.state_dict())
-        with torch.no_grad():
-            rms = policy.assistant.get_input_embeddings().weight.float().square().mean().sqrt()
-            # What the assistant is fed has the size of what it knows
-            if config.sampling == "autoregressive":
-                nn.init.normal_(policy.latent_in.weight, std=(rms / config.latent_dim**0.5).item())
-            else:
-                nn.init.normal_(policy.queries.weight, std=rms.item())
-        policy.injector.fit(main_model, main_processing_class, config.anchor_text)
+        policy._start_from(main_model, main_processing_class)
         return policy
+
+    @torch.no_grad()
+    def _start_from(self, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase) -> None:
+        """Set what depends on the main model, and feed the assistant latents of the size of what it knows."""
+        rms = self.get_input_embeddings().weight.float().square().mean().sqrt()
+        if self.config.sampling == "parallel":
+            nn.init.normal_(self.queries.weight, std=rms.item())
+        elif self.config.density == "gaussian":
+            nn.init.normal_(self.latent_in.weight, std=(rms / self.config.latent_dim**0.5).item())
+        elif self.latent_in.in_features == self.latent_in.out_features:
+            nn.init.eye_(self.latent_in.weight)  # an assistant made from the main model has its embeddings
+        else:
+            of_main = main_model.get_input_embeddings().weight.float().square().sum(-1).mean().sqrt()
+            nn.init.normal_(self.latent_in.weight, std=(rms / of_main).item())
+        if self.config.density == "gaussian":
+            self.injector.fit(main_model, main_processing_class, self.config.anchor_text)
+        self._take_vocabulary(main_model)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, LatentHead):
-            # ‖μ‖ starts well below σ: the first groups are explored rather than decided
-            init.normal_(module.mean.weight, std=0.1 / math.sqrt(self.config.hidden_size))
-            init.zeros_(module.mean.bias)
+        if isinstance(module, (LatentHead, SoftTokenHead)):
+            module.reset_parameters()
         elif isinstance(module, StopHead):
             init.zeros_(module.weight)
             prob = self.config.initial_stop_prob
@@ -358,11 +470,20 @@ class LatentPolicyModel(PreTrainedModel):
             `allow_mismatch` is not set (a warning if it is).
         """
         hidden_size = main_model.get_input_embeddings().embedding_dim
-        if hidden_size != self.injector.anchors.size(1):
+        own_size = self.config.main_hidden_size or self.config.hidden_size
+        built_for = (
+            f"(it was built for {self.config.main_model_name_or_path!r}). Pass that main model, or build a policy for this "
+            "one with `LatentPolicyModel.from_assistant`."
+        )
+        if hidden_size != own_size:
             raise ValueError(
-                f"`main_model` has embeddings of size {hidden_size}, but the policy injects embeddings of size "
-                f"{self.injector.anchors.size(1)} (it was built for {self.config.main_model_name_or_path!r}). Pass that "
-                "main model, or build a policy for this one with `LatentPolicyModel.from_assistant`."
+                f"`main_model` has embeddings of size {hidden_size}, but the policy injects embeddings of size {own_size} "
+                f"{built_for}"
+            )
+        if self.config.density == "soft_tokens" and vocabulary_size(main_model) != self.config.latent_dim:
+            raise ValueError(
+                f"`main_model` has {vocabulary_size(main_model)} tokens, but the policy mixes {self.config.latent_dim} "
+                f"{built_for}"
             )
         recorded = self.config.main_model_fingerprint
         if recorded is None:
@@ -378,6 +499,32 @@ class LatentPolicyModel(PreTrainedModel):
                     f"{message} Pass that main model, or set `allow_main_model_mismatch=True` to go on regardless."
                 )
             warnings.warn(message, stacklevel=2)
+
+    def attach_main_model(self, main_model: PreTrainedModel, allow_mismatch: bool = False) -> None:
+        """
+        Check that the policy was built for `main_model`, as [`~LatentPolicyModel.check_main_model`] does, and let soft
+        tokens have its vocabulary: its embedding tables are part of no checkpoint. Gaussian latents need nothing of it.
+
+        Raises:
+            `ValueError`: as [`~LatentPolicyModel.check_main_model`].
+        """
+        self.check_main_model(main_model, allow_mismatch)
+        self._take_vocabulary(main_model)
+
+    def _take_vocabulary(self, main_model: PreTrainedModel) -> None:
+        for module in self.modules():  # an adapter has copies of some
+            if isinstance(module, (SoftTokenHead, SoftTokenInjector)):
+                module.attach(main_model, self.device)
+
+    def untrained_head(self) -> LatentHead | SoftTokenHead:
+        """A latent head as training begins with it."""
+        if self.config.density == "gaussian":
+            head = LatentHead(self.config).to(self.device)
+        else:
+            head = SoftTokenHead(self.config).to(self.device)
+            head.unembedding = self.latent_head.unembedding
+        self._init_weights(head)
+        return head
 
     def _run_assistant(self, attention_mask: torch.Tensor, **kwargs) -> Any:
         if "position_ids" in inspect.signature(self.assistant.forward).parameters:
@@ -425,7 +572,7 @@ class LatentPolicyModel(PreTrainedModel):
             output = self._density_of_queries(*readings.unbind(1), rows, self.config.num_latents)
             output.lengths = lengths
             return output
-        fed = self.latent_in(latents[:, :-1].to(self.latent_in.weight.dtype))
+        fed = self._feed(latents[:, :-1])
         if self._keeps_no_cache:
             hidden_states = self._read_through(input_ids, attention_mask, fed)[:, input_ids.size(1) - 1 :]
         else:
@@ -438,14 +585,16 @@ class LatentPolicyModel(PreTrainedModel):
                     use_cache=True,
                 ).last_hidden_state
                 hidden_states = torch.cat([hidden_states, later], dim=1)
-        density = self.latent_head(hidden_states)
         return LatentPolicyOutput(
-            density.mean,
-            density.log_std,
+            self.latent_head(hidden_states),
             question_states=hidden_states[:, 0].detach(),
             lengths=lengths,
             stop_logits=self._stop_logits(hidden_states),
         )
+
+    def _feed(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the assistant is given of latents before the next one."""
+        return self.latent_in(self.features(latents).to(self.latent_in.weight.dtype))
 
     def _stop_logits(self, hidden_states: torch.Tensor, num_before: int = 0) -> torch.Tensor | None:
         return self.stop_head(hidden_states, num_before) if self.config.learn_stop else None
@@ -465,8 +614,7 @@ class LatentPolicyModel(PreTrainedModel):
         states = hidden_states[:, input_ids.size(1) - 1].detach()
         stop_logits = self._stop_logits(hidden_states[:, input_ids.size(1) :])
         return LatentPolicyOutput(
-            density.mean[rows],
-            density.log_std,
+            take_rows(density, rows),
             question_states=states[rows],
             stop_logits=None if stop_logits is None else stop_logits[rows],
         )
@@ -485,7 +633,7 @@ class LatentPolicyModel(PreTrainedModel):
         """
         if self.config.sampling == "parallel":
             output = self._density_of_queries(input_ids, attention_mask, rows, noise.size(1))
-            output.latents = DiagonalGaussian(output.mean, output.log_std).rsample(noise)
+            output.latents = self.latent_head.draw(output.steps, noise)
         else:
             output = self._draw_stepwise(input_ids, attention_mask, rows, noise, stop_draws)
         if stop_draws is None:
@@ -507,7 +655,7 @@ class LatentPolicyModel(PreTrainedModel):
         cache, mask, hidden_states = None, attention_mask[rows], None
         if not self._keeps_no_cache:
             cache, mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
-        means, latents, fed = [], [], self.latent_in.weight.new_empty(len(rows), 0, self.config.hidden_size)
+        densities, latents, fed = [], [], self.latent_in.weight.new_empty(len(rows), 0, self.config.hidden_size)
         stop_logits, is_over = [], torch.zeros_like(rows, dtype=torch.bool)
         for step in range(noise.size(1)):
             if cache is None:
@@ -520,20 +668,22 @@ class LatentPolicyModel(PreTrainedModel):
             if step == 0:
                 question_states = hidden_states[:, 0].detach()
             density = self.latent_head(hidden_states)
-            means.append(density.mean)
-            latents.append(density.rsample(noise[:, step : step + 1]))
+            densities.append(density)
+            latents.append(self.latent_head.draw(density, noise[:, step : step + 1]))
             if stop_draws is not None:
                 stop_logits.append(self.stop_head(hidden_states, step))
                 is_over = is_over | (stop_logits[-1].squeeze(1).sigmoid() > stop_draws[:, step])
                 if is_over.all():
                     break
-            fed = torch.cat([fed, self.latent_in(latents[-1].to(self.latent_in.weight.dtype))], dim=1)
-        missing = noise.size(1) - len(means)
-        mean, latents = (F.pad(torch.cat(steps, dim=1), (0, 0, 0, missing)) for steps in (means, latents))
+            fed = torch.cat([fed, self._feed(latents[-1])], dim=1)
+        missing = noise.size(1) - len(densities)
+        steps = concatenate(densities, dim=1)
+        steps = steps.given({name: F.pad(parameter, (0, 0, 0, missing)) for name, parameter in steps.rows().items()})
+        latents = F.pad(torch.cat(latents, dim=1), (0, 0, 0, missing))
         if stop_draws is not None:
             stop_logits = F.pad(torch.cat(stop_logits, dim=1), (0, missing), value=torch.inf)
         return LatentPolicyOutput(
-            mean, density.log_std, latents, question_states, stop_logits=None if stop_draws is None else stop_logits
+            steps, latents, question_states, stop_logits=None if stop_draws is None else stop_logits
         )
 
     def _read_through(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
@@ -588,14 +738,25 @@ class LatentPolicyModel(PreTrainedModel):
         if deterministic:
             noise = torch.zeros(shape, device=rows.device)
         elif self.config.sampling == "parallel":
-            noise = torch.randn(shape, device=rows.device)
+            noise = self.draw_noise(shape)
         else:  # step by step, so that fewer latents are the same first ones
-            noise = torch.cat([torch.randn(shape[0], 1, shape[2], device=rows.device) for _ in range(shape[1])], dim=1)
+            noise = torch.cat([self.draw_noise((shape[0], 1, shape[2])) for _ in range(shape[1])], dim=1)
         stop_draws = None
         if self.config.learn_stop:
             stop_draws = noise.new_full(shape[:2], 0.5) if deterministic else torch.rand(shape[:2], device=rows.device)
         with eval_mode(self):
             return self._draw(input_ids, attention_mask, rows, noise, stop_draws)
+
+    def draw_noise(self, shape: tuple[int, int, int]) -> torch.Tensor:
+        """Noise of shape `(B, T, latent_dim)` to draw latents with, as the density has it: `forward` takes it."""
+        return self.latent_head.draw_noise(shape, self.device)
+
+    def features(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        What latents are compared, judged and fed back by, shape `(B, T, config.feature_size)`: themselves, or for soft
+        tokens the embeddings that they inject.
+        """
+        return self.injector.features(latents)
 
     def inject(self, latents: torch.Tensor) -> torch.Tensor:
         """Embeddings of the main model for `latents`: `(B, T, latent_dim)` to float32 `(B, T, main_hidden_size)`."""

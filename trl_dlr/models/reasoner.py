@@ -194,7 +194,7 @@ class LatentReasoner:
                 cache_dir=cache_dir,
                 trust_remote_code=trust_remote_code,
             )
-        policy.check_main_model(main_model, allow_mismatch=allow_main_model_mismatch)
+        policy.attach_main_model(main_model, allow_mismatch=allow_main_model_mismatch)
         main_model.requires_grad_(False).eval()
         limits = max_new_tokens, generation_kwargs
         if engine == "transformers":
@@ -213,7 +213,7 @@ class LatentReasoner:
         processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False, **hub)
         value_head = None
         if (path := find_file(name, VALUE_HEAD_FILE, **hub)) is not None:  # not there if it was trained without one
-            value_head = ValueHead(config.num_latents * config.latent_dim, config.hidden_size)
+            value_head = ValueHead(config.num_latents * config.feature_size, config.hidden_size)
             value_head.load_state_dict(load_file(path))
             value_head.to(device)
         card_path = find_file(name, "README.md", **hub)
@@ -360,7 +360,7 @@ class LatentReasoner:
         shape = len(prompts), num_samples
         scores = None
         if self.value_head is not None:
-            scores = self.value_head(drawn.latents, drawn.question_states).unflatten(0, shape)
+            scores = self.value_head(self.policy.features(drawn.latents), drawn.question_states).unflatten(0, shape)
         latents = drawn.latents.unflatten(0, shape)
         if selection == "best":
             chosen = latents[torch.arange(len(prompts)), scores.argmax(1)]

@@ -143,12 +143,23 @@ def latent_grpo_score(perturbed: torch.Tensor, log_probs: torch.Tensor) -> torch
 
     Args:
         perturbed (`torch.Tensor` of shape `(..., K)`):
-            Perturbed log-probabilities s of the kept candidates, as they were drawn.
+            Perturbed log-probabilities s of the kept candidates, as they were drawn; `-inf` for others.
         log_probs (`torch.Tensor` of shape `(..., K)`):
             Log-probabilities of the same candidates under the policy that is scored.
 
     Returns:
         `torch.Tensor` of shape `(...)`.
     """
-    difference = perturbed.float() - log_probs.float()
-    return (-difference - (-difference).exp()).mean(-1)
+    is_kept = ~perturbed.isneginf()
+    difference = (perturbed.float() - log_probs.float()).masked_fill(~is_kept, 0.0)
+    return (-difference - (-difference).exp()).masked_fill(~is_kept, 0.0).sum(-1) / is_kept.sum(-1)
+
+
+# What a policy may be scored with: functions of perturbed log-probabilities, log-probabilities and temperature
+SOFT_TOKEN_SCORES = {
+    "exact": lambda perturbed, log_probs, temperature: gumbel_softmax_log_prob(
+        (perturbed / temperature).log_softmax(-1), log_probs, temperature
+    ),
+    "lepo": lambda perturbed, log_probs, temperature: lepo_score((perturbed / temperature).softmax(-1), log_probs),
+    "latent_grpo": lambda perturbed, log_probs, temperature: latent_grpo_score(perturbed, log_probs),
+}

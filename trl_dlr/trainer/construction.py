@@ -102,7 +102,7 @@ def build_policy(
         return LatentPolicyModel.from_assistant(
             model, main_model, main_processing_class, args.model_init_kwargs, **args.policy_kwargs()
         )
-    policy.check_main_model(main_model, allow_mismatch=args.allow_main_model_mismatch)
+    policy.attach_main_model(main_model, allow_mismatch=args.allow_main_model_mismatch)
     main_storages = {parameter.data_ptr() for parameter in main_model.parameters()}
     if any(parameter.data_ptr() in main_storages for parameter in model.parameters()):
         raise ValueError(

@@ -20,7 +20,8 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, pad, use_adapter
 
 from ..generation import tokenize_prompts
-from ..models import DiagonalGaussian, LatentPolicyOutput
+from ..models import LatentPolicyOutput
+from ..models.distributions import Density, concatenate, put_rows
 from ..models.likelihood import given_latents
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback
@@ -196,7 +197,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             policy.injector.requires_grad_(False)
         prescreener = None
         if args.prescreening_fraction < 1:
-            latent_size = policy.config.num_latents * policy.config.latent_dim
+            latent_size = policy.config.num_latents * policy.config.feature_size
             head = ValueHead(latent_size, policy.config.hidden_size)
             prescreener = Prescreener(head, args.prescreening_learning_rate)
         if peft_config is not None and not is_peft_model(model):
@@ -369,7 +370,8 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         self._is_random = torch.ones(num_rows * self.accelerator.num_processes, dtype=torch.bool, device=device)
         if self.prescreener is None or mode == "eval" or self._decodes_all:
             return self._is_random[:num_rows]
-        self._scores = gather(self.prescreener.score(rollout.latents, rollout.question_states))
+        features = self.policy.features(rollout.latents)
+        self._scores = gather(self.prescreener.score(features, rollout.question_states))
         if self._num_rollouts < self.args.prescreening_warmup_rollouts:
             return self._is_random[:num_rows]
         is_decoded, is_random = select_trajectories(
@@ -460,29 +462,28 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
 
         if self.kl_coef != 0.0:
             reference = self._reference_density(output, mode)
-            output["ref_mean"] = reference.mean
-            output["ref_log_std"] = reference.log_std.expand(num_rows, 1, -1)
+            output.update({f"ref_{name}": parameter for name, parameter in reference.stored().items()})
 
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
         log_probs = rollout.density.log_prob(rollout.latents)
         self._remedy_advantages(output, self._rewards, ~self._is_truncated, log_probs, mask)
-        latents, means = gather(rollout.latents), gather(rollout.mean)  # groups may span processes
+        latents = gather(self.policy.features(rollout.latents))  # groups may span processes
         if self._scores is not None:
             self._learn_to_prescreen(latents, gather(rollout.question_states))
-        groups = latents.unflatten(0, (-1, num_generations)), means.unflatten(0, (-1, num_generations))
         if self.args.gamma != 0.0:
-            self._groups[mode] = groups
+            means = gather(self.policy.features(rollout.mean))
+            self._groups[mode] = tuple(of.unflatten(0, (-1, num_generations)) for of in (latents, means))
             places = torch.arange(num_rows, device=device) + self.accelerator.process_index * num_rows
             output["group_index"], output["member_index"] = places // num_generations, places % num_generations
         if self.args.gamma != 0.0 or self.args.hybrid_coef > 0:
-            output["noise"] = DiagonalGaussian(rollout.mean, rollout.log_std).noise_of(rollout.latents)
+            output["noise"] = rollout.density.noise_of(rollout.latents)
         if num_generations > 1:
-            directions = torch.nn.functional.normalize(groups[0].flatten(2), dim=-1)
+            directions = torch.nn.functional.normalize(latents.unflatten(0, (-1, num_generations)).flatten(2), dim=-1)
             cosine_sums = directions.sum(1).square().sum(-1) - num_generations  # of all pairs of different members
             diversity = 1 - cosine_sums / (num_generations * (num_generations - 1))
             self._metrics[mode]["latent/diversity"].append(diversity.mean().item())
-        self._metrics[mode]["latent/mean_norm"].append(means.norm(dim=-1).mean().item())
-        self._metrics[mode]["latent/sigma"].append(rollout.log_std.exp().mean().item())
+        for name, value in rollout.density.figures().items():
+            self._metrics[mode][f"latent/{name}"].append(self.accelerator.reduce(value, "mean").item())
         self._rollout_time += time.perf_counter() - start
         return output
 
@@ -504,7 +505,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
                 self._metrics["train"][f"prescreening/{name}"].append(value)
 
     @torch.no_grad()
-    def _reference_density(self, output: dict[str, Any], mode: str) -> DiagonalGaussian:
+    def _reference_density(self, output: dict[str, Any], mode: str) -> Density:
         batch_size = self.args.per_device_train_batch_size if mode == "train" else self.args.per_device_eval_batch_size
         prompt = output["prompt_ids"], output["prompt_mask"], output["latents"]
         rows = output["completion_mask"].any(dim=1)
@@ -523,20 +524,18 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         latents: torch.Tensor,
         is_needed: torch.Tensor,
         batch_size: int,
-    ) -> DiagonalGaussian:
+    ) -> Density:
         """The one scoring function: density of the latent steps of the rows in need, in chunks of `batch_size`."""
         needed = is_needed.nonzero().squeeze(1)
         if len(needed) == 0:  # every process makes a pass, and gets zero gradients from it
             needed = needed.new_zeros(1)
-        means = []
+        densities = []
         for rows in needed.split(batch_size):
             with self.accelerator.autocast():
                 scored = model(input_ids=prompt_ids[rows], attention_mask=prompt_mask[rows], latents=latents[rows])
-            means.append(scored.mean)
-        mean = torch.cat(means)
-        if len(needed) < len(latents):
-            mean = torch.zeros_like(latents).index_copy(0, needed, mean)
-        return DiagonalGaussian(mean, scored.log_std)
+            densities.append(scored.density)
+        density = concatenate(densities)
+        return put_rows(density, needed, len(latents)) if len(needed) < len(latents) else density
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -587,14 +586,14 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         metrics = {}
 
         if self.kl_coef != 0.0:
-            kl = density.kl(DiagonalGaussian(inputs["ref_mean"], inputs["ref_log_std"]))
+            kl = density.kl(density.given({name: inputs[f"ref_{name}"] for name in density.stored()}))
             loss = loss + self.kl_coef * scale * (kl * mask).sum() / mask.sum().clamp(min=1)
             metrics["latent/kl"] = kl, mask
         if self.args.gamma != 0.0:
             group_latents, group_means = (stored[inputs["group_index"]] for stored in self._groups[mode])
             terms = contrastive_loss(
-                density.rsample(inputs["noise"]),
-                density.mean,
+                self.policy.features(density.rsample(inputs["noise"])),
+                self.policy.features(density.mean),
                 group_latents,
                 group_means,
                 inputs["member_index"],
@@ -628,7 +627,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         return loss
 
     def _hybrid_terms(
-        self, density: DiagonalGaussian, inputs: dict[str, torch.Tensor], is_decoded: torch.Tensor
+        self, density: Density, inputs: dict[str, torch.Tensor], is_decoded: torch.Tensor
     ) -> torch.Tensor:
         """
         Negative advantage times mean log-likelihood of each decoded completion, shape `(num_rows,)`, 0 elsewhere. The

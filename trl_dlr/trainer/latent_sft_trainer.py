@@ -257,7 +257,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         config = self.policy.config
         num_latents = inputs.get("num_latents", torch.full_like(prompt_ids[:, 0], config.num_latents))
         shape = len(labels), int(num_latents.max()), config.latent_dim
-        noise = self.args.latent_noise * torch.randn(shape, device=labels.device)
+        noise = self.args.latent_noise * self.policy.draw_noise(shape)
         drawn = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], noise=noise)
 
         injected = self.policy.inject(drawn.latents)
@@ -266,7 +266,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
             loss = super().compute_loss(self.main_model, given, return_outputs, num_items_in_batch)
 
         is_used = torch.arange(shape[1], device=labels.device) < num_latents.unsqueeze(1)
-        size = (drawn.mean * (-drawn.log_std).exp()).square().mean(-1).sqrt()[is_used]
+        size = drawn.density.size()[is_used]
         self._metrics[mode]["latent/mean_size"].append(self.accelerator.gather(size.detach().mean()).mean().item())
         if self.args.mean_bound > 0:
             excess = (size - self.args.mean_bound).clamp(min=0).square().mean()
