@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 __version__ = version("trl_dlr")
 
 _MODULE_OF = {
+    "CoconutSFTConfig": "trainer",
+    "CoconutSFTTrainer": "trainer",
     "LatentGRPOConfig": "trainer",
     "LatentGRPOTrainer": "trainer",
     "LatentPolicyConfig": "models",
@@ -23,6 +25,8 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "CoconutSFTConfig",
+    "CoconutSFTTrainer",
     "LatentGRPOConfig",
     "LatentGRPOTrainer",
     "LatentPolicyConfig",
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     from .models import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
     from .models.reasoner import LatentReasoner
     from .trainer import (
+        CoconutSFTConfig,
+        CoconutSFTTrainer,
         LatentGRPOConfig,
         LatentGRPOTrainer,
         LatentReportCallback,

@@ -93,7 +93,7 @@ def test_every_command_has_help_that_teaches(cli, command):
     [
         (["train", "--num_latents", 2], "trl-dlr train: error: `main_model_name_or_path` must be set"),
         (["train", "--config", "run.yaml", "--num_latents", 0], "error: `num_latents` must be at least 1, got 0."),
-        (["sft", "--config", "run.yaml", "--num_stages", -1], "error: `num_stages` must be a number of at least 0"),
+        (["sft", "--config", "run.yaml", "--num_stages", -1], "error: `num_stages` must be at least 0, got -1"),
         (["generate"], "trl-dlr generate: error: `policy` must be set"),
         (["generate", "--policy", "policy"], "error: `prompts` must hold at least one question"),
         (

@@ -1,5 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+from .coconut_sft_config import CoconutSFTConfig
+from .coconut_sft_trainer import CoconutSFTTrainer
 from .curriculum_arguments import CurriculumArguments
 from .latent_grpo_config import LatentGRPOConfig
 from .latent_grpo_trainer import LatentGRPOTrainer
@@ -11,6 +13,8 @@ from .report_callback import LatentReportCallback
 
 
 __all__ = [
+    "CoconutSFTConfig",
+    "CoconutSFTTrainer",
     "CurriculumArguments",
     "LatentGRPOConfig",
     "LatentGRPOTrainer",

@@ -3,6 +3,7 @@
 """Which part of a worked answer is still written, and which the latents stand for, stage by stage."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -125,6 +126,12 @@ class CurriculumMixin:
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + step)
         staged = (self._at_stage(inputs, generator) for inputs in epoch_iterator)
         return super().get_batch_samples(staged, num_batches, device)
+
+    def _checkpoint_record(self) -> dict[str, Any]:
+        record = super()._checkpoint_record()
+        for name in ("num_stages", "latents_per_stage", "curriculum_unit", "epochs_per_stage"):
+            record["run"][name] = getattr(self.args, name)
+        return record
 
     def _reset_optimizer(self) -> None:
         """Moments and step counts start anew, in place: under DeepSpeed they are views of its partitions."""

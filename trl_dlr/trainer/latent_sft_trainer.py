@@ -307,9 +307,3 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         )
         output.metrics.update({f"{metric_key_prefix}_{name}": figures[name] for name in ("accuracy", "pass_at_k")})
         return output
-
-    def _checkpoint_record(self) -> dict[str, Any]:
-        record = super()._checkpoint_record()
-        for name in ("num_stages", "latents_per_stage", "curriculum_unit", "epochs_per_stage"):
-            record["run"][name] = getattr(self.args, name)
-        return record
