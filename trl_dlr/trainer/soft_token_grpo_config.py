@@ -1,0 +1,145 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+from dataclasses import dataclass, field, fields
+
+from trl import GRPOConfig
+
+from ..models.soft_tokens import SOFT_TOKEN_SCORES
+from ..models.thinking import LATENT_TYPES, ThinkingConfig
+from .options import refuse_options
+from .remedy_arguments import RemedyArguments
+
+
+# TRL options that generate from token ids alone
+REFUSED_OPTIONS = {
+    "use_vllm": "latents are fed back as embeddings, step by step, which vLLM cannot do",
+    "use_transformers_continuous_batching": "it generates from token ids, not from embeddings",
+    "vllm_enable_sleep_mode": "there is no vLLM",
+}
+
+
+@dataclass
+class SoftTokenGRPOConfig(RemedyArguments, GRPOConfig):
+    r"""
+    Configuration class for the [`SoftTokenGRPOTrainer`].
+
+    This class includes only the parameters that are specific to it, and those of [`~trl.GRPOConfig`] with other
+    defaults. For a full list of training arguments, please refer to the [`RemedyArguments`], [`~trl.GRPOConfig`] and
+    [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the token budget of the answer, which
+    the latents do not count for. `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` are those of the
+    answer's tokens.
+
+    The published recipes are `examples/configs/lepo.yaml` ([2604.17892](https://huggingface.co/papers/2604.17892)) and
+    `examples/configs/latent_grpo.yaml` ([2604.27998](https://huggingface.co/papers/2604.27998)).
+
+    Parameters:
+        > Parameters whose default values are overridden from GRPOConfig
+
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1.
+
+        > Parameters of the thinking, see [`ThinkingConfig`]
+
+        latent_type (`str`, *optional*, defaults to `"soft_tokens"`):
+            What a latent is: `"soft_tokens"`, or the deterministic `"hidden_states"` of Coconut, which are then no part
+            of the loss ([2512.11816](https://huggingface.co/papers/2512.11816)).
+        num_latents (`int`, *optional*, defaults to `8`):
+            Number of latents, or the most there can be if `stop_at_end_marker`.
+        start_marker (`str`, *optional*):
+            Text before the first latent.
+        end_marker (`str`, *optional*):
+            Text between the last latent and the answer. Its tokens are given, and no part of the loss.
+        stop_at_end_marker (`bool`, *optional*, defaults to `False`):
+            Whether thinking ends when the end marker is what the model would say next.
+        soft_token_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature τ of the mixture.
+        noise_scale (`float`, *optional*, defaults to `1.0`):
+            Factor η of the Gumbel noise.
+        one_sided_noise (`bool`, *optional*, defaults to `False`):
+            Whether the noise is clamped and shifted to be at least 0: the remedy of Latent-GRPO's score.
+        latent_top_k (`int`, *optional*):
+            Most likely tokens that are candidates. If `None`, all.
+        latent_top_p (`float`, *optional*, defaults to `1.0`):
+            Probability mass that the candidates must have.
+        min_candidates (`int`, *optional*, defaults to `1`):
+            Candidates there are at least.
+        mixture_size (`int`, *optional*):
+            Number of candidates that are mixed. If `None`, all.
+
+        > Parameters of the loss
+
+        soft_token_score (`str`, *optional*, defaults to `"lepo"`):
+            What stands for the log-probability of a soft token. `"exact"`: the Gumbel-softmax density over the whole
+            vocabulary. `"lepo"`: LEPO's surrogate, whose gradient is taken without a ratio. `"latent_grpo"`:
+            Latent-GRPO's surrogate.
+    """
+
+    disable_dropout: bool = field(
+        default=True,
+        metadata={"help": "Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1."},
+    )
+    latent_type: str = field(
+        default="soft_tokens",
+        metadata={"help": "What a latent is: 'soft_tokens' or 'hidden_states'.", "choices": list(LATENT_TYPES)},
+    )
+    num_latents: int = field(default=8, metadata={"help": "Number of latents, at most if `stop_at_end_marker`."})
+    start_marker: str | None = field(default=None, metadata={"help": "Text before the first latent."})
+    end_marker: str | None = field(default=None, metadata={"help": "Text between the last latent and the answer."})
+    stop_at_end_marker: bool = field(
+        default=False,
+        metadata={"help": "Whether thinking ends when the end marker is what the model would say next."},
+    )
+    soft_token_temperature: float = field(default=1.0, metadata={"help": "Temperature of the mixture."})
+    noise_scale: float = field(default=1.0, metadata={"help": "Factor of the Gumbel noise."})
+    one_sided_noise: bool = field(
+        default=False, metadata={"help": "Whether the noise is clamped and shifted to be at least 0."}
+    )
+    latent_top_k: int | None = field(
+        default=None, metadata={"help": "Most likely tokens that are candidates. If unset, all."}
+    )
+    latent_top_p: float = field(default=1.0, metadata={"help": "Probability mass that the candidates must have."})
+    min_candidates: int = field(default=1, metadata={"help": "Candidates there are at least."})
+    mixture_size: int | None = field(
+        default=None, metadata={"help": "Number of candidates that are mixed. If unset, all."}
+    )
+    soft_token_score: str = field(
+        default="lepo",
+        metadata={
+            "help": "What stands for the log-probability of a soft token: 'exact', 'lepo' or 'latent_grpo'.",
+            "choices": list(SOFT_TOKEN_SCORES),
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_options(self, REFUSED_OPTIONS, GRPOConfig, "SoftTokenGRPOTrainer")
+        self.check_remedies()
+        thinking = self.thinking_config()  # which checks its fields
+        if self.soft_token_score not in SOFT_TOKEN_SCORES:
+            raise ValueError(f"`soft_token_score` must be one of {', '.join(SOFT_TOKEN_SCORES)}, got {self.soft_token_score!r}.")
+        if not LATENT_TYPES[thinking.latent_type].is_scored:
+            for name in ("one_sided_noise", "first_latent_selection"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"`{name}=True` has no meaning for `latent_type={self.latent_type!r}`: those latents are not "
+                        "drawn, so they have neither noise nor advantages. Leave it at False."
+                    )
+            return
+        if self.soft_token_score == "exact":
+            whole = {"noise_scale": 1.0, "one_sided_noise": False, "latent_top_k": None}
+            whole |= {"latent_top_p": 1.0, "mixture_size": None}
+            for name, value in whole.items():
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"`soft_token_score='exact'` is the density of the whole Gumbel-softmax vector, so `{name}` must be "
+                        f"{value}, got {getattr(self, name)}. Take 'lepo' or 'latent_grpo', which are surrogates."
+                    )
+        if self.soft_token_score == "lepo" and self.beta != 0:
+            raise ValueError(
+                f"`beta={self.beta}` with `soft_token_score='lepo'`: its latents have no ratio, so TRL's estimate of the KL "
+                "does not apply to them. Set `beta` to 0, as the paper does, or take another score."
+            )
+
+    def thinking_config(self) -> ThinkingConfig:
+        """The fields that say how the model thinks."""
+        return ThinkingConfig(**{field.name: getattr(self, field.name) for field in fields(ThinkingConfig)})

@@ -1,0 +1,332 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import textwrap
+import time
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import PeftConfig, PeftModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import get_config_model_id, pad
+
+from ..models.soft_tokens import SOFT_TOKEN_SCORES
+from ..models.thinking import Thinker, Thoughts, positions
+from .construction import check_dataset, load_tokenizer
+from .losses import clamp_log_ratio
+from .remedies import RemediesMixin
+from .rollouts import ResumableRolloutsMixin
+from .soft_token_grpo_config import SoftTokenGRPOConfig
+from .thinking_training import ThinkingTrainingMixin
+
+
+class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTrainingMixin, GRPOTrainer):
+    r"""
+    Trainer for a language model that thinks in soft tokens before it answers in tokens, as proposed in the papers
+    [LEPO](https://huggingface.co/papers/2604.17892) and [Latent-GRPO](https://huggingface.co/papers/2604.27998).
+
+    At a latent position the model's own next-token distribution, perturbed by Gumbel noise, becomes a mixture of token
+    embeddings, which is the next input. Then it answers in ordinary tokens. One GRPO loss is over both: a latent
+    position is scored by the density of its mixture or a surrogate of it (`soft_token_score`), a token position by its
+    log-probability. With `latent_type="hidden_states"` the latents are the model's last hidden states (Coconut), are not
+    drawn, and are no part of the loss ([2512.11816](https://huggingface.co/papers/2512.11816)).
+
+    Unlike in [`LatentGRPOTrainer`], there is no second model: the one that thinks also answers, and is trained as a
+    whole or by LoRA.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_dlr import SoftTokenGRPOTrainer
+    >>> from trl_dlr.rewards import correctness_reward
+
+    >>> dataset = load_dataset("openai/gsm8k", "main", split="train").rename_column("question", "prompt")
+
+    >>> trainer = SoftTokenGRPOTrainer(
+    ...     model="Qwen/Qwen2.5-1.5B-Instruct",
+    ...     reward_funcs=correctness_reward,
+    ...     train_dataset=dataset,
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Causal LM to train, as in [`~trl.GRPOTrainer`].
+        reward_funcs (`RewardFunc | list[RewardFunc]`):
+            Reward functions, as in [`~trl.GRPOTrainer`]. They see the answer, without latents and end marker.
+        args ([`SoftTokenGRPOConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset with a column `"prompt"`, standard or conversational, as in [`~trl.GRPOTrainer`].
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`~datasets.DatasetDict`], [`~datasets.IterableDatasetDict`] or `dict[str, Dataset | IterableDataset]`, *optional*):
+            Dataset to use for evaluation. It must meet the same requirements as `train_dataset`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. If `None`, the one saved with the model.
+        reward_processing_classes ([`~transformers.PreTrainedTokenizerBase`] or `list[PreTrainedTokenizerBase]`, *optional*):
+            Processing classes of reward models, as in [`~trl.GRPOTrainer`].
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            List of callbacks to customize the training loop.
+        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantization of a model that is loaded by name.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            PEFT configuration.
+        tools, rollout_func, environment_factory:
+            Part of [`~trl.GRPOTrainer`]'s signature; refused, since a completion is thought and answered in one turn.
+
+    Raises:
+        `ValueError`: if an argument does not fit, with its name, the value seen and what would be right.
+    """
+
+    _tag_names = ["trl", "trl_dlr", "latent-reasoning", "soft-tokens"]
+    _name = "Soft-token GRPO"
+    _paper = {
+        "title": "LEPO: Latent Reasoning Policy Optimization for Large Language Models",
+        "id": "2604.17892",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{zhou2026lepo,
+                title        = {{LEPO: Latent Reasoning Policy Optimization for Large Language Models}},
+                author       = {Yuyan Zhou and Jiarui Yu and Hande Dong and Zhezheng Hao and Hong Wang and Jianqing Zhang and Qiang Lin},
+                year         = 2026,
+                eprint       = {arXiv:2604.17892},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: Any = None,
+        args: SoftTokenGRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        tools: None = None,
+        rollout_func: None = None,
+        environment_factory: None = None,
+    ):
+        refused = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
+        for name, value in refused.items():
+            if value:
+                raise ValueError(
+                    f"`{name}` has no meaning for `{type(self).__name__}`: a completion is thought and answered in one turn."
+                )
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = SoftTokenGRPOConfig(f"{model_name.split('/')[-1] or 'model'}-SoftTokenGRPO")
+        elif not isinstance(args, SoftTokenGRPOConfig):
+            raise ValueError(f"`args` must be a `SoftTokenGRPOConfig`, got {type(args).__name__}.")
+        check_dataset(train_dataset, "train_dataset")
+        check_dataset(eval_dataset, "eval_dataset")
+        source = {"trust_remote_code": args.trust_remote_code}
+        source["revision"] = (args.model_init_kwargs or {}).get("revision")
+        if processing_class is None:
+            processing_class = load_tokenizer(model, "processing_class", **source)
+        config = AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else model.config
+        self.thinker = Thinker(args.thinking_config(), processing_class, config.get_text_config().vocab_size)
+
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        # Dr. GRPO divides by the longest completion, of which latents and end marker are a part
+        self.max_completion_length += args.num_latents + len(self.thinker.end_ids)
+        self._soft_token_score = SOFT_TOKEN_SCORES[args.soft_token_score]
+
+        # What the hooks below hand to each other between a rollout and its loss
+        self._thoughts = None  # of the rows being generated
+        self._rewards = None  # total rewards of all processes' rows, NaN where there is none
+        self._to_score = None  # stored latents and lengths of the rows being scored
+        self._old_logps = None
+        self._scored = None  # log-probabilities of the latest scoring pass
+
+    # ---- Rollout: latents, then tokens ----
+
+    def _tokenize_prompts(self, prompts: list):
+        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
+        return [ids + self.thinker.start_ids for ids in prompt_ids], images, multimodal_fields
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        if images is not None:
+            raise ValueError(f"`{type(self).__name__}` reads text alone, but the dataset has images.")
+        mode, start = "train" if self.model.training else "eval", time.perf_counter()
+        ids = [torch.tensor(row) for row in prompt_ids]
+        input_ids = pad(ids, padding_value=self._tokenizer.pad_token_id, padding_side="left")
+        attention_mask = pad([torch.ones_like(row) for row in ids], padding_value=0, padding_side="left")
+        prompts = input_ids.to(self.accelerator.device), attention_mask.to(self.accelerator.device)
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self.accelerator.autocast(),
+        ):
+            thoughts = self._thoughts = self.thinker.think(model, *prompts)
+            thought = time.perf_counter()
+            embeds = self.thinker.latents.embed(model.get_input_embeddings(), **thoughts.latents)
+            answers = self.thinker.answer(model, *prompts, embeds, thoughts.lengths, self.generation_config)
+        eos = torch.tensor(self.eos_token_ids, device=answers.device)
+        is_after_eos = torch.isin(answers, eos).int().cumsum(1) - torch.isin(answers, eos).int() > 0
+        answer_ids = [row[~after].tolist() for row, after in zip(answers, is_after_eos, strict=True)]
+        self._log_thoughts(mode, thoughts)
+        self._metrics[mode]["time/think"].append(thought - start)
+        self._metrics[mode]["time/answer"].append(time.perf_counter() - thought)
+        return answer_ids, None
+
+    def _log_thoughts(self, mode: str, thoughts: Thoughts) -> None:
+        lengths, has_ended = gather(thoughts.lengths).float(), gather(thoughts.has_ended).float()
+        for name, value in (("mean", lengths.mean()), ("min", lengths.min()), ("max", lengths.max())):
+            self._metrics[mode][f"latent/{name}_length"].append(value.item())
+        self._metrics[mode]["latent/ended_fraction"].append(has_ended.mean().item())
+
+    def _generate(self, prompts: list):
+        prompt_ids, answer_ids, _, *others = super()._generate(prompts)
+        end_ids, lengths = self.thinker.end_ids, self._thoughts.lengths.tolist()
+        placeholder, is_scored = self.thinker.placeholder_id, int(self.thinker.latents.is_scored)
+        completion_ids = [[placeholder] * n + end_ids + ids for n, ids in zip(lengths, answer_ids, strict=True)]
+        # TRL's mask of what the model itself has chosen: neither the end marker nor latents that are not drawn
+        tool_mask = [
+            [is_scored] * n + [0] * len(end_ids) + [1] * len(ids) for n, ids in zip(lengths, answer_ids, strict=True)
+        ]
+        return prompt_ids, completion_ids, tool_mask, *others
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        skipped = [n + len(self.thinker.end_ids) for n in self._thoughts.lengths.tolist()]
+        answer_ids = [ids[n:] for ids, n in zip(completion_ids_list, skipped, strict=True)]
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, answer_ids)
+        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        self._rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+        return rewards_per_func
+
+    @torch.no_grad()
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._to_score = self._old_logps = None
+        output = super()._generate_and_score_completions(inputs)
+        thoughts = self._thoughts
+        output |= {f"latent_{name}": stored for name, stored in thoughts.latents.items()}
+        output["latent_lengths"] = thoughts.lengths
+        output["rollout_step"] = torch.tensor(self.state.global_step, device=self.accelerator.device)
+        if self.args.first_latent_selection and "old_per_token_logps" not in output:
+            output["old_per_token_logps"], *_ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                output["completion_ids"].size(1),
+                self.args.per_device_train_batch_size,
+            )
+        mask, log_probs = output["completion_mask"] * output["tool_mask"], output.get("old_per_token_logps")
+        self._remedy_advantages(output, self._rewards, thoughts.has_ended, log_probs, mask)
+        return output
+
+    # ---- Loss: latent positions and token positions ----
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Scores of latent positions and log-probabilities of token positions, shape `(batch_size, logits_to_keep)`."""
+        latents, lengths = self._to_score or (self._thoughts.latents, self._thoughts.lengths)
+        embed_tokens = self.accelerator.unwrap_model(model).get_input_embeddings()
+        prompt_ids, completion_ids = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
+        scored = []
+        for rows in torch.arange(len(input_ids), device=input_ids.device).split(batch_size or len(input_ids)):
+            own = {name: stored[rows] for name, stored in latents.items()}
+            ids, mask = (prompt_ids[rows], completion_ids[rows]), attention_mask[rows]
+            with self.accelerator.autocast():
+                output = model(
+                    inputs_embeds=self.thinker.embed_prompt_and_completion(embed_tokens, *ids, own, lengths[rows]),
+                    attention_mask=mask,
+                    position_ids=positions(mask),
+                    logits_to_keep=logits_to_keep + 1,
+                    use_cache=False,
+                    **({"output_router_logits": True} if compute_aux_loss else {}),
+                )
+            logits = output.logits[:, :-1].float()
+            logps = (logits / self.temperature).log_softmax(-1)
+            entropies = -(logps.exp() * logps).sum(-1).detach() if compute_entropy else None
+            logps = logps.gather(-1, ids[1].unsqueeze(-1)).squeeze(-1)
+            if self.thinker.latents.is_scored:
+                logps = self._put_latent_scores(logps, logits, own, lengths[rows])
+            scored.append((logps, entropies, output.aux_loss if compute_aux_loss else None))
+        logps, entropies, aux_losses = zip(*scored, strict=True)
+        logps = torch.cat(logps)
+        if self._old_logps is not None:
+            logps = self._relative_to_old(logps, lengths)
+        self._scored = logps.detach()
+        aux_loss = torch.stack(aux_losses).mean() if compute_aux_loss else None
+        return logps, torch.cat(entropies) if compute_entropy else None, aux_loss
+
+    def _put_latent_scores(
+        self, logps: torch.Tensor, logits: torch.Tensor, latents: dict[str, torch.Tensor], lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores of the latents in their places, which are a completion's first."""
+        longest = min(latents["perturbed"].size(1), logits.size(1))
+        token_ids, perturbed = latents["token_ids"][:, :longest], latents["perturbed"][:, :longest]
+        candidates = logits[:, :longest].log_softmax(-1).gather(-1, token_ids)
+        scores = self._soft_token_score(perturbed, candidates, self.args.soft_token_temperature)
+        first = torch.where(is_latent(scores, lengths), scores, logps[:, :longest])
+        return torch.cat([first, logps[:, longest:]], dim=1)
+
+    def _relative_to_old(self, logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Bounded log-ratios of latents. LEPO's have none: the value stays the old one, the gradient is the score's."""
+        of_latents = clamp_log_ratio(logps, self._old_logps)
+        if self.args.soft_token_score == "lepo":
+            of_latents = self._old_logps + (logps - logps.detach())
+        return torch.where(is_latent(logps, lengths), of_latents, logps)
+
+    def _compute_loss(self, model, inputs):
+        if inputs["rollout_step"] == self.state.global_step:
+            # No update since the rollout: this very score is the old one, whatever a batch of another shape would round
+            # it to. The buffered micro-batch keeps it for the passes to come.
+            inputs["old_per_token_logps"] = None
+        names = [name for name in inputs if name.startswith("latent_") and name != "latent_lengths"]
+        latents = {name.removeprefix("latent_"): inputs[name] for name in names}
+        self._to_score, self._old_logps = (latents, inputs["latent_lengths"]), inputs.get("old_per_token_logps")
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._to_score = None
+        if self._old_logps is None:
+            inputs["old_per_token_logps"] = self._scored
+        return loss
+
+
+def is_latent(positions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Which positions of completions are latents, shape as `positions`, `(batch_size, completion_length)`."""
+    return torch.arange(positions.size(1), device=positions.device) < lengths.unsqueeze(1)

@@ -1,0 +1,41 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""What all trainers of a language model that thinks by itself do alike."""
+
+from typing import Any
+
+from ..models.thinking import Thinker, ThinkingConfig
+from .checkpoints import WholeCheckpointsMixin, whole_files
+
+
+class ThinkingTrainingMixin(WholeCheckpointsMixin):
+    """
+    For a TRL trainer of a causal LM that thinks as `self.thinker` lets it: checkpoints that are whole, and that say how
+    the model thinks.
+    """
+
+    thinker: Thinker
+
+    @property
+    def thinking_config(self) -> ThinkingConfig:
+        return self.thinker.config
+
+    def _checkpoint_record(self) -> dict[str, Any]:
+        record = super()._checkpoint_record()
+        record["policy"] = {"latent_type": self.thinking_config.latent_type, **record["policy"]}
+        return record
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        with whole_files(output_dir or self.args.output_dir) as folder:
+            super()._save(folder, state_dict)
+            self.thinking_config.save_pretrained(folder)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging_dir is not None:  # what is pushed has its name
+            return
+        if self.args.should_save:  # Trainer copies the files that it knows of
+            self.thinking_config.save_pretrained(self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
