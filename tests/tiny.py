@@ -44,8 +44,14 @@ def random_main_model(seed: int = 0, **kwargs) -> LlamaForCausalLM:
 
 
 @functools.lru_cache
-def trained_main_model(seed: int = 0, steps: int = 600, batch_size: int = 256) -> LlamaForCausalLM:
-    """A main model that continues `[letter][a][b][op][op]` with `=result`. The letter is noise to it."""
+def trained_main_model(
+    seed: int = 0, steps: int = 600, batch_size: int = 256, hint: float | None = None
+) -> LlamaForCausalLM:
+    """
+    A main model that continues `[letter][a][b][op][op]` with `=result`. The letter is noise to it. With a `hint`, it
+    learns to write `[op][op]` too, in that share of examples the letter's own and else any: a start for a model that
+    thinks by itself.
+    """
     main_model = random_main_model(seed).train()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(main_model.parameters(), lr=3e-3, weight_decay=0.01)
@@ -55,13 +61,18 @@ def trained_main_model(seed: int = 0, steps: int = 600, batch_size: int = 256) -
         letter, a, b, op = (
             torch.randint(high, (batch_size,), generator=generator).tolist() for high in (len(LETTERS), 10, 10, 4)
         )
+        if hint is not None:
+            is_own = (torch.rand(batch_size, generator=generator) < hint).tolist()
+            own = [names.index(OPERATION_OF[LETTERS[i]]) for i in letter]
+            op = [known if hit else o for known, hit, o in zip(own, is_own, op, strict=True)]
         texts = [
             f"{LETTERS[i]}{x}{y}{names[o]}{names[o]}={result(names[o], x, y)}"
             for i, x, y, o in zip(letter, a, b, op, strict=True)
         ]
         ids = torch.tensor([[VOCABULARY[c] for c in text] + [1] for text in texts])
-        logits = main_model(ids[:, :-1]).logits[:, 4:]
-        loss = cross_entropy(logits.reshape(-1, logits.size(-1)), ids[:, 5:].reshape(-1))
+        first = 5 if hint is None else 3
+        logits = main_model(ids[:, :-1]).logits[:, first - 1 :]
+        loss = cross_entropy(logits.reshape(-1, logits.size(-1)), ids[:, first:].reshape(-1))
         loss.backward()
         optimizer.step()
         schedule.step()

@@ -20,6 +20,8 @@ _MODULE_OF = {
     "LatentReportCallback": "trainer",
     "LatentSFTConfig": "trainer",
     "LatentSFTTrainer": "trainer",
+    "SoftTokenGRPOConfig": "trainer",
+    "SoftTokenGRPOTrainer": "trainer",
     "first_layers": "models",
     "fresh_layers": "models",
 }
@@ -35,6 +37,8 @@ __all__ = [
     "LatentReportCallback",
     "LatentSFTConfig",
     "LatentSFTTrainer",
+    "SoftTokenGRPOConfig",
+    "SoftTokenGRPOTrainer",
     "first_layers",
     "fresh_layers",
 ]
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
         LatentReportCallback,
         LatentSFTConfig,
         LatentSFTTrainer,
+        SoftTokenGRPOConfig,
+        SoftTokenGRPOTrainer,
     )
 
 

@@ -129,3 +129,9 @@ def test_the_order_of_candidates_does_not_matter():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_all_tokens_remain_at_a_top_p_of_one_however_peaked():
+    logits = torch.tensor([30.0, 0.0, -5.0, -10.0])
+    assert keep_candidates(logits, None, 1.0).isfinite().all()
+    assert keep_candidates(logits, None, 0.999).isfinite().sum() == 1

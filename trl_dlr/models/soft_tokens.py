@@ -61,7 +61,7 @@ def keep_candidates(logits: torch.Tensor, top_k: int | None, top_p: float, min_c
     log_probs = logits.float().log_softmax(-1)
     ranked, order = log_probs.sort(dim=-1, descending=True)
     mass_before = ranked.exp().cumsum(-1) - ranked.exp()
-    is_kept = mass_before < top_p
+    is_kept = (mass_before < top_p) | (top_p == 1)  # where a sum of rounded probabilities may be 1 before the last
     is_kept[..., :min_candidates] = True
     if top_k is not None:
         is_kept[..., top_k:] = False

@@ -10,6 +10,8 @@ from .latent_sft_trainer import LatentSFTTrainer
 from .losses import contrastive_loss
 from .policy_arguments import LatentPolicyArguments
 from .report_callback import LatentReportCallback
+from .soft_token_grpo_config import SoftTokenGRPOConfig
+from .soft_token_grpo_trainer import SoftTokenGRPOTrainer
 
 
 __all__ = [
@@ -22,5 +24,7 @@ __all__ = [
     "LatentReportCallback",
     "LatentSFTConfig",
     "LatentSFTTrainer",
+    "SoftTokenGRPOConfig",
+    "SoftTokenGRPOTrainer",
     "contrastive_loss",
 ]

@@ -75,12 +75,12 @@ def load_main_model(
     return main_model
 
 
-def load_tokenizer(model: PreTrainedModel, name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str | PreTrainedModel, name: str, **kwargs) -> PreTrainedTokenizerBase:
     """Tokenizer saved with `model`; `name` is the argument to blame if there is none."""
-    path = model.config.name_or_path
+    path = model if isinstance(model, str) else model.config.name_or_path
     if not path:
         raise ValueError(f"`{name}` must be given: the model was built in memory and names no tokenizer.")
-    return AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left")
+    return AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left", **kwargs)
 
 
 def build_policy(
@@ -218,7 +218,7 @@ def check_dataset(dataset: Any, name: str) -> None:
         columns = getattr(split, "column_names", None) or []
         if found := {"image", "images", "environment"} & set(columns):
             raise ValueError(
-                f"`{name}` has a column {sorted(found)[0]!r}, but `LatentGRPOTrainer` trains on text prompts alone. "
+                f"`{name}` has a column {sorted(found)[0]!r}, but this trainer reads text prompts alone. "
                 "Remove the column."
             )
 

@@ -36,7 +36,7 @@ from .construction import (
     naming_itself,
 )
 from .latent_grpo_config import LatentGRPOConfig
-from .losses import contrastive_loss
+from .losses import clamp_log_ratio, contrastive_loss
 from .policy_training import PolicyTrainingMixin
 from .prescreening import Prescreener, area_under_curve, select_trajectories
 from .remedies import RemediesMixin
@@ -44,9 +44,6 @@ from .rollouts import ResumableRolloutsMixin
 
 
 logger = get_logger(__name__)
-
-# A clipped ratio says nothing beyond this, and exp() of the sum over many dimensions would overflow
-MAX_LOG_RATIO = 20.0
 
 
 class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMixin, GRPOTrainer):
@@ -562,7 +559,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         if self.args.latent_logp_reduction == "mean":
             logps = logps / latents.size(-1)
         if self._old_logps is not None:
-            logps = self._old_logps + (logps - self._old_logps).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+            logps = clamp_log_ratio(logps, self._old_logps)
         self._scored = density, logps.detach()
         return logps, density.entropy() if compute_entropy else None, None
 

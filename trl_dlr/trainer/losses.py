@@ -1,12 +1,19 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Contrastive losses over the latent trajectories of one question (equation 8 and its stated alternatives)."""
+"""Contrastive losses over the latent trajectories of one question (equation 8 and its stated alternatives), log-ratios."""
 
 import torch
 import torch.nn.functional as F
 
 
 CONTRASTIVE_SIMILARITIES = ("dot", "cosine", "infonce", "margin")
+# A clipped ratio says nothing beyond this, and exp() of the sum over many dimensions would overflow
+MAX_LOG_RATIO = 20.0
+
+
+def clamp_log_ratio(logps: torch.Tensor, old_logps: torch.Tensor) -> torch.Tensor:
+    """Log-densities of latents that differ from the old ones by 20 nats at most, shape as `logps`."""
+    return old_logps + (logps - old_logps).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def contrastive_loss(

@@ -116,7 +116,9 @@ class SoftTokenGRPOConfig(RemedyArguments, GRPOConfig):
         self.check_remedies()
         thinking = self.thinking_config()  # which checks its fields
         if self.soft_token_score not in SOFT_TOKEN_SCORES:
-            raise ValueError(f"`soft_token_score` must be one of {', '.join(SOFT_TOKEN_SCORES)}, got {self.soft_token_score!r}.")
+            raise ValueError(
+                f"`soft_token_score` must be one of {', '.join(SOFT_TOKEN_SCORES)}, got {self.soft_token_score!r}."
+            )
         if not LATENT_TYPES[thinking.latent_type].is_scored:
             for name in ("one_sided_noise", "first_latent_selection"):
                 if getattr(self, name):

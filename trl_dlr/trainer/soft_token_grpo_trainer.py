@@ -323,7 +323,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         finally:
             self._to_score = None
         if self._old_logps is None:
-            inputs["old_per_token_logps"] = self._scored
+            inputs["old_per_token_logps"] = self._old_logps = self._scored
         return loss
 
 
