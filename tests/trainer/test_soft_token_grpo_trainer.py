@@ -25,7 +25,6 @@ LATENT_GRPO = {
     "soft_token_temperature": 0.5,
     "stop_at_end_marker": True,
     "end_marker": list(VOCABULARY)[16],
-    "invalid_samples": "exclude",
     "first_latent_selection": True,
 }
 HIDDEN = {"latent_type": "hidden_states", "end_marker": "=="}
