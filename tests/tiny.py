@@ -45,19 +45,24 @@ def random_main_model(seed: int = 0, **kwargs) -> LlamaForCausalLM:
 
 @functools.lru_cache
 def trained_main_model(
-    seed: int = 0, steps: int = 600, batch_size: int = 256, hint: float | None = None
+    seed: int = 0,
+    steps: int = 600,
+    batch_size: int = 256,
+    hint: float | None = None,
+    num_hints: tuple[int, ...] = (2,),
 ) -> LlamaForCausalLM:
     """
-    A main model that continues `[letter][a][b][op][op]` with `=result`. The letter is noise to it. With a `hint`, it
-    learns to write `[op][op]` too, in that share of examples the letter's own and else any: a start for a model that
-    thinks by itself.
+    A main model that continues `[letter][a][b][op][op]` with `=result`, or after as many [op] as `num_hints` says, in
+    turn. The letter is noise to it. With a `hint`, it learns to write `[op][op]` too, in that share of examples the
+    letter's own and else any: a start for a model that thinks by itself.
     """
     main_model = random_main_model(seed).train()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(main_model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     names = list(OPERATIONS)
-    for _ in range(steps):
+    for step in range(steps):
+        hints = num_hints[step % len(num_hints)]
         letter, a, b, op = (
             torch.randint(high, (batch_size,), generator=generator).tolist() for high in (len(LETTERS), 10, 10, 4)
         )
@@ -66,11 +71,11 @@ def trained_main_model(
             own = [names.index(OPERATION_OF[LETTERS[i]]) for i in letter]
             op = [known if hit else o for known, hit, o in zip(own, is_own, op, strict=True)]
         texts = [
-            f"{LETTERS[i]}{x}{y}{names[o]}{names[o]}={result(names[o], x, y)}"
+            f"{LETTERS[i]}{x}{y}{names[o] * hints}={result(names[o], x, y)}"
             for i, x, y, o in zip(letter, a, b, op, strict=True)
         ]
         ids = torch.tensor([[VOCABULARY[c] for c in text] + [1] for text in texts])
-        first = 5 if hint is None else 3
+        first = 3 + hints if hint is None else 3
         logits = main_model(ids[:, :-1]).logits[:, first - 1 :]
         loss = cross_entropy(logits.reshape(-1, logits.size(-1)), ids[:, first:].reshape(-1))
         loss.backward()

@@ -18,9 +18,9 @@ class EchoReasoner:
 
     def sample_latents(self, prompts, num_samples, deterministic):
         own = torch.tensor([float(int.from_bytes(prompt.encode(), "big")) for prompt in prompts], dtype=torch.float64)
-        return own.repeat_interleave(num_samples).view(-1, 1, 1)
+        return own.repeat_interleave(num_samples).view(-1, 1, 1), torch.ones(num_samples * len(prompts))
 
-    def decode(self, prompts, latents=None, num_anchors=0):
+    def decode(self, prompts, latents=None, lengths=None, num_anchors=0):
         if latents is None:
             return ["alone"] * len(prompts)
         return [int(value).to_bytes(3, "big").decode() for value in latents.flatten()]
@@ -97,6 +97,18 @@ def test_latents_of_zero_are_the_anchors():
     assert [len(answers) for answers in zero] == [1] * 12
 
 
+@pytest.mark.parametrize("latents", ["own", "shuffled", "mean"])
+def test_latents_keep_their_number_wherever_they_go(latents):
+    reasoner, dataset = make_reasoner(learn_stop=True, initial_stop_prob=0.5), distinct(12)
+    torch.nn.init.normal_(reasoner.policy.stop_head.weight, std=0.5)
+    given = []
+    reasoner.decode = lambda prompts, *latents, num_anchors: given.append(latents) or ["0"] * len(latents[0])
+    answer_questions(reasoner, dataset, latents, num_samples=2, batch_size=5)
+    found, lengths = (torch.cat(parts) for parts in zip(*given, strict=True))
+    assert len(lengths.unique()) > 1
+    assert torch.equal((found != 0).all(-1).sum(1), lengths)
+
+
 def test_means_are_those_of_the_policy_once_whatever_the_seed():
     reasoner, dataset = make_reasoner(), distinct(12)
     means = [answer_questions(reasoner, dataset, "mean", num_samples=3, seed=seed) for seed in (0, 1)]
@@ -108,7 +120,7 @@ def test_a_fresh_head_has_not_been_trained_and_leaves_the_trained_one():
     reasoner = make_reasoner(sigma=0.01)  # next to no noise: latents are means
     trained = reasoner.policy.latent_head
     seen = []
-    reasoner.decode = lambda prompts, latents, num_anchors: seen.append(latents) or ["0"] * len(latents)
+    reasoner.decode = lambda prompts, latents, lengths, num_anchors: seen.append(latents) or ["0"] * len(latents)
     for latents in ("own", "fresh_head"):
         answer_questions(reasoner, distinct(6), latents, num_samples=2)
     own, fresh = (latents.square().mean().sqrt() for latents in seen)

@@ -55,7 +55,7 @@ def test_answers_are_the_reasoners_in_the_order_asked(reasoner):
 
 def test_a_vote_is_on_what_stands_before_the_stop_strings(reasoner, monkeypatch):
     texts = ["5|7", "6|7", "6|8", "9|7"]
-    monkeypatch.setattr(LatentReasoner, "decode", lambda self, prompts, latents: texts * len(prompts))
+    monkeypatch.setattr(LatentReasoner, "decode", lambda self, prompts, *latents: texts * len(prompts))
     kwargs = {"do_sample": True, "num_samples": 4, "batch_size": 2}
     lm = LatentReasonerLM(reasoner, selection="majority", **kwargs)
     assert answers_of(lm, CONTEXTS[:3], until=["|"]) == ["6"] * 3
@@ -78,7 +78,7 @@ def test_likelihoods_are_given_the_latents_of_the_context(reasoner, num_samples)
     found = LatentReasonerLM(reasoner, batch_size=4, **sampling).loglikelihood(requests_of("loglikelihood", pairs))
     contexts, tokenizer = ["A12", "B345", "C"], reasoner.main_processing_class
     torch.manual_seed(5)
-    latents = reasoner.sample_latents(contexts, num_samples, not sampling["do_sample"])
+    latents, _ = reasoner.sample_latents(contexts, num_samples, not sampling["do_sample"])
     latents = dict(zip(contexts, latents.unflatten(0, (3, -1)), strict=True))
     for (context, answer), (log_prob, _) in zip(pairs, found, strict=True):
         likelihoods = []
@@ -115,7 +115,7 @@ def test_assistant_and_main_model_each_render_a_conversation_their_own_way():
     assert lm.chat_template(True) == main_tokenizer.chat_template
     pairs = [(contexts[0], "=3"), (CONTEXTS[0], "=3")]
     chat, plain = (lm.loglikelihood(requests_of("loglikelihood", [pair]))[0] for pair in pairs)
-    embeds = reasoner.policy.inject(reasoner.sample_latents(chats[:1], deterministic=True))
+    embeds = reasoner.policy.inject(reasoner.sample_latents(chats[:1], deterministic=True)[0])
     ids = main_tokenizer("A12+")["input_ids"], main_tokenizer("=3")["input_ids"]
     rows, _ = completion_log_probs(reasoner.engine.model, [ids[0]], [ids[1]], embeds)
     assert chat[0] == pytest.approx(rows[0].sum().item(), abs=1e-5) != pytest.approx(plain[0], abs=1e-5)

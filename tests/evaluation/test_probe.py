@@ -101,6 +101,17 @@ def test_words_are_of_mean_latents(sampling, injection):
                 assert [token["id"] for token in tokens] == by_brute_force(reasoner, offset, 3)[0]
 
 
+def test_words_end_at_a_learned_stop():
+    reasoner = make_reasoner(learn_stop=True, initial_stop_prob=0.5, injection="anchors")
+    rows = tiny_dataset(8, 0)
+    torch.nn.init.normal_(reasoner.policy.stop_head.weight)
+    probe = take_probe(reasoner, rows, tiny_reward, num_samples=2, num_tokens=3, batch_size=3)
+    _, lengths = reasoner.sample_latents(list(rows["prompt"]), deterministic=True)
+    assert len(set(lengths.tolist())) > 1
+    for name in ("tokens", "offset_tokens"):
+        assert [len(question[name]) for question in probe["questions"]] == lengths.tolist()
+
+
 # ---- The whole ----
 
 
@@ -111,7 +122,7 @@ def test_a_probe_says_what_was_decoded_and_what_it_was_worth():
     alone = reasoner.decode(list(rows["prompt"]))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        latents = [reasoner.sample_latents(list(rows["prompt"])[start : start + 2], 3) for start in (0, 2, 4)]
+        latents = [reasoner.sample_latents(list(rows["prompt"])[start : start + 2], 3)[0] for start in (0, 2, 4)]
     completions = reasoner.decode(list(rows["prompt"]), torch.cat(latents))
     coordinates, shares = principal_components(torch.cat(latents).flatten(1))
     assert probe["variance_shares"] == pytest.approx(shares.tolist(), abs=1e-4)

@@ -64,7 +64,7 @@ def run_dir(tmp_path_factory):
         folder,
         reward_funcs=tiny_reward,
         main_model=trained_main_model(),
-        policy_kwargs={"learn_sigma": True, "num_latents": 2},
+        policy_kwargs={"learn_sigma": True, "num_latents": 2, "learn_stop": True},
         max_steps=12,
         num_generations=8,
         per_device_train_batch_size=32,

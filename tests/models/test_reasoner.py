@@ -38,7 +38,7 @@ def main_folder(tmp_path_factory):
     return folder
 
 
-def make_reasoner(main_folder, adapter=False, head=True, sampling="autoregressive", max_new_tokens=6):
+def make_reasoner(main_folder, adapter=False, head=True, sampling="autoregressive", max_new_tokens=6, **kwargs):
     main_model = type(random_main_model()).from_pretrained(main_folder)
     torch.manual_seed(7)
     policy = LatentPolicyModel.from_assistant(
@@ -46,6 +46,7 @@ def make_reasoner(main_folder, adapter=False, head=True, sampling="autoregressiv
         main_model,
         tokenizer(),
         **{"latent_dim": 4, "num_latents": 3, "injection": "components", "injection_scale": 1.0, "sampling": sampling},
+        **kwargs,
     ).eval()
     torch.nn.init.normal_(policy.latent_head.mean.weight, std=0.2)  # means that differ between questions
     if adapter:
@@ -93,6 +94,27 @@ def test_a_batch_gives_what_batches_of_one_give(main_folder, sampling):
     assert together.texts == [output.texts[0] for output in alone]
     torch.testing.assert_close(together.latents, torch.cat([output.latents for output in alone]))
     assert len(set(together.texts)) == 3
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_trajectories_of_different_lengths(main_folder, sampling):
+    reasoner = make_reasoner(main_folder, sampling=sampling, learn_stop=True, initial_stop_prob=0.5)
+    torch.nn.init.normal_(reasoner.policy.stop_head.weight, std=0.1)
+    drawn = reasoner.generate(PROMPTS, num_samples=8, seed=0)
+    lengths = drawn.lengths.flatten().tolist()
+    assert set(lengths) == {1, 2, 3}
+    texts = [text for candidates in drawn.candidates for text in candidates]
+    for row, (length, text) in enumerate(zip(lengths, texts, strict=True)):
+        latents = drawn.latents.flatten(0, 1)[row : row + 1]
+        assert (latents[:, length:] == 0).all() and (latents[:, :length] != 0).all()
+        assert reasoner.decode([PROMPTS[row // 8]], latents[:, :length]) == [text]
+    together = reasoner.generate(PROMPTS)
+    for place, prompt in enumerate(PROMPTS):
+        alone = reasoner.generate([prompt])
+        assert alone.texts == [together.texts[place]] == ["".join(reasoner.stream(prompt))]
+        assert torch.equal(alone.lengths[0], together.lengths[place])
+    best = reasoner.generate(PROMPTS, num_samples=8, seed=0, selection="best")
+    assert best.texts == [texts[i] for texts, i in zip(drawn.candidates, drawn.scores.argmax(1), strict=True)]
 
 
 def test_one_answer_is_deterministic_and_several_are_drawn(reasoner):

@@ -342,7 +342,7 @@ def test_the_hybrid_terms_gradient_is_that_of_finite_differences(tmp_path, sampl
     inputs["advantages"] = torch.randn(8)
     is_decoded = inputs["completion_mask"].any(dim=1)
     is_decoded[3] = False
-    prompt = inputs["prompt_ids"], inputs["prompt_mask"], inputs["latents"]
+    prompt = inputs["prompt_ids"], inputs["prompt_mask"], inputs["latents"], inputs["lengths"]
 
     def value():
         density = trainer._score(trainer.model, *prompt, is_decoded, 8)
@@ -370,7 +370,7 @@ def test_the_hybrid_term_is_the_likelihood_of_what_was_decoded(tmp_path):
     trainer = make_trainer(tmp_path, hybrid_coef=1.0)
     inputs = trainer._generate_and_score_completions([row for row in tiny_dataset(2, 0) for _ in range(4)])
     density = trainer._score(
-        trainer.model, *(inputs[k] for k in ("prompt_ids", "prompt_mask", "latents")), *all_rows(8)
+        trainer.model, *(inputs[k] for k in ("prompt_ids", "prompt_mask", "latents", "lengths")), *all_rows(8)
     )
     terms = trainer._hybrid_terms(density, inputs, torch.ones(8, dtype=torch.bool))
     embed = trainer.main_model.get_input_embeddings()

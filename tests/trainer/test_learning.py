@@ -18,9 +18,9 @@ def accuracy(trainer, latents):
     return figures["accuracy"]
 
 
-def make_learner(folder, model_seed=0, model=None, **kwargs):
+def make_learner(folder, model_seed=0, model=None, num_hints=(2,), **kwargs):
     """A trainer on the task of tests/tiny.py, on the CPU, that saves nothing."""
-    main_model = trained_main_model()
+    main_model = trained_main_model(num_hints=num_hints)
     torch.manual_seed(model_seed)
     defaults = {"num_latents": 2, "injection": "components", "injection_scale": 1.0, "max_completion_length": 3}
     defaults |= {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}

@@ -171,6 +171,18 @@ def test_the_models_may_be_shapes_alone():
     assert plan_memory(*shapes, args, prompt_length=5) == plan_memory(policy, main_model, args, prompt_length=5)
 
 
+def test_a_learned_stop_is_planned_with_all_its_steps():
+    main_model = random_main_model()
+    args = LatentGRPOConfig("unused", bf16=False, use_cpu=True, max_completion_length=6, beta=0.1)
+    sizes = {"latent_dim": 4, "num_latents": 3, "injection": "components"}
+    plain, stopping = (
+        plan_memory(make_policy(main_model, **sizes, learn_stop=learn_stop), main_model, args, prompt_length=5)
+        for learn_stop in (False, True)
+    )
+    assert stopping.parameters - plain.parameters == 4 * (64 + 1)
+    assert stopping.kv_cache == plain.kv_cache
+
+
 def test_partitions_are_alike_and_even():
     group = [torch.nn.Parameter(torch.empty(size)) for size in (5, 9, 3)]
     layout = Zero2Layout.of([group], 4)

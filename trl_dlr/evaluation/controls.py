@@ -72,21 +72,24 @@ def answer_questions(
             config = reasoner.policy.config
             shape = len(prompts), 1, config.num_latents, config.latent_dim
             own = torch.zeros(shape, device=reasoner.policy.device)
+            lengths = torch.full(shape[:2], config.num_latents)
         elif latents not in ("none", "anchors"):
             chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
             with fresh_head(reasoner.policy) if latents == "fresh_head" else nullcontext():
                 drawn = [reasoner.sample_latents(chunk, num_samples, latents == "mean") for chunk in chunks]
-            own = torch.cat(drawn).unflatten(0, (len(prompts), num_samples))
+            own, lengths = (
+                torch.cat(parts).unflatten(0, (len(prompts), num_samples)) for parts in zip(*drawn, strict=True)
+            )
             if latents == "shuffled":
                 order = torch.randperm(len(prompts))
                 giver = torch.empty_like(order)
                 giver[order] = order.roll(1)  # one cycle: nobody keeps its own
-                own = own[giver]
+                own, lengths = own[giver], lengths[giver]
         with state.split_between_processes(list(range(len(prompts)))) as places:
             for start in tqdm(range(0, len(places), batch_size), description, disable=not state.is_main_process):
                 chunk = places[start : start + batch_size]
-                given = None if own is None else own[chunk].flatten(0, 1)
-                texts = reasoner.decode([prompts[place] for place in chunk], given, num_anchors)
+                given = () if own is None else (own[chunk].flatten(0, 1), lengths[chunk].flatten())
+                texts = reasoner.decode([prompts[place] for place in chunk], *given, num_anchors=num_anchors)
                 answers += [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
     return gather_object(answers)
 

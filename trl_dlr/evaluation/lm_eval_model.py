@@ -244,18 +244,20 @@ class LatentReasonerLM(TemplateLM):
             for start in range(0, len(contexts), self.batch_size):
                 batch = contexts[start : start + self.batch_size]
                 drawn = self.reasoner.sample_latents(self._prompts(batch), num_samples, not self.do_sample)
-                latents_of |= zip(batch, drawn.unflatten(0, (len(batch), num_samples)), strict=True)
+                latents_of |= zip(batch, zip(*(part.split(num_samples) for part in drawn), strict=True), strict=True)
         results = [None] * len(requests)
         by_length = sorted(range(len(requests)), key=lambda place: -len(requests[place][1] + requests[place][2]))
         progress = tqdm(total=len(requests), desc="Likelihoods", disable=disable_tqdm)
         for start in range(0, len(requests), self.batch_size):
             places = by_length[start : start + self.batch_size]
             texts, prompt_ids, answer_ids = zip(*(requests[place] for place in places), strict=True)
+            latents, lengths = zip(*(latents_of[context] for context, _ in texts), strict=True)
             log_probs, is_greedy = completion_log_probs(
                 engine.model,
                 [ids for ids in prompt_ids for _ in range(num_samples)],
                 [ids for ids in answer_ids for _ in range(num_samples)],
-                policy.inject(torch.cat([latents_of[context] for context, _ in texts])),
+                policy.inject(torch.cat(latents)),
+                torch.cat(lengths),
             )
             sums = torch.stack([row.sum() for row in log_probs]).unflatten(0, (-1, num_samples))
             means = sums.logsumexp(1) - math.log(num_samples)  # of the likelihoods

@@ -154,6 +154,13 @@ DIVERSITY = Plot(
     "sign: a fall to 0 while rewards have not risen.",
     (Panel("1 − mean cosine", ("latent/diversity",)),),
 )
+LENGTH = Plot(
+    "length",
+    "Latent steps",
+    "Steps that trajectories took before a learned stop. Warning sign: a mean that falls together with the rewards, for "
+    "which a smaller `latent_cost` is the remedy.",
+    (Panel("Steps of a trajectory", ("latent/mean_length", "latent/min_length", "latent/max_length")),),
+)
 SCREENING = Plot(
     "screening",
     "Pre-screening",
@@ -212,7 +219,21 @@ MAP = Plot(
     "reward can be told from the latents, which is what pre-screening needs. Warning sign: after training, one cloud "
     "of all shapes, as if there were no question.",
 )
-PLOTS = (REWARDS, CONTROLS, GROUPS, RATIO, SIZE, DIVERSITY, SCREENING, OPTIMIZATION, TERMS, ACCURACY, TIME, MAP)
+PLOTS = (
+    REWARDS,
+    CONTROLS,
+    GROUPS,
+    RATIO,
+    SIZE,
+    DIVERSITY,
+    LENGTH,
+    SCREENING,
+    OPTIMIZATION,
+    TERMS,
+    ACCURACY,
+    TIME,
+    MAP,
+)
 
 
 # ---- What a log history holds ----

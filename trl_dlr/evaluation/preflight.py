@@ -76,10 +76,12 @@ def preflight(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = policy.sample(**inputs)
-        figures["mean_size"] = drawn.density.size().square().mean().sqrt().item()
+        sizes = drawn.density.size().square().sum() / drawn.lengths.sum()
+        figures["mean_size"] = sizes.sqrt().item()
         advantages = torch.randn(len(prompts), 1, device=drawn.latents.device)
     named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
-    loss = (policy(**inputs, latents=drawn.latents).density.log_prob(drawn.latents) * advantages).mean()
+    density = policy(**inputs, latents=drawn.latents, lengths=drawn.lengths).density
+    loss = (density.log_prob(drawn.latents) * advantages).mean()
     gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
     for part in dict.fromkeys(name.split(".")[0] for name, _ in named):
         norms = [

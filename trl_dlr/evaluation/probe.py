@@ -142,7 +142,8 @@ def take_probe(
                 - `alone`: `completion` and `reward` of the main model without latents.
                 - `samples`: `completion`, `reward` and place (`x`, `y`) of each sampled trajectory, whose T latents are
                   one point.
-                - `tokens`: the nearest tokens of each step's embedding, for *mean* latents, not sampled ones.
+                - `tokens`: the nearest tokens of each step's embedding, for *mean* latents, not sampled ones, up to a
+                  learned stop.
                 - `offset_tokens`: those of its distance from the anchor token, with `injection="anchors"`, where the
                   anchor itself is the nearest unless the latent is large.
     """
@@ -158,22 +159,23 @@ def take_probe(
             rows = questions.select(range(start, min(start + batch_size, len(questions))))
             prompts = list(rows["prompt"])
             alone = _judge(reward_func, rows, reasoner.decode(prompts), 1)
-            latents = reasoner.sample_latents(prompts, num_samples)
-            samples = _judge(reward_func, rows, reasoner.decode(prompts, latents), num_samples)
+            latents, lengths = reasoner.sample_latents(prompts, num_samples)
+            samples = _judge(reward_func, rows, reasoner.decode(prompts, latents, lengths), num_samples)
             trajectories.append(latents.flatten(1).cpu())
-            embeddings = policy.inject(reasoner.sample_latents(prompts, deterministic=True))
+            means, num_steps = reasoner.sample_latents(prompts, deterministic=True)
+            embeddings = policy.inject(means)
             words = {"tokens": nearest_tokens(reasoner, embeddings.flatten(0, 1), num_tokens)}
             if is_anchored:
                 offsets = embeddings - policy.inject(torch.zeros_like(latents[:1]))
                 words["offset_tokens"] = nearest_tokens(reasoner, offsets.flatten(0, 1), num_tokens)
-            num_steps = embeddings.size(1)
             gold = next((rows[name] for name in ("answer", "solution", "completion") if name in rows.features), None)
             for place, prompt in enumerate(prompts):
                 question = {"prompt": _text(prompt), "alone": alone[place]}
                 if gold is not None:
                     question["answer"] = _text(gold[place]) if isinstance(gold[place], list) else str(gold[place])
                 question["samples"] = samples[place * num_samples : (place + 1) * num_samples]
-                question |= {name: of[place * num_steps : (place + 1) * num_steps] for name, of in words.items()}
+                first = place * embeddings.size(1)
+                question |= {name: of[first : first + num_steps[place]] for name, of in words.items()}
                 found.append(question)
     coordinates, shares = principal_components(torch.cat(trajectories))
     everything = [sample for question in found for sample in question["samples"]]

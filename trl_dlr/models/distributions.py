@@ -259,8 +259,9 @@ class StoppedDensity:
         return StoppedDensity(self.steps.given(of_steps), parameters["stop_logits"], parameters["lengths"])
 
     def figures(self) -> dict[str, torch.Tensor]:
-        """What is logged of it: that of the latents."""
-        return self.steps.figures()
+        """What is logged of it: that of the latents that are there."""
+        taken = {name: parameter[self.is_taken].unsqueeze(1) for name, parameter in self.steps.rows().items()}
+        return self.steps.given(taken).figures()
 
 
 Density = DiagonalGaussian | SoftTokens | StoppedDensity

@@ -221,9 +221,10 @@ class LatentPolicyConfig(PreTrainedConfig):
     @property
     def latents_in_words(self) -> str:
         """What a trajectory is, for cards and reports."""
+        number = f"{self.min_latents} to {self.num_latents}" if self.learn_stop else self.num_latents
         if self.density == "gaussian":
-            return f"{self.num_latents} latents of size {self.latent_dim}"
-        return f"{self.num_latents} soft tokens over the main model's {self.latent_dim} tokens"
+            return f"{number} latents of size {self.latent_dim}"
+        return f"{number} soft tokens over the main model's {self.latent_dim} tokens"
 
 
 class LatentHead(nn.Module):

@@ -42,7 +42,9 @@ class LatentReasonerOutput:
         candidates (`list[list[str]]`):
             All `num_samples` completions of each prompt.
         latents (`torch.Tensor` of shape `(num_prompts, num_samples, T, latent_dim)`):
-            The latents that they were decoded from.
+            The latents that they were decoded from, 0 after a trajectory's last step.
+        lengths (`torch.Tensor` of shape `(num_prompts, num_samples)`):
+            Latent steps of each trajectory.
         scores (`torch.Tensor` of shape `(num_prompts, num_samples)`, *optional*):
             Log-odds of reward by the value head, if the policy was trained with one.
     """
@@ -50,6 +52,7 @@ class LatentReasonerOutput:
     texts: list[str]
     candidates: list[list[str]]
     latents: torch.Tensor
+    lengths: torch.Tensor
     scores: torch.Tensor | None = None
 
 
@@ -324,8 +327,8 @@ class LatentReasoner:
             num_samples (`int`, *optional*, defaults to `1`):
                 Trajectories per prompt.
             do_sample (`bool`, *optional*):
-                Whether latents are sampled. If not, the mean of every step is taken. If `None`, they are sampled when
-                there is more than one.
+                Whether latents are sampled. If not, the mean of every step is taken, up to where a learned stop is
+                likelier than not. If `None`, they are sampled when there is more than one.
             selection (`str`, *optional*, defaults to `"first"`):
                 Which completion of a prompt is its answer: the `"first"`, one that gives the `"majority"` answer
                 (self-consistency), or the `"best"` by the value head (best of n, which decodes only that one).
@@ -361,16 +364,16 @@ class LatentReasoner:
         scores = None
         if self.value_head is not None:
             scores = self.value_head(self.policy.features(drawn.latents), drawn.question_states).unflatten(0, shape)
-        latents = drawn.latents.unflatten(0, shape)
+        latents, lengths = drawn.latents.unflatten(0, shape), drawn.lengths.unflatten(0, shape)
         if selection == "best":
-            chosen = latents[torch.arange(len(prompts)), scores.argmax(1)]
-            candidates = [[text] for text in self.decode(prompts, chosen)]
+            chosen = torch.arange(len(prompts)), scores.argmax(1)
+            candidates = [[text] for text in self.decode(prompts, latents[chosen], lengths[chosen])]
         else:
-            decoded = self.decode(prompts, drawn.latents)
+            decoded = self.decode(prompts, drawn.latents, drawn.lengths)
             candidates = [decoded[start : start + num_samples] for start in range(0, len(decoded), num_samples)]
         places = [majority_vote(texts) if selection == "majority" else 0 for texts in candidates]
         texts = [texts[place] for texts, place in zip(candidates, places, strict=True)]
-        return LatentReasonerOutput(texts, candidates, latents, scores)
+        return LatentReasonerOutput(texts, candidates, latents, lengths, scores)
 
     @torch.no_grad()
     def stream(self, prompt: str | list[dict[str, str]], do_sample: bool = False) -> Iterator[str]:
@@ -393,8 +396,8 @@ class LatentReasoner:
                 f"`stream` needs `engine='transformers'`; {type(self.engine).__name__} returns whole answers. Use `generate`."
             )
         ids = self.tokenize_for_main_model([prompt])[0]
-        latents = self.sample_latents([prompt], deterministic=not do_sample)
-        return self.engine.stream(ids, self.policy.inject(latents))
+        latents, lengths = self.sample_latents([prompt], deterministic=not do_sample)
+        return self.engine.stream(ids, self.policy.inject(latents[:, : lengths[0]]))
 
     # ---- Its two halves ----
 
@@ -412,18 +415,28 @@ class LatentReasoner:
     def _draw(self, prompts: list, num_samples: int, deterministic: bool) -> LatentPolicyOutput:
         return self.policy.sample(**self.tokenize(prompts), num_samples=num_samples, deterministic=deterministic)
 
-    def sample_latents(self, prompts: list, num_samples: int = 1, deterministic: bool = False) -> torch.Tensor:
+    def sample_latents(
+        self, prompts: list, num_samples: int = 1, deterministic: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Latents of `num_samples` trajectories per prompt, shape `(len(prompts) * num_samples, T, latent_dim)`, a
-        prompt's next to each other. `deterministic` takes the mean of every step.
+        prompt's next to each other, and the number of them that each trajectory has. `deterministic` takes the mean of
+        every step, and stops where that is likelier than not.
         """
-        return self._draw(prompts, num_samples, deterministic).latents
+        drawn = self._draw(prompts, num_samples, deterministic)
+        return drawn.latents, drawn.lengths
 
-    def decode(self, prompts: list, latents: torch.Tensor | None = None, num_anchors: int = 0) -> list[str]:
+    def decode(
+        self,
+        prompts: list,
+        latents: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        num_anchors: int = 0,
+    ) -> list[str]:
         """
-        Text that the main model writes after each prompt and the latents for it, or after the prompt alone. Several
-        trajectories per prompt stand next to each other in `latents`. Without latents, `num_anchors` plain tokens of the
-        policy's anchor text may stand in their place.
+        Text that the main model writes after each prompt and the latents for it (the first `lengths` of them, if not all),
+        or after the prompt alone. Several trajectories per prompt stand next to each other in `latents`. Without latents,
+        `num_anchors` plain tokens of the policy's anchor text may stand in their place.
         """
         ids = self.tokenize_for_main_model(prompts)
         if latents is None:
@@ -432,7 +445,7 @@ class LatentReasoner:
             completion_ids = self.engine.generate([prompt + plain for prompt in ids])
         else:
             num_samples = torch.full((len(prompts),), latents.size(0) // len(prompts))
-            completion_ids = self.engine.generate(ids, self.policy.inject(latents), num_samples)
+            completion_ids = self.engine.generate(ids, self.policy.inject(latents), num_samples, lengths)
         return self.main_processing_class.batch_decode(completion_ids, skip_special_tokens=True)
 
 

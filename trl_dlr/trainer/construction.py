@@ -212,6 +212,20 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, main_model: PreTrai
         raise ValueError("`optimizers` holds weights of `main_model`, which is frozen. Give it the policy's only.")
 
 
+def check_stop(policy: LatentPolicyModel, args: LatentGRPOConfig) -> None:
+    """Refuse options that a learned stop, or a policy without one, has no use for."""
+    if args.latent_cost > 0 and not policy.config.learn_stop:
+        raise ValueError(
+            f"`latent_cost={args.latent_cost}` needs a policy with `learn_stop=True`: all trajectories of `model` have "
+            f"`num_latents={policy.config.num_latents}` steps, which cost the same."
+        )
+    if args.latent_logp_reduction == "mean" and policy.config.learn_stop:
+        raise ValueError(
+            "`latent_logp_reduction='mean'` would divide the log-probability of a stop by the latents' dimensions too. Use "
+            "'sum' with `learn_stop=True`."
+        )
+
+
 def check_dataset(dataset: Any, name: str) -> None:
     """Refuse columns that a text-only trainer would ignore."""
     for split in dataset.values() if isinstance(dataset, dict) else [dataset]:

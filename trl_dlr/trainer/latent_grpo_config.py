@@ -8,7 +8,7 @@ from trl import GRPOConfig
 from .losses import CONTRASTIVE_SIMILARITIES
 from .options import refuse_options
 from .policy_arguments import LatentPolicyArguments
-from .remedy_arguments import RemedyArguments
+from .remedy_arguments import RemedyArguments, check_group_advantages
 
 
 # TRL options that speak of a policy that writes tokens. Ours draws latents, and the main model's tokens are not trained.
@@ -90,6 +90,10 @@ class LatentGRPOConfig(LatentPolicyArguments, RemedyArguments, GRPOConfig):
         beta (`float`, *optional*, defaults to `0.0`):
             Weight β of the closed-form KL to the frozen reference policy (equation 7). At 0, TRL's default, no reference
             is kept; the paper uses 0.01.
+        latent_cost (`float`, *optional*, defaults to `0.0`):
+            With `learn_stop`, what each latent step takes off a trajectory's total reward before advantages are
+            computed, so that the shorter of two equally right trajectories is preferred. It shapes the reward: the
+            rewards that are logged are without it.
         gamma (`float`, *optional*, defaults to `0.0`):
             Weight γ of the contrastive loss (equation 6).
         hybrid_coef (`float`, *optional*, defaults to `0.0`):
@@ -168,6 +172,10 @@ class LatentGRPOConfig(LatentPolicyArguments, RemedyArguments, GRPOConfig):
     prescreening_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the value head."})
 
     # Loss
+    latent_cost: float = field(
+        default=0.0,
+        metadata={"help": "What each latent step takes off the total reward that advantages are computed from."},
+    )
     gamma: float = field(default=0.0, metadata={"help": "Weight of the contrastive loss (equation 6)."})
     hybrid_coef: float = field(
         default=0.0,
@@ -233,8 +241,11 @@ class LatentGRPOConfig(LatentPolicyArguments, RemedyArguments, GRPOConfig):
                 f"`num_generations={self.num_generations}` trajectories of a question, which have nothing to be compared "
                 "with. Raise either so that at least 2 are decoded."
             )
+        if self.latent_cost > 0:
+            check_group_advantages(self, f"`latent_cost={self.latent_cost}` is compared within a group")
         at_least_0 = (
             "beta",
+            "latent_cost",
             "gamma",
             "hybrid_coef",
             "contrastive_margin",

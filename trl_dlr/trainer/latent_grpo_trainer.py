@@ -32,6 +32,7 @@ from .construction import (
     check_chat_templates,
     check_dataset,
     check_optimizer,
+    check_stop,
     longest_prompts,
     naming_itself,
 )
@@ -176,6 +177,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             model, main_model, main_processing_class, processing_class, args, quantization_config
         )
         policy = model.get_base_model() if is_peft_model(model) else model
+        check_stop(policy, args)
         check_chat_templates(
             train_dataset, processing_class=processing_class, main_processing_class=main_processing_class
         )
@@ -345,7 +347,8 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         num_decoded = torch.stack([part.sum() for part in is_decoded.split(num_samples.tolist())])
         sampled = time.perf_counter()
         tokens_before = self.engine.num_forward_tokens
-        decoded_ids = iter(self.engine.generate([list(main) for (main, _), _ in runs], latent_embeds, num_decoded))
+        main_ids, lengths = [list(main) for (main, _), _ in runs], rollout.lengths[is_decoded]
+        decoded_ids = iter(self.engine.generate(main_ids, latent_embeds, num_decoded, lengths))
         decoded = time.perf_counter()
 
         # TRL wants a completion in every row: an empty one where nothing was decoded
@@ -447,9 +450,10 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             output["decoded_ids"] = output["completion_ids"].masked_fill(is_padding, -100)
 
         # From here on the actions are the latent steps; the decoded tokens have done their work
-        output["latents"] = rollout.latents
+        output["latents"], output["lengths"] = rollout.latents, rollout.lengths
         output["completion_ids"] = torch.zeros(num_rows, self.num_latents, dtype=torch.long, device=device)
-        mask = torch.ones_like(output["completion_ids"]) * self._is_decoded.unsqueeze(1)
+        is_taken = torch.arange(self.num_latents, device=device) < rollout.lengths.unsqueeze(1)
+        mask = is_taken.long() * self._is_decoded.unsqueeze(1)
         if self.mask_truncated_completions:
             mask = mask * (~self._is_truncated.to(device)).unsqueeze(1)
         output["completion_mask"] = mask
@@ -463,7 +467,8 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
 
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
         log_probs = rollout.density.log_prob(rollout.latents)
-        self._remedy_advantages(output, self._rewards, ~self._is_truncated, log_probs, mask)
+        costs = self.args.latent_cost * rollout.lengths if self.args.latent_cost > 0 else None
+        self._remedy_advantages(output, self._rewards, ~self._is_truncated, log_probs, mask, costs)
         latents = gather(self.policy.features(rollout.latents))  # groups may span processes
         if self._scores is not None:
             self._learn_to_prescreen(latents, gather(rollout.question_states))
@@ -481,6 +486,10 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             self._metrics[mode]["latent/diversity"].append(diversity.mean().item())
         for name, value in rollout.density.figures().items():
             self._metrics[mode][f"latent/{name}"].append(self.accelerator.reduce(value, "mean").item())
+        if self.policy.config.learn_stop:
+            lengths = gather(rollout.lengths).float()
+            for name in ("mean", "min", "max"):
+                self._metrics[mode][f"latent/{name}_length"].append(getattr(lengths, name)().item())
         self._rollout_time += time.perf_counter() - start
         return output
 
@@ -504,7 +513,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
     @torch.no_grad()
     def _reference_density(self, output: dict[str, Any], mode: str) -> Density:
         batch_size = self.args.per_device_train_batch_size if mode == "train" else self.args.per_device_eval_batch_size
-        prompt = output["prompt_ids"], output["prompt_mask"], output["latents"]
+        prompt = output["prompt_ids"], output["prompt_mask"], output["latents"], output["lengths"]
         rows = output["completion_mask"].any(dim=1)
         if self.ref_model is not None:
             return self._score(self.ref_model, *prompt, rows, batch_size)
@@ -519,6 +528,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         prompt_ids: torch.Tensor,
         prompt_mask: torch.Tensor,
         latents: torch.Tensor,
+        lengths: torch.Tensor,
         is_needed: torch.Tensor,
         batch_size: int,
     ) -> Density:
@@ -528,8 +538,9 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             needed = needed.new_zeros(1)
         densities = []
         for rows in needed.split(batch_size):
+            given = {"input_ids": prompt_ids, "attention_mask": prompt_mask, "latents": latents, "lengths": lengths}
             with self.accelerator.autocast():
-                scored = model(input_ids=prompt_ids[rows], attention_mask=prompt_mask[rows], latents=latents[rows])
+                scored = model(**{name: tensor[rows] for name, tensor in given.items()})
             densities.append(scored.density)
         density = concatenate(densities)
         return put_rows(density, needed, len(latents)) if len(needed) < len(latents) else density
@@ -546,12 +557,17 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """Log-density and entropy of every latent step, shape `(batch_size, num_latents)`: TRL's "tokens" here."""
-        latents, is_needed = self._to_score or (self._rollout.latents, self._is_decoded)
+        latents, lengths, is_needed = self._to_score or (
+            self._rollout.latents,
+            self._rollout.lengths,
+            self._is_decoded,
+        )
         density = self._score(
             model,
             input_ids[:, :-logits_to_keep],
             attention_mask[:, :-logits_to_keep],
             latents,
+            lengths,
             is_needed,
             batch_size or latents.size(0),
         )
@@ -571,7 +587,8 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             inputs["old_per_token_logps"] = None
         # The contrastive loss is of all trajectories, the others are of those that have a reward
         is_needed = inputs["completion_mask"].any(dim=1) | (self.args.gamma != 0.0)
-        self._to_score, self._old_logps = (inputs["latents"], is_needed), inputs["old_per_token_logps"]
+        self._to_score = inputs["latents"], inputs["lengths"], is_needed
+        self._old_logps = inputs["old_per_token_logps"]
         try:
             loss = super()._compute_loss(model, inputs)  # the clipped surrogate of equation 7, without its KL
         finally:
@@ -636,7 +653,8 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         latents = density.rsample(inputs["noise"])[rows]
         names = "main_prompt_ids", "main_prompt_mask", "decoded_ids"
         prompt_ids, prompt_mask, decoded_ids = (inputs[name][rows] for name in names)
-        given = given_latents(self.main_model, prompt_ids, prompt_mask, self.policy.inject(latents), decoded_ids)
+        injected, lengths = self.policy.inject(latents), inputs["lengths"][rows]
+        given = given_latents(self.main_model, prompt_ids, prompt_mask, injected, decoded_ids, lengths)
         log_probs = self.main_model(**given, fused_lm_head=True).log_probs.float()
         means = log_probs.sum(1) / (decoded_ids != -100).sum(1).clamp(min=1)
         advantages = inputs.get("completion_advantages", inputs["advantages"])

@@ -365,6 +365,7 @@ def plan_memory(
         trained = stand_in(policy, dtype).train()
         base = trained.get_base_model() if is_peft_model(trained) else trained
         base.injector.requires_grad_(False)
+        base.config.learn_stop = False  # all steps, which is the most that a learned stop takes
         num_latents, latent_dim = base.config.num_latents, base.config.latent_dim
         trainable = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         groups = optimizer_groups(trained, args)

@@ -18,7 +18,14 @@ class LatentPolicyArguments:
         latent_dim (`int`, *optional*, defaults to `16`):
             Size d of a latent.
         num_latents (`int`, *optional*, defaults to `4`):
-            Number T of latent steps per trajectory.
+            Number T of latent steps per trajectory, at most T if `learn_stop`.
+        learn_stop (`bool`, *optional*, defaults to `False`):
+            Whether the policy decides after each latent step if it is the last. [`LatentSFTTrainer`] always takes all
+            steps, and does not train the decision.
+        min_latents (`int`, *optional*, defaults to `1`):
+            Steps that are always taken if `learn_stop`.
+        initial_stop_prob (`float`, *optional*, defaults to `0.05`):
+            Probability of a stop at each step that is free to, before training, if `learn_stop`.
         latent_sampling (`str`, *optional*, defaults to `"autoregressive"`):
             `"autoregressive"` (each latent is fed back, the paper's) or `"parallel"` (learned queries, one pass).
         sigma (`float`, *optional*, defaults to `1.0`):
@@ -64,6 +71,13 @@ class LatentPolicyArguments:
     # Latent policy
     latent_dim: int = field(default=16, metadata={"help": "Size d of a latent."})
     num_latents: int = field(default=4, metadata={"help": "Number T of latent steps per trajectory."})
+    learn_stop: bool = field(
+        default=False, metadata={"help": "Whether the policy decides after each latent step if it is the last."}
+    )
+    min_latents: int = field(default=1, metadata={"help": "Steps that are always taken if `learn_stop`."})
+    initial_stop_prob: float = field(
+        default=0.05, metadata={"help": "Probability of a stop at each step that is free to, before training."}
+    )
     latent_sampling: str = field(
         default="autoregressive",
         metadata={
@@ -130,5 +144,12 @@ class LatentPolicyArguments:
     def policy_kwargs(self) -> dict[str, Any]:
         """Fields of [`LatentPolicyConfig`] that this configuration sets."""
         names = ("latent_dim", "num_latents", "sigma", "learn_sigma", "normalize_mean", "injection")
-        names += ("injection_scale", "anchor_text", "freeze_embeddings")
+        names += (
+            "injection_scale",
+            "anchor_text",
+            "freeze_embeddings",
+            "learn_stop",
+            "min_latents",
+            "initial_stop_prob",
+        )
         return {"sampling": self.latent_sampling, **{name: getattr(self, name) for name in names}}

@@ -99,6 +99,7 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
         record, config = super()._checkpoint_record(), self.policy.config
         record["main_model_fingerprint"] = config.main_model_fingerprint
         of_config = ("latent_dim", "num_latents", "sampling", "learn_sigma", "normalize_mean")
+        of_config += ("learn_stop", "min_latents")
         record["policy"] = {**{name: getattr(config, name) for name in of_config}, **record["policy"]}
         return record
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Latent-GRPO's remedies (arXiv 2604.27998) between a rollout and its loss."""
+"""Latent-GRPO's remedies (arXiv 2604.27998), and costs, between a rollout and its loss."""
 
 from typing import Any
 
@@ -19,6 +19,7 @@ class RemediesMixin:
         is_valid: torch.Tensor,
         log_probs: torch.Tensor | None,
         mask: torch.Tensor,
+        costs: torch.Tensor | None = None,
     ) -> None:
         """
         Replace advantages as the configuration asks for.
@@ -35,6 +36,8 @@ class RemediesMixin:
                 Log-probabilities under the policy that sampled, needed for `first_latent_selection`.
             mask (`torch.Tensor` of shape `(num_rows, num_positions)`):
                 0 at positions that are no actions.
+            costs (`torch.Tensor` of shape `(num_rows,)`, *optional*):
+                What is taken off each row's reward for its advantage.
         """
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
 
@@ -46,11 +49,15 @@ class RemediesMixin:
         def of_process(groups: torch.Tensor) -> torch.Tensor:
             return groups.flatten(0, 1).tensor_split(self.accelerator.num_processes)[self.accelerator.process_index]
 
-        if self.args.invalid_samples != "keep":
-            is_valid = groups(is_valid.to(self.accelerator.device))
+        if self.args.invalid_samples != "keep" or costs is not None:
+            keeps_all = self.args.invalid_samples == "keep"
+            is_valid = None if keeps_all else groups(is_valid.to(self.accelerator.device))
             rewards = rewards.unflatten(0, (-1, num_generations))
+            if costs is not None:
+                rewards = rewards - groups(costs)
             scale = self.args.scale_rewards == "group"
-            advantages = group_advantages(rewards, is_valid, self.args.invalid_samples, scale)
+            invalid = "include" if keeps_all else self.args.invalid_samples
+            advantages = group_advantages(rewards, is_valid, invalid, scale)
             output["advantages"] = of_process(advantages)
             logged = self._logs["advantages"]
             for _ in range(min(len(logged), advantages.numel())):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from trl import GRPOConfig
+
 from .advantages import INVALID_MODES
 
 
@@ -42,11 +44,17 @@ class RemedyArguments:
         choices = self.__dataclass_fields__["invalid_samples"].metadata["choices"]
         if self.invalid_samples not in choices:
             raise ValueError(f"`invalid_samples` must be one of {', '.join(choices)}, got {self.invalid_samples!r}.")
-        # Fields of GRPOConfig
-        needed = {"scale_rewards": ("group", "none"), "multi_objective_aggregation": ("sum_then_normalize",)}
-        for name, values in needed.items():
-            if self.invalid_samples != "keep" and getattr(self, name) not in values:
-                raise ValueError(
-                    f"`invalid_samples={self.invalid_samples!r}` takes samples out of their own group, so `{name}` must be "
-                    f"{' or '.join(map(repr, values))}, got {getattr(self, name)!r}."
-                )
+        if self.invalid_samples != "keep":
+            check_group_advantages(
+                self, f"`invalid_samples={self.invalid_samples!r}` takes samples out of their own group"
+            )
+
+
+def check_group_advantages(args: GRPOConfig, reason: str) -> None:
+    """Refuse settings under which advantages are something else than those of [`group_advantages`]."""
+    needed = {"scale_rewards": ("group", "none"), "multi_objective_aggregation": ("sum_then_normalize",)}
+    for name, values in needed.items():
+        if getattr(args, name) not in values:
+            raise ValueError(
+                f"{reason}, so `{name}` must be {' or '.join(map(repr, values))}, got {getattr(args, name)!r}."
+            )
