@@ -54,6 +54,8 @@ class ThinkingConfig:
         mixture_size (`int`, *optional*):
             Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all
             candidates.
+        chat_template_kwargs (`dict`, *optional*):
+            Keyword arguments for the chat template, with which prompts are rendered.
 
     Raises:
         `ValueError`: if a field does not fit.
@@ -71,6 +73,7 @@ class ThinkingConfig:
     latent_top_p: float = 1.0
     min_candidates: int = 1
     mixture_size: int | None = None
+    chat_template_kwargs: dict | None = None
 
     def __post_init__(self):
         if self.latent_type not in LATENT_TYPES:
