@@ -22,6 +22,8 @@ _MODULE_OF = {
     "LatentSFTTrainer": "trainer",
     "SoftTokenGRPOConfig": "trainer",
     "SoftTokenGRPOTrainer": "trainer",
+    "ThinkingConfig": "models.thinking",
+    "ThinkingReasoner": "models.thinking_reasoner",
     "first_layers": "models",
     "fresh_layers": "models",
 }
@@ -39,6 +41,8 @@ __all__ = [
     "LatentSFTTrainer",
     "SoftTokenGRPOConfig",
     "SoftTokenGRPOTrainer",
+    "ThinkingConfig",
+    "ThinkingReasoner",
     "first_layers",
     "fresh_layers",
 ]
@@ -46,6 +50,8 @@ __all__ = [
 if TYPE_CHECKING:
     from .models import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
     from .models.reasoner import LatentReasoner
+    from .models.thinking import ThinkingConfig
+    from .models.thinking_reasoner import ThinkingReasoner
     from .trainer import (
         CoconutSFTConfig,
         CoconutSFTTrainer,

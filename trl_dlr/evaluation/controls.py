@@ -69,10 +69,8 @@ def answer_questions(
         torch.manual_seed(seed)
         # Every process draws the latents of all questions, which are cheap: answers do not depend on how many there are
         if latents == "zero":
-            config = reasoner.policy.config
-            shape = len(prompts), 1, config.num_latents, config.latent_dim
-            own = torch.zeros(shape, device=reasoner.policy.device)
-            lengths = torch.full(shape[:2], config.num_latents)
+            drawn = reasoner.policy.zero_latents(len(prompts))
+            own, lengths = drawn.latents.unsqueeze(1), drawn.lengths.unsqueeze(1)
         elif latents not in ("none", "anchors"):
             chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
             with fresh_head(reasoner.policy) if latents == "fresh_head" else nullcontext():

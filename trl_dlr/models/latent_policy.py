@@ -759,6 +759,11 @@ class LatentPolicyModel(PreTrainedModel):
         """
         return self.injector.features(latents)
 
+    def zero_latents(self, num_rows: int) -> LatentPolicyOutput:
+        """Latents of 0, for a control: under `injection="anchors"` they are the anchor tokens."""
+        latents = torch.zeros(num_rows, self.config.num_latents, self.config.latent_dim, device=self.device)
+        return LatentPolicyOutput(latents=latents, lengths=torch.full((num_rows,), latents.size(1)))
+
     def inject(self, latents: torch.Tensor) -> torch.Tensor:
         """Embeddings of the main model for `latents`: `(B, T, latent_dim)` to float32 `(B, T, main_hidden_size)`."""
         return self.injector(latents)

@@ -440,9 +440,12 @@ class LatentReasoner:
         """
         ids = self.tokenize_for_main_model(prompts)
         if latents is None:
-            anchors = self.main_processing_class(self.policy.config.anchor_text, add_special_tokens=False)["input_ids"]
-            plain = list(itertools.islice(itertools.cycle(anchors), num_anchors))
-            completion_ids = self.engine.generate([prompt + plain for prompt in ids])
+            if num_anchors > 0:
+                anchor_text = self.policy.config.anchor_text
+                anchors = self.main_processing_class(anchor_text, add_special_tokens=False)["input_ids"]
+                plain = list(itertools.islice(itertools.cycle(anchors), num_anchors))
+                ids = [prompt + plain for prompt in ids]
+            completion_ids = self.engine.generate(ids)
         else:
             num_samples = torch.full((len(prompts),), latents.size(0) // len(prompts))
             completion_ids = self.engine.generate(ids, self.policy.inject(latents), num_samples, lengths)

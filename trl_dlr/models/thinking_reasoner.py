@@ -2,7 +2,6 @@
 
 """A language model that thinks by itself, put to answer."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..generation import TransformersEngine
 from .hub import DEFAULT_PROMPT, find_file
+from .latent_policy import LatentPolicyOutput
 from .reasoner import LatentReasoner
 from .thinking import Thinker, ThinkingConfig
-
-
-@dataclass
-class ThoughtEmbeddings:
-    """
-    Thoughts as what the model is given of them, markers around them.
-
-    Args:
-        latents (`torch.Tensor` of shape `(batch_size, length, hidden_size)`):
-            Start marker, latents and end marker, embedded, and 0 behind them.
-        lengths (`torch.Tensor` of shape `(batch_size,)`):
-            How many of those embeddings each row has.
-    """
-
-    latents: torch.Tensor
-    lengths: torch.Tensor
 
 
 class ThinkingPolicy:
@@ -59,8 +43,12 @@ class ThinkingPolicy:
         attention_mask: torch.Tensor,
         num_samples: int = 1,
         deterministic: bool = False,
-    ) -> ThoughtEmbeddings:
-        """Thoughts of `num_samples` rows for each of some left-padded prompts, a prompt's next to each other."""
+    ) -> LatentPolicyOutput:
+        """
+        Thoughts of `num_samples` rows for each of some left-padded prompts, a prompt's next to each other. `latents` are
+        embeddings of start marker, latents and end marker, shape `(num_rows, length, hidden_size)`, and 0 behind them;
+        `lengths` count them.
+        """
         start = torch.tensor(self.thinker.start_ids, dtype=torch.long, device=input_ids.device)
         input_ids = torch.cat([input_ids, start.expand(len(input_ids), -1)], dim=1)
         attention_mask = torch.nn.functional.pad(attention_mask, (0, len(start)), value=1)
@@ -69,13 +57,14 @@ class ThinkingPolicy:
         embeds = self.thinker.latents.embed(self.model.get_input_embeddings(), **thoughts.latents)
         return self._between_markers(embeds, thoughts.lengths)
 
-    def zero_latents(self, num_rows: int) -> ThoughtEmbeddings:
+    @torch.no_grad()
+    def zero_latents(self, num_rows: int) -> LatentPolicyOutput:
         """Latents of 0 between the markers, for a control."""
         embed_tokens = self.model.get_input_embeddings()
         embeds = embed_tokens.weight.new_zeros(num_rows, self.config.num_latents, embed_tokens.embedding_dim)
         return self._between_markers(embeds, torch.full((num_rows,), embeds.size(1), device=embeds.device))
 
-    def _between_markers(self, embeds: torch.Tensor, lengths: torch.Tensor) -> ThoughtEmbeddings:
+    def _between_markers(self, embeds: torch.Tensor, lengths: torch.Tensor) -> LatentPolicyOutput:
         start, end = (
             self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=embeds.device))
             for ids in (self.thinker.start_ids, self.thinker.end_ids)
@@ -85,7 +74,7 @@ class ThinkingPolicy:
         for row, own, length in zip(whole, embeds, lengths.tolist(), strict=True):
             parts = torch.cat([start.to(own), own[:length], end.to(own)])
             row[: len(parts)] = parts
-        return ThoughtEmbeddings(whole, lengths + len(start) + len(end))
+        return LatentPolicyOutput(latents=whole, lengths=lengths + len(start) + len(end))
 
     def inject(self, latents: torch.Tensor) -> torch.Tensor:
         """Embeddings are what they are."""
