@@ -15,6 +15,7 @@ from tests.trainer.test_latent_grpo_trainer import (
     make_trainer,
     weights,
 )
+from tests.trainer.test_learning import accuracy, make_learner
 from trl_dlr import LatentGRPOConfig, LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer
 
 
@@ -121,6 +122,21 @@ def test_the_stop_is_trained(tmp_path, sampling, gradient_checkpointing):
         assert not torch.equal(trainer.model.state_dict()[name], before[name])
         assert torch.equal(trainer.ref_model.state_dict()[name], reference[name])
     assert history(trainer, "latent/kl")[0] == 0.0 and history(trainer, "latent/kl")[-1] > 0
+
+
+def test_soft_tokens_stop_too(tmp_path):
+    kwargs = {"density": "soft_tokens", "injection": "anchors", "injection_scale": 0.3}
+    trainer = make_stopping_trainer(
+        tmp_path, kwargs, latent_cost=0.1, beta=0.1, gamma=0.1, prescreening_fraction=0.5, max_steps=4
+    )
+    before, seen = weights(trainer.model), record(trainer)
+    trainer.train()
+    for _, logps, old in seen[::2]:
+        assert torch.equal(logps, old)
+    is_missing = torch.arange(4) >= seen[0][0]["lengths"].unsqueeze(1)
+    features = trainer.policy.features(seen[0][0]["latents"], seen[0][0]["lengths"])
+    assert is_missing.any() and (features[is_missing] == 0).all() and (features[~is_missing] != 0).all()
+    assert not torch.equal(trainer.model.state_dict()["stop_head.bias"], before["stop_head.bias"])
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
@@ -290,3 +306,27 @@ def test_a_supervised_start_takes_all_steps_and_leaves_the_stop_as_it_is(tmp_pat
     del policy.inject
     trainer.save_model()
     make_trainer(tmp_path, model=LatentPolicyModel.from_pretrained(tmp_path / "run"), max_steps=1).train()
+
+
+@pytest.mark.slow
+def test_a_cost_makes_trajectories_short_and_leaves_them_right(tmp_path):
+    """The main model calculates after one, two or three hints, so that one latent is enough."""
+    figures = {}
+    for cost in (0.0, 0.1):
+        trainer = make_learner(
+            tmp_path / str(cost),
+            num_hints=(1, 2, 3),
+            num_latents=3,
+            learn_stop=True,
+            latent_cost=cost,
+            max_steps=600,
+            per_device_train_batch_size=256,
+            lr_scheduler_type="constant",
+        )
+        untrained = accuracy(trainer, "own")
+        trainer.train()
+        figures[cost] = accuracy(trainer, "own"), history(trainer, "latent/mean_length")[-1]
+        print(f"cost {cost}: untrained {untrained:.3f}, accuracy and length {figures[cost]}")
+    (free_accuracy, free_length), (cost_accuracy, cost_length) = figures.values()
+    assert free_accuracy > untrained + 0.4 and cost_accuracy > free_accuracy - 0.1
+    assert free_length > 2.5 and cost_length < 1.8

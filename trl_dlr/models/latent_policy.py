@@ -752,12 +752,16 @@ class LatentPolicyModel(PreTrainedModel):
         """Noise of shape `(B, T, latent_dim)` to draw latents with, as the density has it: `forward` takes it."""
         return self.latent_head.draw_noise(shape, self.device)
 
-    def features(self, latents: torch.Tensor) -> torch.Tensor:
+    def features(self, latents: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """
         What latents are compared, judged and fed back by, shape `(B, T, config.feature_size)`: themselves, or for soft
-        tokens the embeddings that they inject.
+        tokens the embeddings that they inject. 0 after the first `lengths` of a row, if not all are there.
         """
-        return self.injector.features(latents)
+        features = self.injector.features(latents)
+        if lengths is None:
+            return features
+        is_taken = torch.arange(latents.size(1), device=latents.device) < lengths.unsqueeze(1)
+        return features.masked_fill(~is_taken.unsqueeze(-1), 0.0)
 
     def zero_latents(self, num_rows: int) -> LatentPolicyOutput:
         """Latents of 0, for a control: under `injection="anchors"` they are the anchor tokens."""

@@ -363,7 +363,8 @@ class LatentReasoner:
         shape = len(prompts), num_samples
         scores = None
         if self.value_head is not None:
-            scores = self.value_head(self.policy.features(drawn.latents), drawn.question_states).unflatten(0, shape)
+            scores = self.value_head(self.policy.features(drawn.latents, drawn.lengths), drawn.question_states)
+            scores = scores.unflatten(0, shape)
         latents, lengths = drawn.latents.unflatten(0, shape), drawn.lengths.unflatten(0, shape)
         if selection == "best":
             chosen = torch.arange(len(prompts)), scores.argmax(1)

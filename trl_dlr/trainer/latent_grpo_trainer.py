@@ -370,7 +370,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         self._is_random = torch.ones(num_rows * self.accelerator.num_processes, dtype=torch.bool, device=device)
         if self.prescreener is None or mode == "eval" or self._decodes_all:
             return self._is_random[:num_rows]
-        features = self.policy.features(rollout.latents)
+        features = self.policy.features(rollout.latents, rollout.lengths)
         self._scores = gather(self.prescreener.score(features, rollout.question_states))
         if self._num_rollouts < self.args.prescreening_warmup_rollouts:
             return self._is_random[:num_rows]
@@ -469,11 +469,11 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         log_probs = rollout.density.log_prob(rollout.latents)
         costs = self.args.latent_cost * rollout.lengths if self.args.latent_cost > 0 else None
         self._remedy_advantages(output, self._rewards, ~self._is_truncated, log_probs, mask, costs)
-        latents = gather(self.policy.features(rollout.latents))  # groups may span processes
+        latents = gather(self.policy.features(rollout.latents, rollout.lengths))  # groups may span processes
         if self._scores is not None:
             self._learn_to_prescreen(latents, gather(rollout.question_states))
         if self.args.gamma != 0.0:
-            means = gather(self.policy.features(rollout.mean))
+            means = gather(self.policy.features(rollout.mean, rollout.lengths))
             self._groups[mode] = tuple(of.unflatten(0, (-1, num_generations)) for of in (latents, means))
             places = torch.arange(num_rows, device=device) + self.accelerator.process_index * num_rows
             output["group_index"], output["member_index"] = places // num_generations, places % num_generations
@@ -606,8 +606,8 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         if self.args.gamma != 0.0:
             group_latents, group_means = (stored[inputs["group_index"]] for stored in self._groups[mode])
             terms = contrastive_loss(
-                self.policy.features(density.rsample(inputs["noise"])),
-                self.policy.features(density.mean),
+                self.policy.features(density.rsample(inputs["noise"]), inputs["lengths"]),
+                self.policy.features(density.mean, inputs["lengths"]),
                 group_latents,
                 group_means,
                 inputs["member_index"],
