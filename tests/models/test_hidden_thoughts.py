@@ -156,6 +156,18 @@ def test_a_model_with_thoughts_is_called_as_before(make):
     torch.testing.assert_close(fused, log_probs.masked_fill(labels[:, 1:] == -100, 0), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [random_main_model, gpt2, recurrent])
+def test_hidden_states_of_all_layers_are_those_of_the_whole_sequence(make):
+    model, batch = make(), batch_of(ALIGNED)
+    add_hidden_thoughts(model)
+    names = ("input_ids", "attention_mask", "is_latent")
+    output = model(**dict(zip(names, batch, strict=True)), output_hidden_states=True, logits_to_keep=1)
+    assert output.logits.size(1) == 1 and len(output.hidden_states) == model.config.num_hidden_layers + 1
+    assert {states.shape[:2] for states in output.hidden_states} == {batch[0].shape}
+    expected = read_with_thoughts(model.base_model, *batch).last_hidden_state
+    torch.testing.assert_close(output.hidden_states[-1], expected, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("row", ["T...", "__T."])
 def test_a_latent_without_a_token_before_it_is_refused(row):
     with pytest.raises(ValueError, match="`is_latent` has a latent that is a row's first position"):

@@ -48,8 +48,8 @@ def read_with_thoughts(
             Further arguments of `backbone`.
 
     Returns:
-        [`~transformers.modeling_outputs.BaseModelOutputWithPast`]: as `backbone` returns it, with a `last_hidden_state`
-        of shape `(batch_size, length, hidden_size)`.
+        [`~transformers.modeling_outputs.BaseModelOutputWithPast`]: as `backbone` returns it, with a `last_hidden_state`,
+        and `hidden_states` if `output_hidden_states`, of shape `(batch_size, length, hidden_size)`.
 
     Raises:
         `ValueError`: if a latent has no token before it.
@@ -67,7 +67,7 @@ def read_with_thoughts(
         kwargs["past_key_values"] = DynamicCache(config=backbone.config.get_text_config())
 
     embeds = backbone.get_input_embeddings()(input_ids)
-    read, hidden_states = [], []
+    read, hidden_states, of_layers = [], [], []
     for start, end in zip(starts, ends, strict=True):
         part = embeds[:, start:end]
         if start > 0:  # it begins with latents, of some rows at least
@@ -84,8 +84,11 @@ def read_with_thoughts(
             **kwargs,
         )
         hidden_states.append(output.last_hidden_state)
+        of_layers.append(output.hidden_states or ())
     if keeps_cache:
         output.last_hidden_state = torch.cat(hidden_states, dim=1)
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(torch.cat(parts, dim=1) for parts in zip(*of_layers, strict=True))
     return output
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ..models.value_head import VALUE_HEAD_FILE, ValueHead
+from .optimizer_moments import load_moments, moments_of
 
 
 REPLAY_SIZE = (
@@ -107,9 +108,7 @@ class Prescreener:
     def save_state(self, folder: str) -> None:
         tensors = {"reward_range": self.reward_range}
         tensors.update({f"replay.{name}": rows.contiguous() for name, rows in self.replay.items()})
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer.{i}.{name}": tensor for name, tensor in moments.items()})
-        save_file(tensors, os.path.join(folder, self.STATE_FILE))
+        save_file({**tensors, **moments_of(self.optimizer)}, os.path.join(folder, self.STATE_FILE))
 
     def load(self, folder: str) -> None:
         """Load what [`save_head`] and [`save_state`] wrote."""
@@ -118,14 +117,9 @@ class Prescreener:
         self.head.load_state_dict(load_file(paths[0]))
         tensors = {name: tensor.to(device) for name, tensor in load_file(paths[1]).items()}
         self.reward_range = tensors.pop("reward_range")
-        self.replay, moments = {}, {}
-        for name, tensor in tensors.items():
-            kind, *key = name.split(".")
-            if kind == "replay":
-                self.replay[key[0]] = tensor
-            else:  # AdamW keeps its step counts on the CPU
-                moments.setdefault(int(key[0]), {})[key[1]] = tensor.cpu() if key[1] == "step" else tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        load_moments(self.optimizer, tensors)
+        replay = {name: rows for name, rows in tensors.items() if name.startswith("replay.")}
+        self.replay = {name.removeprefix("replay."): rows for name, rows in replay.items()}
 
 
 def select_trajectories(
@@ -175,3 +169,9 @@ def area_under_curve(scores: torch.Tensor, labels: torch.Tensor) -> float | None
         return None
     difference = positive.unsqueeze(1) - negative.unsqueeze(0)
     return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item()
+
+
+def f1_score(is_predicted: torch.Tensor, labels: torch.Tensor) -> float | None:
+    """Harmonic mean of precision and recall. `None` where neither predictions nor labels have a positive."""
+    num_positive = is_predicted.sum() + labels.sum()
+    return None if num_positive == 0 else (2 * (is_predicted & labels).sum() / num_positive).item()
