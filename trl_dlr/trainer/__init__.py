@@ -5,6 +5,8 @@ from .coconut_sft_trainer import CoconutSFTTrainer
 from .curriculum_arguments import CurriculumArguments
 from .latent_grpo_config import LatentGRPOConfig
 from .latent_grpo_trainer import LatentGRPOTrainer
+from .latent_rl_config import LatentRLConfig
+from .latent_rl_trainer import LatentRLTrainer
 from .latent_sft_config import LatentSFTConfig
 from .latent_sft_trainer import LatentSFTTrainer
 from .losses import contrastive_loss
@@ -21,6 +23,8 @@ __all__ = [
     "LatentGRPOConfig",
     "LatentGRPOTrainer",
     "LatentPolicyArguments",
+    "LatentRLConfig",
+    "LatentRLTrainer",
     "LatentReportCallback",
     "LatentSFTConfig",
     "LatentSFTTrainer",
