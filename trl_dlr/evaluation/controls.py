@@ -44,7 +44,8 @@ def answer_questions(
             - `"fresh_head"`: trajectories of the same policy with a latent head that has not been trained, so mostly
               noise.
             - `"mean"`: the mean of every step, once.
-            - `"zero"`: latents of 0, once. With `injection="anchors"`, they are the anchor tokens.
+            - `"zero"`: latents of 0, once. With `injection="anchors"`, they are the anchor tokens; soft tokens of 0 mix
+              all tokens in equal parts.
             - `"none"`: the main model answers alone, once, greedily.
             - `"anchors"`: it is given as many plain tokens of the policy's anchor text instead, once.
         num_samples (`int`, *optional*, defaults to `4`):

@@ -151,7 +151,8 @@ def take_probe(
         raise ValueError(f"`questions` must have rows and a column 'prompt', got {questions}.")
     if num_samples < 2:
         raise ValueError(f"`num_samples` must be at least 2, to make a map, got {num_samples}.")
-    policy, is_anchored = reasoner.policy, reasoner.policy.config.injection == "anchors"
+    policy = reasoner.policy
+    is_anchored = policy.config.density == "gaussian" and policy.config.injection == "anchors"
     found, trajectories = [], []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -161,7 +162,7 @@ def take_probe(
             alone = _judge(reward_func, rows, reasoner.decode(prompts), 1)
             latents, lengths = reasoner.sample_latents(prompts, num_samples)
             samples = _judge(reward_func, rows, reasoner.decode(prompts, latents, lengths), num_samples)
-            trajectories.append(latents.flatten(1).cpu())
+            trajectories.append(policy.features(latents).flatten(1).cpu())
             means, num_steps = reasoner.sample_latents(prompts, deterministic=True)
             embeddings = policy.inject(means)
             words = {"tokens": nearest_tokens(reasoner, embeddings.flatten(0, 1), num_tokens)}

@@ -89,8 +89,8 @@ def short_card(repo_id: str, config: LatentPolicyConfig, is_adapter: bool, tags:
 
 # {repo_id.split("/")[-1]}
 
-A latent policy of [DeepLatent Reasoning](https://huggingface.co/papers/2601.17275): {config.num_latents} latents of
-size {config.latent_dim} per question, which the frozen main model, {main_model_link(config)}, decodes.
+A latent policy of [DeepLatent Reasoning](https://huggingface.co/papers/2601.17275): {config.latents_in_words}
+per question, which the frozen main model, {main_model_link(config)}, decodes.
 
 {usage(repo_id, config)}
 """

@@ -223,7 +223,7 @@ class LatentPolicyConfig(PreTrainedConfig):
         """What a trajectory is, for cards and reports."""
         number = f"{self.min_latents} to {self.num_latents}" if self.learn_stop else self.num_latents
         if self.density == "gaussian":
-            return f"{number} latents of size {self.latent_dim}"
+            return f"{number} latents of size {self.latent_dim} ({self.injection})"
         return f"{number} soft tokens over the main model's {self.latent_dim} tokens"
 
 

@@ -26,7 +26,7 @@ def vocabulary_size(main_model: PreTrainedModel) -> int:
     return embed.size(0)
 
 
-class SoftTokenHead(nn.Module):
+class SoftTokenHead(nn.Linear):
     """
     Density of a latent step from the assistant's hidden state: a trained map to the main model's hidden size, then its
     frozen output embeddings. The map starts as the identity where sizes allow it, so that an assistant made of the main
@@ -38,7 +38,7 @@ class SoftTokenHead(nn.Module):
     """
 
     def __init__(self, config: Any):
-        super().__init__()
+        super().__init__(config.hidden_size, config.main_hidden_size or config.hidden_size, bias=False)
         for name in ("latent_top_k", "mixture_size"):
             if (getattr(config, name) or 0) > config.latent_dim:
                 raise ValueError(
@@ -48,7 +48,6 @@ class SoftTokenHead(nn.Module):
         self.score = SOFT_TOKEN_SCORES[config.soft_token_score]
         self.is_one_sided = config.one_sided_noise
         self.cuts = config.latent_top_k, config.latent_top_p, config.mixture_size
-        self.out = nn.Linear(config.hidden_size, config.main_hidden_size or config.hidden_size, bias=False)
         self.register_buffer("unembedding", None, persistent=False)  # the main model's, see `attach`
 
     def attach(self, main_model: PreTrainedModel, device: torch.device) -> None:
@@ -56,14 +55,13 @@ class SoftTokenHead(nn.Module):
         self.unembedding = main_model.get_output_embeddings().weight.detach().to(device)
 
     def reset_parameters(self) -> None:
-        square = self.out.in_features == self.out.out_features
-        (init.eye_ if square else init.orthogonal_)(self.out.weight)
+        (init.eye_ if self.in_features == self.out_features else init.orthogonal_)(self.weight)
 
     def forward(self, hidden_states: torch.Tensor) -> SoftTokens:
         if self.unembedding is None:
             raise ValueError("The policy has no main model's vocabulary yet. Call `attach_main_model(main_model)`.")
         with torch.autocast(hidden_states.device.type, enabled=False):
-            logits = F.linear(F.linear(hidden_states.float(), self.out.weight.float()), self.unembedding.float())
+            logits = F.linear(F.linear(hidden_states.float(), self.weight.float()), self.unembedding.float())
             return SoftTokens(logits.log_softmax(-1), self.temperature, self.score)
 
     def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

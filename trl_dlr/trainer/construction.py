@@ -226,6 +226,15 @@ def check_stop(policy: LatentPolicyModel, args: LatentGRPOConfig) -> None:
         )
 
 
+def check_reduction(config: LatentPolicyConfig, latent_logp_reduction: str) -> None:
+    """Refuse to divide a score that is no sum over the dimensions of a latent."""
+    if latent_logp_reduction == "mean" and config.density == "soft_tokens" and config.soft_token_score != "exact":
+        raise ValueError(
+            "`latent_logp_reduction='mean'` divides a log-density by the size of a latent, but "
+            f"`soft_token_score={config.soft_token_score!r}` is no sum over the vocabulary. Leave it at 'sum'."
+        )
+
+
 def check_dataset(dataset: Any, name: str) -> None:
     """Refuse columns that a text-only trainer would ignore."""
     for split in dataset.values() if isinstance(dataset, dict) else [dataset]:

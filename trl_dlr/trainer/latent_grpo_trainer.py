@@ -32,6 +32,7 @@ from .construction import (
     check_chat_templates,
     check_dataset,
     check_optimizer,
+    check_reduction,
     check_stop,
     longest_prompts,
     naming_itself,
@@ -182,6 +183,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             train_dataset, processing_class=processing_class, main_processing_class=main_processing_class
         )
         check_optimizer(optimizers[0], main_model)
+        check_reduction(policy.config, args.latent_logp_reduction)
         engine = build_engine(main_model, main_processing_class, args)
         if prompts := longest_prompts(train_dataset):
             lengths = map(len, tokenize_prompts(prompts, main_processing_class, args.chat_template_kwargs))

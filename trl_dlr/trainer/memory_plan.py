@@ -345,6 +345,11 @@ def plan_memory(
             "`use_vllm=True` leaves the main model's memory to vLLM (`vllm_gpu_memory_utilization`, or a server of its "
             "own). Plan with `use_vllm=False`."
         )
+    if (policy.get_base_model() if is_peft_model(policy) else policy).config.density == "soft_tokens":
+        raise ValueError(
+            "Soft tokens (`latent_density='soft_tokens'`) are not planned: their latents are as large as the vocabulary. "
+            "Plan a policy of Gaussian latents, or measure a step."
+        )
     if args.hybrid_coef > 0:
         raise ValueError(
             f"`hybrid_coef={args.hybrid_coef}` passes gradients through the main model, whose activations are not "

@@ -93,7 +93,7 @@ def training_card(
         f"# {name}",
         f"A latent policy that was trained with {method}, the method of [{paper['title']}]"
         f"(https://huggingface.co/papers/{paper['id']}){on}. Its assistant comes from {assistant} and writes "
-        f"{config.num_latents} latents of size {config.latent_dim} per question; the frozen main model, {main_model_link(config)}, reads them "
+        f"{config.latents_in_words} per question; the frozen main model, {main_model_link(config)}, reads them "
         "after the question and writes the answer. The repository holds the policy, not the main model.",
         f"## Usage\n\n{usage(repo_id, config, prompt)}",
     ]

@@ -1,10 +1,13 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..models import LatentPolicyConfig
+from ..models.latent_policy import DENSITIES
+from ..models.soft_tokens import SOFT_TOKEN_SCORES
 
 
 @dataclass
@@ -15,8 +18,11 @@ class LatentPolicyArguments:
     Parameters:
         > Parameters of the latent policy, used when `model` is an assistant rather than a [`LatentPolicyModel`]
 
+        latent_density (`str`, *optional*, defaults to `"gaussian"`):
+            What a latent is: `"gaussian"`, a vector with a Gaussian density, or `"soft_tokens"`, a mixture of the main
+            model's tokens.
         latent_dim (`int`, *optional*, defaults to `16`):
-            Size d of a latent.
+            Size d of a Gaussian latent.
         num_latents (`int`, *optional*, defaults to `4`):
             Number T of latent steps per trajectory, at most T if `learn_stop`.
         learn_stop (`bool`, *optional*, defaults to `False`):
@@ -34,6 +40,19 @@ class LatentPolicyArguments:
             Whether `sigma` is trained, one value per dimension.
         normalize_mean (`bool`, *optional*, defaults to `False`):
             Whether means are scaled to unit root mean square.
+        soft_token_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature τ of a soft token's mixture.
+        soft_token_score (`str`, *optional*, defaults to `"exact"`):
+            What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or a surrogate,
+            `"lepo"` or `"latent_grpo"`.
+        one_sided_noise (`bool`, *optional*, defaults to `False`):
+            Whether Gumbel noise is clamped and shifted to be at least 0, for `"latent_grpo"`.
+        latent_top_k (`int`, *optional*):
+            Most likely tokens that are candidates of a soft token. If `None`, all.
+        latent_top_p (`float`, *optional*, defaults to `1.0`):
+            Probability mass that the candidates must have.
+        mixture_size (`int`, *optional*):
+            Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all.
         injection (`str`, *optional*, defaults to `"anchors"`):
             `"anchors"` (offsets from the embeddings of `anchor_text`), `"components"` (principal components of the main
             model's embedding table) or `"trained"` (a parameter, which a pure policy gradient does not reach).
@@ -69,7 +88,14 @@ class LatentPolicyArguments:
     _DICT_FIELDS: ClassVar[list[str]] = ["main_model_init_kwargs", "chat_template_kwargs"]
 
     # Latent policy
-    latent_dim: int = field(default=16, metadata={"help": "Size d of a latent."})
+    latent_density: str = field(
+        default="gaussian",
+        metadata={
+            "help": "What a latent is: 'gaussian' (a vector) or 'soft_tokens' (a mixture of the main model's tokens).",
+            "choices": list(DENSITIES),
+        },
+    )
+    latent_dim: int = field(default=16, metadata={"help": "Size d of a Gaussian latent."})
     num_latents: int = field(default=4, metadata={"help": "Number T of latent steps per trajectory."})
     learn_stop: bool = field(
         default=False, metadata={"help": "Whether the policy decides after each latent step if it is the last."}
@@ -89,6 +115,24 @@ class LatentPolicyArguments:
     learn_sigma: bool = field(default=False, metadata={"help": "Whether sigma is trained, one value per dimension."})
     normalize_mean: bool = field(
         default=False, metadata={"help": "Whether means are scaled to unit root mean square, which bounds them."}
+    )
+    soft_token_temperature: float = field(default=1.0, metadata={"help": "Temperature of a soft token's mixture."})
+    soft_token_score: str = field(
+        default="exact",
+        metadata={
+            "help": "Log-probability of a soft token: 'exact' (density), or the surrogates 'lepo' and 'latent_grpo'.",
+            "choices": list(SOFT_TOKEN_SCORES),
+        },
+    )
+    one_sided_noise: bool = field(
+        default=False, metadata={"help": "Whether Gumbel noise is clamped and shifted to be at least 0."}
+    )
+    latent_top_k: int | None = field(
+        default=None, metadata={"help": "Most likely tokens that are candidates of a soft token. If unset, all."}
+    )
+    latent_top_p: float = field(default=1.0, metadata={"help": "Probability mass of a soft token's candidates."})
+    mixture_size: int | None = field(
+        default=None, metadata={"help": "Candidates that are mixed, the best perturbed ones. If unset, all."}
     )
     injection: str = field(
         default="anchors",
@@ -131,7 +175,7 @@ class LatentPolicyArguments:
     )
 
     def check_policy_arguments(self) -> None:
-        for name in ("latent_sampling", "injection"):
+        for name in ("latent_density", "latent_sampling", "injection"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
@@ -143,13 +187,7 @@ class LatentPolicyArguments:
 
     def policy_kwargs(self) -> dict[str, Any]:
         """Fields of [`LatentPolicyConfig`] that this configuration sets."""
-        names = ("latent_dim", "num_latents", "sigma", "learn_sigma", "normalize_mean", "injection")
-        names += (
-            "injection_scale",
-            "anchor_text",
-            "freeze_embeddings",
-            "learn_stop",
-            "min_latents",
-            "initial_stop_prob",
-        )
-        return {"sampling": self.latent_sampling, **{name: getattr(self, name) for name in names}}
+        names = ("latent_dim", "num_latents", "anchor_text", "freeze_embeddings")
+        names += ("learn_stop", "min_latents", "initial_stop_prob", *itertools.chain(*DENSITIES.values()))
+        own = {"density": self.latent_density, "sampling": self.latent_sampling}
+        return own | {name: getattr(self, name) for name in names}

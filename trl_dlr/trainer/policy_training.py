@@ -11,6 +11,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..models import LatentPolicyModel
+from ..models.latent_policy import DENSITIES
 from ..models.reasoner import BASE_POLICY
 from .callbacks import EngineCheckCallback
 from .checkpoints import WholeCheckpointsMixin, whole_files
@@ -100,6 +101,8 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
         record["main_model_fingerprint"] = config.main_model_fingerprint
         of_config = ("latent_dim", "num_latents", "sampling", "learn_sigma", "normalize_mean")
         of_config += ("learn_stop", "min_latents")
+        if config.density == "soft_tokens":
+            of_config += DENSITIES["soft_tokens"]
         record["policy"] = {**{name: getattr(config, name) for name in of_config}, **record["policy"]}
         return record
 

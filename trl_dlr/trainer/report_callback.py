@@ -146,7 +146,7 @@ class LatentReportCallback(TrainerCallback):
         facts = {
             "Trainer": type(trainer).__name__,
             "Main model": config.main_model_name_or_path or "built in memory",
-            "Latents": f"{config.num_latents} of {config.latent_dim} dimensions, {config.sampling}, {config.injection}",
+            "Latents": f"{config.latents_in_words}, {config.sampling}",
             "Trained parameters": f"{trained:,}",
             "Step": f"{state.global_step} of {state.max_steps}",
             "Processes": args.world_size,
