@@ -18,7 +18,6 @@ optimizer steps:
 Printed: held-out accuracy of greedy answers for each seed, and in the mean with 95% intervals (Student's t).
 """
 
-import copy
 import json
 import random
 import tempfile
@@ -48,10 +47,10 @@ class CurriculumBenchmarkArguments:
     num_operations: int = field(default=3, metadata={"help": "Steps of a chain, and stages of the curriculum."})
     latents_per_stage: int = field(default=2, metadata={"help": "Latents that each stage adds."})
     num_train_questions: int = field(default=3200, metadata={"help": "Questions to train on."})
-    num_eval_questions: int = field(default=500, metadata={"help": "Held-out questions."})
+    num_eval_questions: int = field(default=300, metadata={"help": "Held-out questions."})
     cot_epochs: int = field(default=6, metadata={"help": "Epochs on steps written out, before the arms part."})
     epochs_per_stage: int = field(default=2, metadata={"help": "Epochs of each stage before the last."})
-    last_epochs: int = field(default=4, metadata={"help": "Epochs of the last stage."})
+    last_epochs: int = field(default=3, metadata={"help": "Epochs of the last stage."})
     batch_size: int = field(default=64, metadata={"help": "Questions of an optimizer step."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate, constant after 50 steps."})
     hidden_size: int = field(default=64, metadata={"help": "Of the model."})
@@ -154,8 +153,8 @@ def plain(model: LlamaForCausalLM, with_steps: bool, data: Data, common: dict) -
 
     tokenizer, (train, test) = make_tokenizer(), data
     train = train.map(target).select_columns(["prompt", "completion"])
-    SFTTrainer(model, SFTConfig(**common), train, processing_class=tokenizer).train()
-    questions = tokenizer(test["prompt"], return_tensors="pt").input_ids  # all of one length
+    SFTTrainer(model, SFTConfig(**common), train_dataset=train, processing_class=tokenizer).train()
+    questions = tokenizer(list(test["prompt"]), return_tensors="pt").input_ids  # all of one length
     tokens = model.eval().generate(
         questions.to(model.device), do_sample=False, max_new_tokens=8 * len(test[0]["steps"])
     )
@@ -172,13 +171,15 @@ def run_seed(seed: int, args: CurriculumBenchmarkArguments) -> dict[str, float]:
         start = make_model(args, vocab_size, seed)
         accuracy["start"] = plain(start, True, data, settings(args, folder, seed, args.cot_epochs))
         for arm in args.arms:
-            before, model = time.process_time(), copy.deepcopy(start)
+            before, model = time.process_time(), make_model(args, vocab_size, seed)
+            if arm != "none":
+                model.load_state_dict(start.state_dict())
             if arm in ("step", "token"):
                 accuracy[arm] = coconut(model, arm, args, data, common)
             elif arm == "cot":
                 accuracy[arm] = plain(model, True, data, common)
             else:
-                accuracy[arm] = plain(make_model(args, vocab_size, seed), False, data, longer)
+                accuracy[arm] = plain(model, False, data, longer)
             seconds = time.process_time() - before
             print(f"seed {seed}, {arm}: {accuracy[arm]:.3f} ({seconds:.0f} s of CPU time)", flush=True)
     return accuracy

@@ -107,6 +107,17 @@ def test_a_supervised_start_on_two_processes_is_that_on_one(tmp_path, launcher):
         torch.testing.assert_close(weights[name], tensor, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+def test_a_model_that_thinks_learns_and_answers_on_two_processes_as_on_one(tmp_path, launcher):
+    one, expected = run(tmp_path / "one", "one", "coconut")
+    two, weights = run(tmp_path / "two", launcher, "coconut")
+    assert {log["engine"] for log in two} == {"DeepSpeedEngine" if launcher == "zero2" else "DistributedDataParallel"}
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, atol=2e-6, rtol=1e-5)
+    assert all(log["answers"] == one[0]["answers"] and log["accuracy"] == one[0]["accuracy"] for log in two)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
 def test_eight_processes_learn_what_one_does_from_the_same_rollouts(tmp_path, launcher):
