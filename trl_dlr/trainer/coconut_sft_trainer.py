@@ -1,7 +1,6 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import copy
-import os
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.data.data_collator import DataCollatorMixin
-from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
@@ -34,11 +32,11 @@ from ..models.hidden_thoughts import add_hidden_thoughts
 from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, positions
 from ..rewards import correctness_reward
-from .checkpoints import WholeCheckpointsMixin, whole_files
 from .coconut_sft_config import MARKERS, CoconutSFTConfig
 from .construction import check_chat_templates
 from .curriculum import CurriculumMixin
 from .markers import add_markers, train_markers
+from .thinking_training import ThinkingTrainingMixin
 from .worked_answers import tokenize_completions, with_worked_columns
 
 
@@ -80,7 +78,7 @@ def pad_around(before: list[list[int]], after: list[list[int]], value: int) -> t
     )
 
 
-class CoconutSFTTrainer(CurriculumMixin, WholeCheckpointsMixin, SFTTrainer):
+class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
     r"""
     Trainer for Coconut ([Training Large Language Models to Reason in a Continuous Latent
     Space](https://huggingface.co/papers/2412.06769)): a language model whose own last hidden states are its thoughts.
@@ -135,6 +133,7 @@ class CoconutSFTTrainer(CurriculumMixin, WholeCheckpointsMixin, SFTTrainer):
         `ValueError`: if an argument does not fit, with its name, the value seen and what would be right.
     """
 
+    latent_type = "hidden_states"
     _tag_names = ["trl", "trl_dlr", "latent-reasoning", "coconut"]
     _name = "Coconut"
     _paper = {
@@ -308,7 +307,7 @@ class CoconutSFTTrainer(CurriculumMixin, WholeCheckpointsMixin, SFTTrainer):
         if num_latents == 0:
             return None
         markers = {"start_marker": args.start_latent_token, "end_marker": args.end_latent_token}
-        return ThinkingConfig("hidden_states", num_latents, **markers)
+        return ThinkingConfig(self.latent_type, num_latents, **markers)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -324,7 +323,7 @@ class CoconutSFTTrainer(CurriculumMixin, WholeCheckpointsMixin, SFTTrainer):
         """The greedy answer to each question, in every process. Each takes its share of them."""
         model, tokenizer, thinking = self.model, self.processing_class, self.thinking_config
         vocab_size = model.get_output_embeddings().weight.size(0)
-        thinker = Thinker(thinking or ThinkingConfig("hidden_states"), tokenizer, vocab_size)
+        thinker = Thinker(thinking or ThinkingConfig(self.latent_type), tokenizer, vocab_size)
         greedy = GenerationConfig(
             do_sample=False,
             max_new_tokens=self.args.max_completion_length,
@@ -352,17 +351,3 @@ class CoconutSFTTrainer(CurriculumMixin, WholeCheckpointsMixin, SFTTrainer):
         for name in ("max_latents", "cot_epochs", "detach_latents"):
             record["run"][name] = getattr(self.args, name)
         return record
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
-        with whole_files(output_dir or self.args.output_dir) as folder:
-            super()._save(folder, state_dict)
-            os.remove(os.path.join(folder, TRAINING_ARGS_NAME))  # a pickle
-            if self.thinking_config is not None:
-                self.thinking_config.save_pretrained(folder)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging_dir is not None:  # what is pushed has its name
-            return
-        if self.args.should_save and self.thinking_config is not None:  # Trainer copies the files that it knows of
-            self.thinking_config.save_pretrained(self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
