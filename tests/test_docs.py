@@ -2,7 +2,10 @@
 
 """README and docs run as printed: on tiny models that have the names of the ones in the text."""
 
+import contextlib
+import functools
 import importlib.util
+import io
 import re
 import runpy
 import shlex
@@ -91,17 +94,19 @@ def commands(page: Path) -> list[list[str]]:
     return [[word for word in line if not re.match(r"^[A-Z_]+=", word)] for line in words if line]
 
 
-def options_of(script: Path, monkeypatch, capsys) -> set[str]:
+@functools.cache
+def options_of(script: Path) -> set[str]:
     """Options that a script's help names."""
-    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
-    monkeypatch.syspath_prepend(str(script.parent))
-    with pytest.raises(SystemExit):
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        patch.setattr(sys, "argv", [str(script), "--help"])
+        patch.syspath_prepend(str(script.parent))
         runpy.run_path(str(script), run_name="__main__")
-    return set(re.findall(r"--\w+", capsys.readouterr().out))
+    return set(re.findall(r"--\w+", printed.getvalue()))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)
-def test_commands_name_what_there_is(page, monkeypatch, capsys):
+def test_commands_name_what_there_is(page):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for command in commands(page):
@@ -114,7 +119,7 @@ def test_commands_name_what_there_is(page, monkeypatch, capsys):
         script = next((word for word in command if word.startswith("examples/") and word.endswith(".py")), None)
         if script is not None:
             own = command[command.index(script) + 1 :]
-            known = {"--config", *options_of(ROOT / script, monkeypatch, capsys)}
+            known = {"--config", *options_of(ROOT / script)}
             assert {word for word in own if word.startswith("--")} <= known, text
         if command[0] == "trl-dlr":
             assert next(word for word in command[1:] if not word.startswith("--")) in COMMANDS, text

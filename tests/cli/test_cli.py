@@ -50,7 +50,7 @@ def workplace(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(workplace, monkeypatch, capsys):
+def cli(workplace, monkeypatch, capfd):
     monkeypatch.chdir(workplace)
     monkeypatch.delenv("TRL_DLR_DEBUG", raising=False)
 
@@ -59,7 +59,7 @@ def cli(workplace, monkeypatch, capsys):
             code = main([str(argument) for argument in argv])
         except SystemExit as end:  # argparse: help, or arguments that do not parse
             code = end.code
-        captured = capsys.readouterr()
+        captured = capfd.readouterr()  # of processes that were started, too
         return code, captured.out, captured.err
 
     yield run
@@ -84,6 +84,8 @@ def test_help_names_every_command(cli):
 def test_every_command_has_help_that_teaches(cli, command):
     code, out, _ = cli(command, "--help")
     assert code == 0 and out.startswith(f"usage: trl-dlr {command}")
+    assert len(out.partition("\n\n")[0]) < 100  # not hundreds of arguments before the first word
+    assert command in ("env", "chat") or f"\n  trl-dlr {command} --" in out  # an example, as it is to be typed
     described = [line for line in out.splitlines() if line.startswith("  --")]
     assert command == "env" or len(described) >= 3
 
@@ -93,13 +95,14 @@ def test_every_command_has_help_that_teaches(cli, command):
     [
         (["train", "--num_latents", 2], "trl-dlr train: error: `main_model_name_or_path` must be set"),
         (["train", "--config", "run.yaml", "--num_latents", 0], "error: `num_latents` must be at least 1, got 0."),
-        (["sft", "--config", "run.yaml", "--num_stages", -1], "error: `num_stages` must be at least 0, got -1"),
+        (["sft", "--config", "run.yaml", "--num_stages", -1], "error: `num_stages` must be at least 0, got -1."),
         (["generate"], "trl-dlr generate: error: `policy` must be set"),
         (["generate", "--policy", "policy"], "error: `prompts` must hold at least one question"),
         (
             ["generate", "--policy", "main", "--prompts", "A12"],
             "trl-dlr generate: error: 'main' holds neither a policy",
         ),
+        (["generate", "--policy", "nowhere", "--prompts", "A12"], "error: 'nowhere' is no folder here, it is not in"),
         (["chat"], "trl-dlr chat: error: `policy` must be set"),
         (["push", "--policy", "policy"], "trl-dlr push: error: `repo_id` must be set"),
         (["eval", "--policy", "policy"], "trl-dlr eval: error: `dataset_name` must be set"),
@@ -126,6 +129,9 @@ def test_arguments_that_do_not_parse_exit_with_2(cli):
     assert cli("generate", "--no_such_argument", "1")[0] in (1, 2)
     assert cli("no_such_command")[0] == 2
     assert cli("train", "--config", "run.yaml", "--max_steps", "many")[0] == 2
+    code, _, err = cli("train", "--config", "run.yaml", "--no_such_argument", "1")  # nor an argument of accelerate's
+    assert code == 2 and err.splitlines()[-1] == "trl-dlr train: error: unrecognized arguments: --no_such_argument"
+    assert len(err.splitlines()) < 6
 
 
 def test_debug_adds_the_traceback(cli):
@@ -183,17 +189,17 @@ def test_env_names_versions(cli):
     assert code == 0 and "transformers" in out and "torch" in out
 
 
-def test_train_and_sft_run_under_accelerate(workplace):
-    result = launched(workplace, "sft", "--config", "run.yaml", "--output_dir", "sft", "--learning_rate", "1e-3")
-    assert result.returncode == 0, result.stderr[-3000:]
+def test_train_and_sft_run_under_accelerate(cli, workplace):
+    code, out, err = cli("sft", "--config", "run.yaml", "--output_dir", "sft", "--learning_rate", "1e-3")
+    assert code == 0 and "Saved to sft." in out, err[-3000:]
     arguments = ["--config", "run.yaml", "--policy", "sft", "--output_dir", "rl", "--num_processes", "1"]
-    result = launched(workplace, "train", *arguments, "--reward_funcs", "correctness_reward", "--report", "true")
-    assert result.returncode == 0 and "Saved to rl." in result.stdout, result.stderr[-3000:]
+    code, out, err = cli("train", *arguments, "--reward_funcs", "correctness_reward", "--report", "true")
+    assert code == 0 and "Saved to rl." in out, err[-3000:]
     first, second = (LatentPolicyModel.from_pretrained(workplace / name).state_dict() for name in ("sft", "rl"))
     assert first.keys() == second.keys() and any((first[name] != second[name]).any() for name in first)
     assert (workplace / "rl" / "report" / "report.html").is_file()
-    result = launched(workplace, "report", "--output_dir", "rl")
-    assert result.returncode == 0 and result.stdout.strip().endswith("report.html"), result.stderr[-3000:]
+    code, out, _ = cli("report", "--output_dir", "rl")
+    assert code == 0 and out.strip().endswith("report.html")
 
 
 def test_an_error_in_a_launched_process_is_one_line_too(workplace):

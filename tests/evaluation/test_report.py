@@ -171,7 +171,8 @@ def test_metrics_are_found_by_name_and_what_has_no_value_is_not_logged():
 
 
 def test_what_was_not_logged_is_named_and_left_out():
-    html, files = render_report([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
+    decoded = {"main_model/decoded_fraction": 1.0}  # which says nothing where there is no value head
+    html, files = render_report([{"step": 1, "loss": 1.0, **decoded}, {"step": 2, "loss": 0.5, **decoded}])
     assert list(files) == ["optimization"]
     missing = missing_of(html)
     for plot in PLOTS:
@@ -252,6 +253,7 @@ def test_controls_are_told_from_other_figures():
     )
     assert controls == {"trained": {"reward": 1.0}, "before": {"loss": 2.0}, "preflight/alone": {"accuracy": 0.5}}
     assert others == {"preflight/gradient/assistant": 3.0, "eval_loss": 4.0}
+    assert list(by_control(dict(sorted(RESULTS.items())))[0]) == list(CONTROLS)  # not as their names sort
 
 
 def test_a_supervised_run_has_its_page_too(tmp_path):

@@ -97,10 +97,10 @@ def accuracy_by_harness(folder, name, task, **model_args):
 @pytest.mark.parametrize(("name", "task"), [("questions", "questions_file"), ("entries", "reasoning_gym_file")])
 def test_its_accuracies_are_the_harnesss(folder, name, task, monkeypatch):
     monkeypatch.setattr(script, "ROWS", {"policy": "own", "mean_latents": "mean"})
-    one = evaluate(folder, name, num_eval_samples=1)["results"]
+    one = evaluate(folder, name, num_eval_samples=1, seeds=[0, 1])["results"]
     means = accuracy_by_harness(folder, name, task)
     assert means == one["mean_latents"]["pass@1"]["mean"] and 0 < means < 1
-    seeds = [accuracy_by_harness(folder, name, task, do_sample=True, seed=seed) for seed in (0, 1, 2)]
+    seeds = [accuracy_by_harness(folder, name, task, do_sample=True, seed=seed) for seed in (0, 1)]
     assert seeds == one["policy"]["pass@1"]["runs"] and len(set(seeds)) > 1
     voted = evaluate(folder, name, seeds=[5])["results"]["policy"]["majority@4"]["mean"]
     sampling = {"do_sample": True, "num_samples": 4, "selection": "majority", "seed": 5}

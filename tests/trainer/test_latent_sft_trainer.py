@@ -303,11 +303,10 @@ def reinforce(folder, max_steps, **kwargs):
     return accuracy(learner, "own"), accuracy(learner, "shuffled")
 
 
-@pytest.mark.parametrize("latent_dim", [64, 512])
-def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path, latent_dim):
-    policy, before, warm = warm_start(tmp_path / "sft", latent_dim, seed=0)
+def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path):
+    policy, before, warm = warm_start(tmp_path / "sft", 512, seed=0)
     after, shuffled = reinforce(tmp_path / "rl", 60, model=policy)
-    print(f"\nd = {latent_dim}: untrained {before:.3f}, warm {warm:.3f}, then RL {after:.3f}, shuffled {shuffled:.3f}")
+    print(f"\nd = 512: untrained {before:.3f}, warm {warm:.3f}, then RL {after:.3f}, shuffled {shuffled:.3f}")
     assert after >= 0.9 and after >= warm - 0.03
     assert shuffled < 0.5
 
@@ -323,7 +322,7 @@ def test_a_warm_start_and_then_rl_are_not_worse_than_either_alone(tmp_path, late
             f"\nd = {latent_dim}, seed {seed}: untrained {before:.3f}, warm {warm:.3f}, then RL {after:.3f}, "
             f"shuffled {shuffled:.3f}; RL alone, ten times as long, {alone:.3f}"
         )
-        assert after >= 0.9
+        assert after >= 0.9 and shuffled < 0.5
         assert after >= max(warm, alone) - 0.03
 
 

@@ -5,8 +5,7 @@
 import sys
 from dataclasses import dataclass, field
 
-from trl import TrlParser
-
+from .parser import command_parser
 from .reasoner import ReasonerArguments
 
 
@@ -29,7 +28,7 @@ class ChatArguments(ReasonerArguments):
             Whether latents are sampled.
     """
 
-    is_chat: bool = field(default=True, metadata={"help": "Whether questions are chat messages."})
+    is_chat: bool = field(default=True, metadata={"help": "Questions are chat messages; false: plain prompts."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message."})
     do_sample: bool = field(default=False, metadata={"help": "Whether latents are sampled."})
 
@@ -52,5 +51,5 @@ def main(args: ChatArguments) -> None:
 
 
 def run(argv: list[str], prog: str) -> None:
-    parser = TrlParser(ChatArguments, prog=prog, description=__doc__.replace("`", ""), epilog=EPILOG)
+    parser = command_parser((ChatArguments,), prog, __doc__, EPILOG)
     main(*parser.parse_args_and_config(argv))

@@ -6,16 +6,19 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
 from ..evaluation.table import ROWS, evaluate_row, print_table
 from ..rewards import correctness_reward
 from .arguments import load_dataset_split
+from .parser import command_parser
 from .reasoner import ReasonerArguments
 
 
-EPILOG = """example: trl-dlr eval --policy user/policy --dataset_name test.jsonl --num_questions 200 --num_samples 8. Right is
-what equals the column `answer` or `solution` as a string, a number or an expression."""
+EPILOG = """example:
+  trl-dlr eval --policy user/policy --dataset_name test.jsonl --num_questions 200 --num_samples 8
+
+Right is what equals the column `answer` or `solution` as a string, a number or an expression. Read the row `policy`
+beside `no_latents` (the main model alone) and `shuffled` (latents of other questions): what shuffling does not cost is
+steering, not information about the question."""
 
 
 @dataclass
@@ -51,7 +54,9 @@ class EvalArguments(ReasonerArguments):
             File for all figures.
     """
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub dataset, or local JSON or JSONL file."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub dataset, or local JSON or JSONL file; must be set."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str | None = field(default=None, metadata={"help": "Split, such as 'test[:100]'."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message for questions."})
@@ -60,7 +65,9 @@ class EvalArguments(ReasonerArguments):
     num_samples: int = field(default=4, metadata={"help": "Trajectories per question."})
     k: int | None = field(default=None, metadata={"help": "k of pass@k and majority@k; by default all samples."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the latents."})
-    rows: list[str] = field(default_factory=lambda: list(ROWS), metadata={"help": "Rows: " + ", ".join(ROWS)})
+    rows: list[str] = field(
+        default_factory=lambda: list(ROWS), metadata={"help": "Rows of the table; by default all there are."}
+    )
     batch_size: int = field(default=8, metadata={"help": "Questions decoded together."})
     output_json: str | None = field(default=None, metadata={"help": "File for all figures."})
 
@@ -96,5 +103,5 @@ def main(args: EvalArguments) -> None:
 
 
 def run(argv: list[str], prog: str) -> None:
-    parser = TrlParser(EvalArguments, prog=prog, description=__doc__.replace("`", ""), epilog=EPILOG)
+    parser = command_parser((EvalArguments,), prog, __doc__, EPILOG)
     main(*parser.parse_args_and_config(argv))

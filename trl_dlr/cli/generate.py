@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
+from .parser import command_parser
 from .reasoner import ReasonerArguments
 
 
-EPILOG = """example: trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" "What is 5 + 6?" --num_samples 8
---selection majority"""
+EPILOG = """examples:
+  trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" "What is 5 + 6?"
+  trl-dlr generate --policy user/policy --prompts_file questions.txt --num_samples 8 --selection majority"""
 
 
 @dataclass
@@ -41,9 +41,11 @@ class GenerateArguments(ReasonerArguments):
             File for all completions and scores.
     """
 
-    prompts: list[str] = field(default_factory=list, metadata={"help": "Questions."})
+    prompts: list[str] = field(
+        default_factory=list, metadata={"help": "Questions; these or a prompts_file must be set."}
+    )
     prompts_file: str | None = field(default=None, metadata={"help": "Text file with a question a line."})
-    is_chat: bool = field(default=True, metadata={"help": "Whether questions are chat messages."})
+    is_chat: bool = field(default=True, metadata={"help": "Questions are chat messages; false: plain prompts."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message."})
     num_samples: int = field(default=1, metadata={"help": "Trajectories per question."})
     do_sample: bool | None = field(default=None, metadata={"help": "Sample latents; by default if more than one."})
@@ -74,5 +76,5 @@ def main(args: GenerateArguments) -> None:
 
 
 def run(argv: list[str], prog: str) -> None:
-    parser = TrlParser(GenerateArguments, prog=prog, description=__doc__.replace("`", ""), epilog=EPILOG)
+    parser = command_parser((GenerateArguments,), prog, __doc__, EPILOG)
     main(*parser.parse_args_and_config(argv))

@@ -12,8 +12,12 @@ from trl import TrlParser
 from .main import report_error
 
 
-EPILOG = """Arguments of `accelerate launch` can be given as well (--num_processes 8, --config_file zero2.yaml). `--config` names
-a YAML file of any of these arguments; those on the command line come first."""
+EPILOG = """example:
+  %(prog)s --config run.yaml --learning_rate 1e-4 --num_processes 8
+
+`main_model_name_or_path`, `dataset_name` and either `model_name_or_path` (`first_layers` or `fresh_layers` of the main
+model, a Hub id or a folder) or `policy` must be given. `--config` names a YAML file of any of these arguments; those on
+the command line come first. Arguments of `accelerate launch` can be given as well (--num_processes, --config_file)."""
 
 
 def launch(module: str, parser: TrlParser, argv: list[str]) -> int:
@@ -41,8 +45,10 @@ def launch(module: str, parser: TrlParser, argv: list[str]) -> int:
             unknown.pop(0)
         else:
             own.append(argument)
+    accelerate_parser = launch_command_parser()
+    accelerate_parser.prog, accelerate_parser.usage = parser.prog, parser.usage  # it tells what neither of them knows
     # Quiet: the script has said in one line what went wrong
-    arguments = launch_command_parser().parse_args(["--quiet", "--module", *of_config, *of_cli, module, *own])
+    arguments = accelerate_parser.parse_args(["--quiet", "--module", *of_config, *of_cli, module, *own])
     try:
         launch_command(arguments)
     except SystemExit as end:

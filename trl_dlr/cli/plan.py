@@ -7,18 +7,21 @@ from dataclasses import dataclass, field, fields
 import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from ..models import LatentPolicyConfig, LatentPolicyModel
 from ..trainer import LatentGRPOConfig
 from ..trainer.construction import adapter_for_policy
 from ..trainer.memory_plan import MemoryPlan, plan_memory
 from .arguments import ASSISTANTS
+from .parser import command_parser
 from .train import TrainArguments
 
 
-EPILOG = """The --config file and the arguments of `trl-dlr train`, and how many GPUs of which size: trl-dlr plan --config
-run.yaml --num_processes 8 --zero_stage 2 --gpu_memory 40 80"""
+EPILOG = """example:
+  trl-dlr plan --config run.yaml --num_processes 8 --zero_stage 2 --gpu_memory 40 80
+
+It takes the file and the arguments of `trl-dlr train`, and says how many GPUs of which size the run needs."""
 
 
 @dataclass
@@ -132,12 +135,7 @@ def print_plan(plan: MemoryPlan, gpu_memory: list[float]) -> None:
 
 
 def run(argv: list[str], prog: str) -> None:
-    parser = TrlParser(
-        (PlanArguments, PlannedRun, PlannedConfig, ModelConfig),
-        prog=prog,
-        description=__doc__.replace("`", ""),
-        epilog=EPILOG,
-    )
+    parser = command_parser((PlanArguments, PlannedRun, PlannedConfig, ModelConfig), prog, __doc__, EPILOG)
     plan_args, args, training_args, model_args = parser.parse_args_and_config(argv)
     policy, main_model = shapes_of(
         args.policy or model_args.model_name_or_path,

@@ -4,12 +4,14 @@
 
 from dataclasses import dataclass, field
 
-from trl import TrlParser
-
+from .parser import command_parser
 from .reasoner import ReasonerArguments
 
 
-EPILOG = "example: trl-dlr push --policy outputs/demo --repo_id user/policy --private true"
+EPILOG = """example:
+  trl-dlr push --policy outputs/demo --repo_id user/policy --private true
+
+Log in with `hf auth login`, or set HF_TOKEN, with a token that may write."""
 
 
 @dataclass
@@ -28,7 +30,9 @@ class PushArguments(ReasonerArguments):
             Message of the commit.
     """
 
-    repo_id: str | None = field(default=None, metadata={"help": "Repository to push to, such as user/policy."})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "Repository to push to, such as user/policy; must be set."}
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch to push to."})
     private: bool | None = field(default=None, metadata={"help": "Whether a new repository is private."})
     commit_message: str = field(default="Upload policy", metadata={"help": "Message of the commit."})
@@ -47,5 +51,5 @@ def main(args: PushArguments) -> None:
 
 
 def run(argv: list[str], prog: str) -> None:
-    parser = TrlParser(PushArguments, prog=prog, description=__doc__.replace("`", ""), epilog=EPILOG)
+    parser = command_parser((PushArguments,), prog, __doc__, EPILOG)
     main(*parser.parse_args_and_config(argv))

@@ -34,12 +34,14 @@ class ReasonerArguments:
             Whether code that comes with the main model may be executed.
     """
 
-    policy: str | None = field(default=None, metadata={"help": "Hub id or folder of the policy."})
+    policy: str | None = field(default=None, metadata={"help": "Hub id or folder of the policy; must be set."})
     policy_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the policy."})
     main_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Main model. If unset, the one that the policy was trained for."}
     )
-    main_model_dtype: str | None = field(default=None, metadata={"help": "Precision of the main model's weights."})
+    main_model_dtype: str | None = field(
+        default=None, metadata={"help": "Precision of its weights, such as bfloat16."}
+    )
     engine: str = field(default="transformers", metadata={"help": "transformers, vllm, or URL of a vLLM server."})
     max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer at most."})
     device: str | None = field(default=None, metadata={"help": "Where the models go, such as cpu or cuda:1."})

@@ -4,13 +4,14 @@
 
 from dataclasses import dataclass, field
 
-from trl import TrlParser
-
 from ..evaluation.report import write_report
+from .parser import command_parser
 
 
-EPILOG = """example: trl-dlr report --output_dir outputs/demo. The run must have been trained with a LatentReportCallback, as
-trl-dlr train --report true and the examples do."""
+EPILOG = """example:
+  trl-dlr report --output_dir outputs/demo
+
+The run must have been trained with a LatentReportCallback, as `trl-dlr train --report true` and the examples do."""
 
 
 @dataclass
@@ -25,7 +26,7 @@ class ReportArguments:
             Whether to put the figures of its `eval_results.json` on the page.
     """
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; must be set."})
     with_eval_results: bool = field(default=True, metadata={"help": "Use the figures of eval_results.json."})
 
     def __post_init__(self):
@@ -34,6 +35,6 @@ class ReportArguments:
 
 
 def run(argv: list[str], prog: str) -> None:
-    parser = TrlParser(ReportArguments, prog=prog, description=__doc__.replace("`", ""), epilog=EPILOG)
+    parser = command_parser((ReportArguments,), prog, __doc__, EPILOG)
     (args,) = parser.parse_args_and_config(argv)
     print(write_report(args.output_dir, with_eval_results=args.with_eval_results))

@@ -7,6 +7,7 @@ from trl import ModelConfig, TrlParser
 from ..trainer import LatentSFTConfig, LatentSFTTrainer
 from .arguments import RunArguments
 from .launch import EPILOG, launch, run_script
+from .parser import command_parser
 from .train import train_and_save
 
 
@@ -15,9 +16,7 @@ def main(args: RunArguments, training_args: LatentSFTConfig, model_args: ModelCo
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
-    return TrlParser(
-        (RunArguments, LatentSFTConfig, ModelConfig), prog=prog, description=__doc__.replace("`", ""), epilog=EPILOG
-    )
+    return command_parser((RunArguments, LatentSFTConfig, ModelConfig), prog, __doc__, EPILOG)
 
 
 def run(argv: list[str], prog: str) -> int:

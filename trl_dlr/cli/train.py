@@ -13,6 +13,7 @@ from ..trainer import LatentGRPOConfig, LatentGRPOTrainer, LatentReportCallback,
 from ..trainer.policy_arguments import LatentPolicyArguments
 from .arguments import RunArguments, load_split, resolve_models
 from .launch import EPILOG, launch, run_script
+from .parser import command_parser
 
 
 REWARDS = {name: getattr(rewards, name) for name in ("correctness_reward", "tag_format_reward")}
@@ -84,9 +85,7 @@ def train_and_save(
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
-    return TrlParser(
-        (TrainArguments, LatentGRPOConfig, ModelConfig), prog=prog, description=__doc__.replace("`", ""), epilog=EPILOG
-    )
+    return command_parser((TrainArguments, LatentGRPOConfig, ModelConfig), prog, __doc__, EPILOG)
 
 
 def run(argv: list[str], prog: str) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 COLOURS = ["#2563eb", "#d97706", "#059669", "#be185d", "#6d28d9", "#475569"]
-CONTROL_COLOURS = {
+CONTROL_COLOURS = {  # in the order in which they are read
     "no_latents": "#64748b",
     "untrained": "#d97706",
     "before_run": "#d97706",  # of a policy that has been trained before
@@ -125,7 +125,7 @@ GROUPS = Plot(
 RATIO = Plot(
     "ratio",
     "Size of an update",
-    "How far an update moves the density of the latents. Clip fractions of 0.3 to 0.7 are normal when a rollout is "
+    "How far an update moves the density of the latents. Clip fractions of 0.1 to 0.7 are normal when a rollout is "
     "passed over several times. Warning signs: clip fractions that stay at 0 (it hardly learns) or near 1, and a spread "
     "that keeps growing.",
     (
@@ -433,7 +433,9 @@ def draw_plots(
                 drawn.append((panel.title, _lines(panel, metrics, log_history, controls)))
             else:
                 missing.append(f"{plot.title}: {panel.title} ({', '.join(panel.metrics)})")
-        if plot is CONTROLS:
+        if plot is SCREENING and len(drawn) < len(plot.panels):  # without a value head, all are decoded
+            drawn = []
+        elif plot is CONTROLS:
             figures = [name for name in CONTROL_FIGURES if any(name in found for found in controls.values())]
             drawn = [(name, _bars(name, controls)) for name in figures]
             height = 0.3 + 0.27 * len(controls)

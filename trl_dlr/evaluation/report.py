@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .plots import DPI, NARROW, PLOTS, check_matplotlib, draw_plots, logged_metrics, series_of
+from .plots import CONTROL_COLOURS, DPI, NARROW, PLOTS, check_matplotlib, draw_plots, logged_metrics, series_of
 
 
 REPORT_DIR = "report"
@@ -90,7 +90,8 @@ def by_control(results: dict[str, Any]) -> tuple[dict[str, dict[str, float]], di
             controls.setdefault(control, {})[figure] = value
         elif isinstance(value, (int, float)):
             others[key] = value
-    return controls, others
+    order = dict.fromkeys([*CONTROL_COLOURS, *controls])  # files of figures are sorted by name
+    return {control: controls[control] for control in order if control in controls}, others
 
 
 def _summary(facts: dict[str, Any], log_history: list[dict[str, Any]]) -> str:

@@ -31,9 +31,14 @@ def find_file(
         return hf_hub_download(name, file, token=token, **hub)
     except RemoteEntryNotFoundError:
         return None
-    except LocalEntryNotFoundError:  # no connection: the cache knows which files there are, if it was asked before
+    except (
+        LocalEntryNotFoundError
+    ) as error:  # no connection: the cache knows which files there are, if it was asked before
         if try_to_load_from_cache(name, file, **hub) is None:
-            raise
+            raise FileNotFoundError(
+                f"{name!r} is no folder here, it is not in the cache, and the Hub cannot be reached. Check the name and "
+                "the connection."
+            ) from error
         return None
 
 
