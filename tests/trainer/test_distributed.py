@@ -30,13 +30,13 @@ LAUNCHERS = {
 LAUNCHERS["zero2_bf16"] = [*LAUNCHERS["zero2"], "--mixed_precision", "bf16"]  # as on GPUs
 
 
-def start(folder, launcher, mode, num_processes=2, env=None, **kwargs):
+def start(folder, launcher, mode, num_processes=2, env=None, script="distributed_worker", **kwargs):
     folder.mkdir(exist_ok=True)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     if launcher == "ddp":
         env["ACCELERATE_USE_CPU"] = "true"
     command = [part.format(num_processes) for part in LAUNCHERS[launcher]]
-    worker = ["-m", "tests.trainer.distributed_worker", str(folder), mode]
+    worker = ["-m", f"tests.trainer.{script}", str(folder), mode]
     settings = json.dumps({"num_processes": num_processes, **kwargs})
     with open(folder / "stderr.txt", "w") as stderr:
         return subprocess.Popen(
