@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tests.tiny import tiny_dataset
 from tests.trainer.test_coconut_sft_trainer import make_coconut_trainer
 from tests.trainer.test_latent_grpo_trainer import history, make_trainer
+from tests.trainer.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer, with_steps
 
 
@@ -75,20 +76,25 @@ def main(folder: str, mode: str, **kwargs):
     failure, num_rows = kwargs.pop("failure", None), kwargs.pop("num_rows", 40)
     checkpoint, steps_without_rewards = kwargs.pop("checkpoint", None), kwargs.pop("steps_without_rewards", ())
     batch_size = GLOBAL_BATCH // int(kwargs.pop("num_processes"))
-    if mode in ("sft", "coconut"):
+    if mode in ("sft", "coconut", "latent_rl"):
         curriculum = {"num_stages": 3, "latents_per_stage": 1, "max_steps": 6, "train_dataset": with_steps(32)}
         curriculum |= {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 2}
         if mode == "sft":
             trainer = make_sft_trainer(folder, **{"latent_noise": 0.0, **curriculum, **kwargs})
-        else:
+        elif mode == "coconut":
             held_out = with_steps(5).map(lambda row: {"answer": row["completion"].removeprefix("=")})
             eval_dataset = {"trainer_kwargs": {"eval_dataset": held_out}}
             trainer = make_coconut_trainer(folder, **curriculum, **eval_dataset, **kwargs)
+        else:
+            trainer = make_latent_rl_trainer(folder, per_device_train_batch_size=batch_size, **kwargs)
         trainer.train()
         name = f"weights_{trainer.accelerator.process_index}.safetensors"
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+        if mode == "latent_rl":
+            weights |= {f"value_head.{key}": tensor for key, tensor in trainer.value_head.state_dict().items()}
         save_file({key: tensor.clone() for key, tensor in weights.items()}, folder / name)
-        figures = {"loss": history(trainer, "loss"), "engine": type(trainer.model_wrapped).__name__}
+        figures = {key: history(trainer, key) for key in ("loss", "value/auc", "value/accuracy")}
+        figures["engine"] = type(trainer.model_wrapped).__name__
         if mode == "coconut":
             figures["answers"] = trainer._answer(trainer.eval_dataset)
             figures["accuracy"] = trainer.evaluate()["eval_accuracy"]

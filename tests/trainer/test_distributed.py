@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.tiny import random_main_model
 from tests.trainer.test_latent_grpo_trainer import make_trainer
 
 
@@ -116,6 +117,22 @@ def test_a_model_that_thinks_learns_and_answers_on_two_processes_as_on_one(tmp_p
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, atol=2e-6, rtol=1e-5)
     assert all(log["answers"] == one[0]["answers"] and log["accuracy"] == one[0]["accuracy"] for log in two)
+
+
+@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+def test_latent_rl_on_two_processes_is_that_on_one(tmp_path, launcher):
+    # SGD: AdamW's first steps do not depend on the gradients' size
+    kwargs = {"generation_kwargs": {"do_sample": False}, "optim": "sgd", "learning_rate": 0.1, "max_steps": 4}
+    kwargs |= {"value_warmup_steps": 2}
+    one, expected = run(tmp_path / "one", "one", "latent_rl", **kwargs)
+    two, weights = run(tmp_path / "two", launcher, "latent_rl", **kwargs)
+    assert {log["engine"] for log in two} == {"DeepSpeedEngine" if launcher == "zero2" else "DistributedDataParallel"}
+    for key in ("value/auc", "value/accuracy"):
+        assert two[0][key] == two[1][key] == pytest.approx(one[0][key]) != [], key
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, atol=2e-6, rtol=1e-5)
+    start = random_main_model().state_dict()
+    assert any((tensor - start[name]).abs().max() > 1e-4 for name, tensor in expected.items() if name in start)
 
 
 @pytest.mark.slow
