@@ -105,7 +105,7 @@ def test_the_policy_learns_to_please_the_head_and_is_stopped(tmp_path, seed):
         figures[arm] = run(tmp_path / arm, model, seed, **kwargs)
         print(f"\nseed {seed}, {arm}", *map(json.dumps, figures[arm]), sep="\n")
     for before, _ in figures.values():
-        assert before["step"] == 100 and before["auc"] > 0.6
+        assert before["step"] == 100 and before["auc"] > 0.5
         assert before["predicted_accuracy"] == pytest.approx(before["accuracy"], abs=0.15)
     before, end = figures["no stop"]
     assert end["step"] == 300
