@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from tests.tiny import random_main_model, tiny_tokenizer
-from trl_dlr import LatentPolicyModel, fresh_layers
+from trl_dlr import LatentPolicyModel, ThinkingConfig, ThinkingReasoner, fresh_layers
 from trl_dlr.cli.main import COMMANDS
 
 
@@ -55,6 +55,9 @@ def world(tmp_path, monkeypatch):
         tokenizer.save_pretrained(tmp_path / name)
     policy.save_pretrained(tmp_path / "user" / "policy")
     tokenizer.save_pretrained(tmp_path / "user" / "policy")
+    ThinkingReasoner(main_model, tokenizer, ThinkingConfig(num_latents=2)).save_pretrained(
+        tmp_path / "user" / "thinking-model"
+    )
     (tmp_path / "openai" / "gsm8k").mkdir(parents=True)
     card = "---\nconfigs:\n- config_name: main\n  data_files: train.jsonl\n---\n"
     (tmp_path / "openai" / "gsm8k" / "README.md").write_text(card)

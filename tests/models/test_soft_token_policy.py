@@ -23,7 +23,7 @@ SURROGATE = {"soft_token_score": "latent_grpo", "one_sided_noise": True}
 def make_policy(assistant=None, **kwargs):
     main_model = random_main_model()
     assistant = fresh_layers(main_model, 1) if assistant is None else assistant
-    kwargs = {"density": "soft_tokens", "num_latents": 3, **kwargs}
+    kwargs = {"density": "soft_tokens", "soft_token_score": "exact", "num_latents": 3, **kwargs}
     policy = LatentPolicyModel.from_assistant(assistant, main_model, tiny_tokenizer(), **kwargs).eval()
     torch.nn.init.normal_(policy.latent_head.weight, std=2.0)  # distributions that differ between questions
     return policy
@@ -227,7 +227,8 @@ def test_a_reasoner_answers_and_is_the_same_after_loading(tmp_path):
 )
 def test_bad_configuration(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        LatentPolicyConfig(**{"density": "soft_tokens", **kwargs})
+        exact = {} if "density" in kwargs else {"density": "soft_tokens", "soft_token_score": "exact"}
+        LatentPolicyConfig(**{**exact, **kwargs})
 
 
 @pytest.mark.parametrize("name", ["latent_top_k", "mixture_size"])

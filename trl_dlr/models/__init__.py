@@ -4,7 +4,8 @@ from .assistants import first_layers, fresh_layers
 from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity
 from .fingerprint import weights_fingerprint
 from .injection import LatentInjector
-from .latent_policy import LatentPolicyConfig, LatentPolicyModel, LatentPolicyOutput
+from .latent_policy import LatentPolicyModel, LatentPolicyOutput
+from .latent_policy_config import LatentPolicyConfig
 
 
 __all__ = [

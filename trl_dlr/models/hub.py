@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCardData, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-from .latent_policy import LatentPolicyConfig
+from .latent_policy_config import LatentPolicyConfig
 
 
 TAGS = ["trl", "trl_dlr", "latent-reasoning"]

@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine, tokenize_prompts
 from ..rewards import majority_vote
 from .hub import find_file, readable_push_errors, short_card
-from .latent_policy import LatentPolicyConfig, LatentPolicyModel, LatentPolicyOutput
+from .latent_policy import LatentPolicyModel, LatentPolicyOutput
+from .latent_policy_config import LatentPolicyConfig
 from .value_head import VALUE_HEAD_FILE, ValueHead
 
 

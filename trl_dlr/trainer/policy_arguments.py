@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..models import LatentPolicyConfig
-from ..models.latent_policy import DENSITIES
+from ..models.latent_policy_config import DENSITIES
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 
 
@@ -42,7 +42,7 @@ class LatentPolicyArguments:
             Whether means are scaled to unit root mean square.
         soft_token_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature τ of a soft token's mixture.
-        soft_token_score (`str`, *optional*, defaults to `"exact"`):
+        soft_token_score (`str`, *optional*, defaults to `"lepo"`):
             What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or a surrogate,
             `"lepo"` or `"latent_grpo"`.
         one_sided_noise (`bool`, *optional*, defaults to `False`):
@@ -118,7 +118,7 @@ class LatentPolicyArguments:
     )
     soft_token_temperature: float = field(default=1.0, metadata={"help": "Temperature of a soft token's mixture."})
     soft_token_score: str = field(
-        default="exact",
+        default="lepo",
         metadata={
             "help": "Log-probability of a soft token: 'exact' (density), or the surrogates 'lepo' and 'latent_grpo'.",
             "choices": list(SOFT_TOKEN_SCORES),

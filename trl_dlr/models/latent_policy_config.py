@@ -1,0 +1,204 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Configuration of a latent policy: its fields, and which of them go together."""
+
+import math
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .injection import INJECTIONS
+from .soft_tokens import SOFT_TOKEN_SCORES
+
+
+SAMPLINGS = ("autoregressive", "parallel")
+# Fields of a configuration that one density has and the others do not
+DENSITIES = {
+    "gaussian": ("sigma", "learn_sigma", "normalize_mean", "injection", "injection_scale"),
+    "soft_tokens": (
+        "soft_token_temperature",
+        "soft_token_score",
+        "one_sided_noise",
+        "latent_top_k",
+        "latent_top_p",
+        "mixture_size",
+    ),
+}
+
+
+class LatentPolicyConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`LatentPolicyModel`].
+
+    Args:
+        assistant_config (`PreTrainedConfig` or `dict`):
+            Configuration of the assistant's backbone.
+        density (`str`, *optional*, defaults to `"gaussian"`):
+            What a latent is: `"gaussian"`, a vector with a Gaussian density ([`DiagonalGaussian`]), or `"soft_tokens"`, a
+            mixture of the main model's tokens ([`SoftTokens`]).
+        latent_dim (`int`, *optional*, defaults to `16`):
+            Size d of a latent. Small is what pure RL can train; larger needs a supervised start. Of soft tokens it is
+            the main model's vocabulary, whatever is given.
+        num_latents (`int`, *optional*, defaults to `4`):
+            Number T of latent steps per trajectory, at most T if `learn_stop`.
+        learn_stop (`bool`, *optional*, defaults to `False`):
+            Whether the policy decides after each step if it is the last, by a Bernoulli draw given the same state as the
+            step's latent. The decision is part of the action and of its density.
+        min_latents (`int`, *optional*, defaults to `1`):
+            Steps that are always taken if `learn_stop`.
+        initial_stop_prob (`float`, *optional*, defaults to `0.05`):
+            Probability of a stop at each step that is free to, before training, if `learn_stop`.
+        freeze_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the assistant's input embeddings are kept as they are.
+        sampling (`str`, *optional*, defaults to `"autoregressive"`):
+            `"autoregressive"`: each latent is fed back before the next is drawn (the paper's). `"parallel"`: T learned
+            query vectors after the question, all latents in one pass.
+        sigma (`float`, *optional*, defaults to `1.0`):
+            Standard deviation σ of a latent (its initial value if `learn_sigma`).
+        learn_sigma (`bool`, *optional*, defaults to `False`):
+            Whether σ is a parameter, one per latent dimension.
+        normalize_mean (`bool`, *optional*, defaults to `False`):
+            Whether means are scaled to unit root mean square, which bounds ‖μ‖/σ.
+        soft_token_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature τ of a soft token's mixture.
+        soft_token_score (`str`, *optional*, defaults to `"lepo"`):
+            What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or the surrogates of
+            the papers, `"lepo"` and `"latent_grpo"`.
+        one_sided_noise (`bool`, *optional*, defaults to `False`):
+            Whether Gumbel noise is clamped and shifted to be at least 0, for `"latent_grpo"`.
+        latent_top_k (`int`, *optional*):
+            Most likely tokens that are candidates. If `None`, all.
+        latent_top_p (`float`, *optional*, defaults to `1.0`):
+            Probability mass that the candidates must have.
+        mixture_size (`int`, *optional*):
+            Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all.
+        injection (`str`, *optional*, defaults to `"anchors"`):
+            How latents become embeddings of the main model: `"anchors"`, `"components"` or `"trained"`. See
+            [`LatentInjector`].
+        injection_scale (`float`, *optional*, defaults to `0.3`):
+            Size of the latents' share of an embedding, in units of the main model's measured embedding RMS.
+        anchor_text (`str`, *optional*, defaults to `"Answer: "`):
+            Text whose tokens, in turn, are the base of the injected embeddings under `"anchors"`.
+        main_model_name_or_path (`str`, *optional*):
+            Main model that the policy belongs to.
+        main_model_revision (`str`, *optional*):
+            Revision of the main model.
+        main_model_fingerprint (`str`, *optional*):
+            Fingerprint of the main model's weights, see [`weights_fingerprint`].
+        main_hidden_size (`int`, *optional*):
+            Size H of the main model's input embeddings.
+        chat_template_kwargs (`dict`, *optional*):
+            Keyword arguments of the chat templates that conversational prompts were rendered with in training.
+    """
+
+    model_type = "latent_policy"
+    sub_configs_defaults = {"assistant_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+
+    assistant_config: dict | PreTrainedConfig | None = None
+    density: str = "gaussian"
+    latent_dim: int = 16
+    num_latents: int = 4
+    learn_stop: bool = False
+    min_latents: int = 1
+    initial_stop_prob: float = 0.05
+    freeze_embeddings: bool = False
+    sampling: str = "autoregressive"
+    sigma: float = 1.0
+    learn_sigma: bool = False
+    normalize_mean: bool = False
+    soft_token_temperature: float = 1.0
+    soft_token_score: str = "lepo"
+    one_sided_noise: bool = False
+    latent_top_k: int | None = None
+    latent_top_p: float = 1.0
+    mixture_size: int | None = None
+    injection: str = "anchors"
+    injection_scale: float = 0.3
+    anchor_text: str = "Answer: "
+    main_model_name_or_path: str | None = None
+    main_model_revision: str | None = None
+    main_model_fingerprint: str | None = None
+    main_hidden_size: int | None = None
+    chat_template_kwargs: dict | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name in ("latent_dim", "num_latents", "min_latents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("latent_top_k", "mixture_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1 or unset, got {getattr(self, name)}.")
+        if not 0 < self.latent_top_p <= 1:
+            raise ValueError(f"`latent_top_p` must be above 0 and at most 1, got {self.latent_top_p}.")
+        for name in ("sigma", "injection_scale", "soft_token_temperature"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
+        if self.learn_stop and self.min_latents >= self.num_latents:
+            raise ValueError(
+                f"`min_latents={self.min_latents}` must be below `num_latents={self.num_latents}` with `learn_stop=True`, or "
+                "there is no stop to learn."
+            )
+        if not self.learn_stop and self.min_latents != 1:
+            raise ValueError(
+                f"`min_latents={self.min_latents}` needs `learn_stop=True`: without it every trajectory has all "
+                f"`num_latents={self.num_latents}` steps."
+            )
+        if not 0 < self.initial_stop_prob < 1:
+            raise ValueError(f"`initial_stop_prob` must be between 0 and 1, got {self.initial_stop_prob}.")
+        known = {"sampling": SAMPLINGS, "injection": INJECTIONS}
+        known |= {"density": tuple(DENSITIES), "soft_token_score": tuple(SOFT_TOKEN_SCORES)}
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        self._check_density()
+
+    def _check_density(self) -> None:
+        if self.one_sided_noise and self.density == "gaussian":
+            raise ValueError(
+                "`one_sided_noise=True` is for soft tokens alone: the gradient of a Gaussian's log-density in its mean, "
+                "(z - μ)/σ², has a direction, which noise of one sign would bias, and no sign to protect. Leave it at False."
+            )
+        for density in set(DENSITIES) - {self.density}:
+            for name in DENSITIES[density]:
+                default = type(self).__dataclass_fields__[name].default
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"`{name}={getattr(self, name)!r}` belongs to `density={density!r}`, and the policy has "
+                        f"`density={self.density!r}`. Leave it at {default!r}."
+                    )
+        if self.one_sided_noise and self.soft_token_score != "latent_grpo":
+            raise ValueError(
+                "`one_sided_noise=True` is for `soft_token_score='latent_grpo'`, whose gradient it gives the advantage's "
+                f"sign, got {self.soft_token_score!r}, which is of plain Gumbel noise."
+            )
+        is_cut = self.latent_top_k is not None or self.latent_top_p < 1 or self.mixture_size is not None
+        if is_cut and self.density == "soft_tokens" and self.soft_token_score == "exact":
+            raise ValueError(
+                "`soft_token_score='exact'` is the density of mixtures of the whole vocabulary, so `latent_top_k` and "
+                "`mixture_size` must be unset and `latent_top_p` 1.0: with tokens cut off it is none. Use 'lepo' or "
+                "'latent_grpo'."
+            )
+        if self.mixture_size is not None and self.mixture_size > (self.latent_top_k or self.mixture_size):
+            raise ValueError(
+                f"`mixture_size={self.mixture_size}` must be at most `latent_top_k={self.latent_top_k}`, the candidates "
+                "that it chooses from."
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        return self.assistant_config.get_text_config().hidden_size
+
+    @property
+    def feature_size(self) -> int:
+        """Size of what a latent is compared, judged and fed back by."""
+        return self.latent_dim if self.density == "gaussian" else self.main_hidden_size or self.hidden_size
+
+    @property
+    def latents_in_words(self) -> str:
+        """What a trajectory is, for cards and reports."""
+        number = f"{self.min_latents} to {self.num_latents}" if self.learn_stop else self.num_latents
+        if self.density == "gaussian":
+            return f"{number} latents of size {self.latent_dim} ({self.injection})"
+        return f"{number} soft tokens over the main model's {self.latent_dim} tokens"
