@@ -11,7 +11,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..models import LatentPolicyModel
-from ..models.latent_policy import DENSITIES
+from ..models.latent_policy_config import DENSITIES
 from ..models.reasoner import BASE_POLICY
 from .callbacks import EngineCheckCallback
 from .checkpoints import WholeCheckpointsMixin, whole_files
