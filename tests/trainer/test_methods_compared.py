@@ -58,7 +58,7 @@ def make_thinker(folder, seed, steps, **kwargs):
     defaults |= {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     defaults |= {"gradient_checkpointing": False, "logging_steps": 100}
     return SoftTokenGRPOTrainer(
-        copy.deepcopy(trained_main_model(seed, hint=0.3)),
+        copy.deepcopy(trained_main_model(seed, hint=0.5)),
         digit_reward,
         SoftTokenGRPOConfig(str(folder), seed=seed, **{**defaults, **kwargs}),
         tiny_dataset(2000, seed=0),
