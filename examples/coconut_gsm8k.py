@@ -22,7 +22,7 @@ can be given on the command line. The run ends with held-out loss and accuracy b
 import logging
 
 from sft_gsm8k import with_targets
-from train_gsm8k import ScriptArguments, load_questions
+from train_gsm8k import ScriptArguments, load_questions, save_and_end
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_dlr import CoconutSFTConfig, CoconutSFTTrainer
@@ -50,12 +50,7 @@ def main(script_args: ScriptArguments, training_args: CoconutSFTConfig, model_ar
     if trainer.accelerator.is_main_process:
         for name, figures in results.items():
             print(f"{name:<8}" + "".join(f"{key} {figures[f'eval_{key}']:.3f}  " for key in ("loss", "accuracy")))
-    trainer.save_metrics("eval", {f"{n}/{k}": v for n, figures in results.items() for k, v in figures.items()})
-    trainer.save_model(training_args.output_dir)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    trainer.accelerator.wait_for_everyone()  # what one process has written must not be cut off by the end of another
-    trainer.accelerator.end_training()
+    save_and_end(trainer, results, script_args, report=False)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ import re
 from typing import Any
 
 from datasets import Dataset
-from train_gsm8k import ScriptArguments, build_models, load_questions
+from train_gsm8k import ScriptArguments, build_models, load_questions, save_and_end
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from trl_dlr import LatentReportCallback, LatentSFTConfig, LatentSFTTrainer
-from trl_dlr.evaluation import preflight, write_report
+from trl_dlr.evaluation import preflight
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward
 
@@ -81,14 +81,7 @@ def main(script_args: ScriptArguments, training_args: LatentSFTConfig, model_arg
         for name, value in start_of_rl.items():
             print(f"  {name:<28}{value:.3f}")
     results["preflight"] = start_of_rl
-    trainer.save_metrics("eval", {f"{n}/{k}": v for n, figures in results.items() for k, v in figures.items()})
-    if script_args.report and trainer.accelerator.is_main_process:
-        print(f"Report: {write_report(training_args.output_dir)}")  # once more, with these figures
-    trainer.save_model(training_args.output_dir)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    trainer.accelerator.wait_for_everyone()  # what one process has written must not be cut off by the end of another
-    trainer.accelerator.end_training()
+    save_and_end(trainer, results, script_args)
 
 
 if __name__ == "__main__":

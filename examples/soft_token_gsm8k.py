@@ -23,7 +23,7 @@ command line. The run ends with held-out figures before and after, and those of 
 import logging
 
 import torch
-from train_gsm8k import ScriptArguments, load_questions, load_smollm2, print_table
+from train_gsm8k import ScriptArguments, load_questions, load_smollm2, print_table, save_and_end
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_dlr import SoftTokenGRPOConfig, SoftTokenGRPOTrainer, ThinkingReasoner
@@ -81,12 +81,7 @@ def main(script_args: ScriptArguments, training_args: SoftTokenGRPOConfig, model
     results["shuffled"] = evaluate("latents shuffled between questions", "shuffled")
     if trainer.accelerator.is_main_process:
         print_table(results)
-    trainer.save_metrics("eval", {f"{n}/{k}": v for n, figures in results.items() for k, v in figures.items()})
-    trainer.save_model(training_args.output_dir)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    trainer.accelerator.wait_for_everyone()  # what one process has written must not be cut off by the end of another
-    trainer.accelerator.end_training()
+    save_and_end(trainer, results, script_args, report=False)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentReportCallback
@@ -230,6 +230,21 @@ def print_table(results: dict[str, dict[str, float]]) -> None:
         print(f"{name:<14}" + "".join(f"{figures[column]:>12.3f}" for column in columns))
 
 
+def save_and_end(
+    trainer: Trainer, results: dict[str, dict[str, float]], script_args: ScriptArguments, report: bool = True
+) -> None:
+    """What every script does after training: figures, report, model and push."""
+    flat = {f"{name}/{key}": value for name, figures in results.items() for key, value in figures.items()}
+    trainer.save_metrics("eval", flat)
+    if report and script_args.report and trainer.accelerator.is_main_process:
+        print(f"Report: {write_report(trainer.args.output_dir)}")  # once more, with these figures
+    trainer.save_model(trainer.args.output_dir)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    trainer.accelerator.wait_for_everyone()  # what one process has written must not be cut off by the end of another
+    trainer.accelerator.end_training()
+
+
 def build_models(
     script_args: ScriptArguments, training_args: LatentPolicyArguments, model_args: ModelConfig
 ) -> dict[str, Any]:
@@ -292,15 +307,7 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
 
     if is_main:
         print_table(results)
-    flat = {f"{name}/{key}": value for name, figures in results.items() for key, value in figures.items()}
-    trainer.save_metrics("eval", flat)
-    if script_args.report and is_main:
-        print(f"Report: {write_report(training_args.output_dir)}")  # once more, with the table
-    trainer.save_model(training_args.output_dir)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    trainer.accelerator.wait_for_everyone()  # what one process has written must not be cut off by the end of another
-    trainer.accelerator.end_training()
+    save_and_end(trainer, results, script_args)
 
 
 if __name__ == "__main__":
