@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
-from trl_dlr import LatentPolicyModel, fresh_layers
+from trl_dlr import LatentPolicyModel, ThinkingConfig, ThinkingReasoner, fresh_layers
 from trl_dlr.cli.main import COMMANDS, main
 
 
@@ -40,6 +40,7 @@ def workplace(tmp_path_factory):
     policy.config.main_model_name_or_path = "main"
     policy.save_pretrained(folder / "policy")
     tiny_tokenizer().save_pretrained(folder / "policy")
+    ThinkingReasoner(main_model, tiny_tokenizer(), ThinkingConfig(num_latents=2)).save_pretrained(folder / "thinking")
     rows = tiny_dataset(24, seed=0).rename_column("prompt", "question")
     rows.to_json(folder / "train.jsonl")
     lines = [f"{name}: {json.dumps(value)}" for name, value in RUN.items()]
@@ -177,6 +178,20 @@ def test_eval_prints_the_policy_beside_its_controls(cli, workplace):
     assert len(found["results"]["policy"]["pass@1"]["runs"]) == 2
     for name, figures in found["results"].items():
         assert f"\n{name:<14}" in out and f"{figures['pass@1']['mean']:.3f} [" in out
+
+
+def test_a_model_that_thinks_by_itself_is_evaluated_and_answers(cli, workplace):
+    model = ["--policy", "thinking", "--max_new_tokens", 4]
+    questions = ["--dataset_name", "train.jsonl", "--prompt_template", "{question}", "--num_questions", 4]
+    code, out, _ = cli("eval", *model, *questions, "--seeds", 0, "--output_json", "thinking.json")
+    assert code == 0
+    found = json.loads((workplace / "thinking.json").read_text())["results"]
+    assert list(found) == ["policy", "mean_latents", "no_latents", "zero_latents", "shuffled"]
+    code, out, _ = cli("generate", *model, "--is_chat", "false", "--prompts", "A12")
+    expected = ThinkingReasoner.from_pretrained(str(workplace / "thinking"), max_new_tokens=4).generate(["A12"])
+    assert code == 0 and expected.texts[0].strip() in out
+    code, _, err = cli("generate", *model, "--prompts", "A12", "--engine", "vllm")
+    assert code == 1 and "`engine` has no meaning for 'thinking': it thinks by itself" in err
 
 
 def test_plan_prints_parts_and_verdicts(cli):

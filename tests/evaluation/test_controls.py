@@ -16,6 +16,8 @@ from trl_dlr.models.reasoner import LatentReasoner
 class EchoReasoner:
     """Writes down whose latents it was given."""
 
+    controls = LatentReasoner.controls
+
     def sample_latents(self, prompts, num_samples, deterministic):
         own = torch.tensor([float(int.from_bytes(prompt.encode(), "big")) for prompt in prompts], dtype=torch.float64)
         return own.repeat_interleave(num_samples).view(-1, 1, 1), torch.ones(num_samples * len(prompts))
@@ -129,7 +131,7 @@ def test_a_fresh_head_has_not_been_trained_and_leaves_the_trained_one():
     assert reasoner.policy.latent_head.mean.weight.std() > 0.5
 
 
-@pytest.mark.parametrize("latents", controls.LATENTS)
+@pytest.mark.parametrize("latents", LatentReasoner.controls)
 def test_answers_do_not_depend_on_the_number_of_processes(monkeypatch, latents):
     reasoner, dataset = make_reasoner(), distinct(7)
     alone = answer_questions(reasoner, dataset, latents, num_samples=2, batch_size=2, seed=3)

@@ -6,9 +6,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
-from tests.tiny import VOCABULARY, random_main_model, tiny_dataset, tiny_tokenizer
+from tests.tiny import VOCABULARY, random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, length_reward
-from trl_dlr import SoftTokenGRPOConfig, SoftTokenGRPOTrainer
+from trl_dlr import LatentReportCallback, SoftTokenGRPOConfig, SoftTokenGRPOTrainer
 from trl_dlr.models.soft_tokens import SOFT_TOKEN_SCORES, gumbel_softmax_log_prob, latent_grpo_score, lepo_score
 from trl_dlr.models.thinking import ThinkingConfig
 from trl_dlr.trainer.advantages import group_advantages, select_first_latent
@@ -317,3 +317,13 @@ def test_a_model_in_memory_needs_its_tokenizer_and_trls_configuration_is_not_our
 
 def test_scores_are_the_ones_that_are_offered():
     assert list(SOFT_TOKEN_SCORES) == ["exact", "lepo", "latent_grpo"]
+
+
+@pytest.mark.parametrize("method", ["lepo", "hidden states"])
+def test_a_report_is_written(tmp_path, method):
+    trainer = make_trainer(tmp_path, **METHODS[method], gradient_checkpointing=True)
+    trainer.add_callback(LatentReportCallback(trainer, tiny_dataset(2, 1), tiny_reward, num_samples=2))
+    trainer.train()
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "SoftTokenGRPOTrainer" in page and f"3 {trainer.args.latent_type.replace('_', ' ')}" in page
+    assert {"rewards.png", "latent_map.png"} <= {path.name for path in (tmp_path / "run" / "report").iterdir()}

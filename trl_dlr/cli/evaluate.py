@@ -47,7 +47,7 @@ class EvalArguments(ReasonerArguments):
             Seeds of the latents, a run each.
         rows (`list[str]`, *optional*):
             Rows of the table. If `None`, all: policy, mean_latents, no_latents, plain_anchors, zero_latents, fresh_head,
-            shuffled.
+            shuffled. A model that thinks by itself has neither plain_anchors nor fresh_head.
         batch_size (`int`, *optional*, defaults to `8`):
             Questions decoded together.
         output_json (`str`, *optional*):
@@ -65,9 +65,7 @@ class EvalArguments(ReasonerArguments):
     num_samples: int = field(default=4, metadata={"help": "Trajectories per question."})
     k: int | None = field(default=None, metadata={"help": "k of pass@k and majority@k; by default all samples."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the latents."})
-    rows: list[str] = field(
-        default_factory=lambda: list(ROWS), metadata={"help": "Rows of the table; by default all there are."}
-    )
+    rows: list[str] | None = field(default=None, metadata={"help": "Rows of the table; by default all there are."})
     batch_size: int = field(default=8, metadata={"help": "Questions decoded together."})
     output_json: str | None = field(default=None, metadata={"help": "File for all figures."})
 
@@ -77,7 +75,7 @@ class EvalArguments(ReasonerArguments):
             raise ValueError("`dataset_name` must be set: pass --dataset_name with a Hub dataset or a JSONL file.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must be at least one number, none of them twice, got {self.seeds}.")
-        if not self.rows or not set(self.rows) <= set(ROWS):
+        if self.rows is not None and (not self.rows or not set(self.rows) <= set(ROWS)):
             raise ValueError(f"`rows` must be some of {', '.join(ROWS)}, got {self.rows}.")
         self.k = self.num_samples if self.k is None else self.k
         if not 1 <= self.k <= self.num_samples:
@@ -93,9 +91,8 @@ def main(args: EvalArguments) -> None:
         dataset = dataset.select(range(min(args.num_questions, len(dataset))))
     reasoner = args.load()
     settings = args.seeds, args.num_samples, args.k, args.batch_size
-    results = {
-        row: evaluate_row(reasoner, dataset, correctness_reward, ROWS[row], row, *settings) for row in args.rows
-    }
+    rows = args.rows or [row for row, latents in ROWS.items() if latents in reasoner.controls]
+    results = {row: evaluate_row(reasoner, dataset, correctness_reward, ROWS[row], row, *settings) for row in rows}
     print_table(results)
     if args.output_json is not None:
         figures = {"settings": {**asdict(args), "num_questions": len(dataset)}, "results": results}

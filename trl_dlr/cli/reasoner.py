@@ -5,7 +5,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..models.hub import find_file
 from ..models.reasoner import LatentReasoner
+from ..models.thinking import THINKING_FILE
+from ..models.thinking_reasoner import ThinkingReasoner
 
 
 @dataclass
@@ -15,7 +18,7 @@ class ReasonerArguments:
 
     Args:
         policy (`str`, *optional*):
-            Hub id or folder of the policy.
+            Hub id or folder of the policy, or of a model that thinks by itself.
         policy_revision (`str`, *optional*):
             Branch, tag or commit of the policy.
         main_model_name_or_path (`str`, *optional*):
@@ -53,6 +56,8 @@ class ReasonerArguments:
             raise ValueError("`policy` must be set: pass --policy with a Hub id or a folder.")
 
     def load(self) -> LatentReasoner:
+        if find_file(self.policy, THINKING_FILE, self.policy_revision) is not None:
+            return self._load_thinking()
         kwargs: dict[str, Any] = {} if self.main_model_dtype is None else {"dtype": self.main_model_dtype}
         return LatentReasoner.from_pretrained(
             self.policy,
@@ -61,6 +66,20 @@ class ReasonerArguments:
             max_new_tokens=self.max_new_tokens,
             main_model_init_kwargs=kwargs,
             allow_main_model_mismatch=self.allow_main_model_mismatch,
+            trust_remote_code=self.trust_remote_code,
+            device=self.device,
+            revision=self.policy_revision,
+        )
+
+    def _load_thinking(self) -> ThinkingReasoner:
+        """A model that thinks by itself, which has no main model and no other engine."""
+        for name in ("main_model_name_or_path", "engine", "allow_main_model_mismatch"):
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` has no meaning for {self.policy!r}: it thinks by itself. Leave it out.")
+        return ThinkingReasoner.from_pretrained(
+            self.policy,
+            max_new_tokens=self.max_new_tokens,
+            model_init_kwargs={} if self.main_model_dtype is None else {"dtype": self.main_model_dtype},
             trust_remote_code=self.trust_remote_code,
             device=self.device,
             revision=self.policy_revision,

@@ -16,7 +16,6 @@ from ..models.reasoner import LatentReasoner
 
 
 SAMPLED = ("own", "shuffled", "fresh_head")
-LATENTS = ("none", "anchors", "zero", "mean", *SAMPLED)
 
 
 def answer_questions(
@@ -60,8 +59,8 @@ def answer_questions(
     Returns:
         `list[list[str]]`: answers of each question, in every process.
     """
-    if latents not in LATENTS:
-        raise ValueError(f"`latents` must be one of {', '.join(LATENTS)}, got {latents!r}.")
+    if latents not in reasoner.controls:
+        raise ValueError(f"`latents` must be one of {', '.join(reasoner.controls)}, got {latents!r}.")
     if latents not in SAMPLED:
         num_samples = 1
     num_anchors = reasoner.policy.config.num_latents if latents == "anchors" else 0

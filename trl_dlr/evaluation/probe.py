@@ -152,7 +152,7 @@ def take_probe(
     if num_samples < 2:
         raise ValueError(f"`num_samples` must be at least 2, to make a map, got {num_samples}.")
     policy = reasoner.policy
-    is_anchored = policy.config.density == "gaussian" and policy.config.injection == "anchors"
+    is_anchored = policy.config.has_anchors
     found, trajectories = [], []
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -196,6 +196,11 @@ class LatentPolicyConfig(PreTrainedConfig):
         return self.latent_dim if self.density == "gaussian" else self.main_hidden_size or self.hidden_size
 
     @property
+    def has_anchors(self) -> bool:
+        """Whether latents are offsets from the tokens of `anchor_text`."""
+        return self.density == "gaussian" and self.injection == "anchors"
+
+    @property
     def latents_in_words(self) -> str:
         """What a trajectory is, for cards and reports."""
         number = f"{self.min_latents} to {self.num_latents}" if self.learn_stop else self.num_latents

@@ -85,6 +85,9 @@ class LatentReasoner:
             Card that is saved and pushed with the policy. If `None`, a short one is written.
     """
 
+    # What its latents can be compared with, see `evaluation.answer_questions`
+    controls = ("own", "mean", "zero", "none", "shuffled", "anchors", "fresh_head")
+
     def __init__(
         self,
         policy: LatentPolicyModel | PeftModel,

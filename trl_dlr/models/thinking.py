@@ -100,6 +100,11 @@ class ThinkingConfig:
         if self.stop_at_end_marker and not self.end_marker:
             raise ValueError("`stop_at_end_marker=True` needs an `end_marker`, got none.")
 
+    @property
+    def has_anchors(self) -> bool:
+        """Latents are what they are, no offsets."""
+        return False
+
     def save_pretrained(self, save_directory: str) -> None:
         """Write `thinking_config.json` to a folder."""
         Path(save_directory, THINKING_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")

@@ -80,6 +80,10 @@ class ThinkingPolicy:
         """Embeddings are what they are."""
         return latents
 
+    def features(self, latents: torch.Tensor) -> torch.Tensor:
+        """What latents are compared by: themselves."""
+        return latents
+
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         self.model.save_pretrained(save_directory, **kwargs)
         self.config.save_pretrained(save_directory)
@@ -115,6 +119,8 @@ class ThinkingReasoner(LatentReasoner):
         model_card (`str`, *optional*):
             Card that is saved and pushed with the model. If `None`, a short one is written.
     """
+
+    controls = ("own", "mean", "zero", "none", "shuffled")
 
     def __init__(
         self,

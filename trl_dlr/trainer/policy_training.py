@@ -3,6 +3,8 @@
 """What all trainers of a latent policy do alike: its engine, its optimizer, and how it is saved."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..models import LatentPolicyModel
 from ..models.latent_policy_config import DENSITIES
-from ..models.reasoner import BASE_POLICY
+from ..models.reasoner import BASE_POLICY, LatentReasoner
 from .callbacks import EngineCheckCallback
 from .checkpoints import WholeCheckpointsMixin, whole_files
 from .pushes import PolicyPushesMixin
@@ -39,6 +41,18 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
         """The policy itself, without what wraps it for training, and without its adapter."""
         policy = self.accelerator.unwrap_model(self.model)
         return policy.get_base_model() if is_peft_model(policy) else policy
+
+    @contextmanager
+    def answering(self) -> Iterator[LatentReasoner]:
+        """The policy and its main model as a reasoner, for as long as it answers."""
+        yield LatentReasoner(self.policy, self.processing_class, self.engine, self.main_processing_class)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a report says of the models."""
+        config = self.policy.config
+        main_model = config.main_model_name_or_path or "built in memory"
+        return {"Main model": main_model, "Latents": f"{config.latents_in_words}, {config.sampling}"}
 
     def _name_base_policy(self, policy: LatentPolicyModel, output_dir: str) -> None:
         """An adapter names its base model. If this one exists nowhere yet, `_save` writes it beside the run."""

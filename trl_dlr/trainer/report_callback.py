@@ -10,14 +10,13 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig
 
 from ..evaluation.plots import check_matplotlib
 from ..evaluation.probe import take_probe
 from ..evaluation.report import PROBE_FILES, REPORT_DIR, RUN_FILE, write_report, write_whole
-from ..models.reasoner import LatentReasoner
 from ..rewards import correctness_reward
-from .latent_grpo_config import LatentGRPOConfig
-from .policy_training import PolicyTrainingMixin
+from .checkpoints import WholeCheckpointsMixin
 
 
 class LatentReportCallback(TrainerCallback):
@@ -44,7 +43,7 @@ class LatentReportCallback(TrainerCallback):
     ```
 
     Args:
-        trainer ([`LatentGRPOTrainer`] or [`LatentSFTTrainer`]):
+        trainer ([`LatentGRPOTrainer`] or another trainer of this package):
             Trainer to which the callback will be attached.
         questions ([`~datasets.Dataset`]):
             Questions with a column `"prompt"` and the columns that the reward reads. Their first `num_questions` are
@@ -67,7 +66,7 @@ class LatentReportCallback(TrainerCallback):
 
     def __init__(
         self,
-        trainer: PolicyTrainingMixin,
+        trainer: WholeCheckpointsMixin,
         questions: Dataset,
         reward_func: Callable[..., list[float]] = correctness_reward,
         num_questions: int = 6,
@@ -76,10 +75,8 @@ class LatentReportCallback(TrainerCallback):
         probe_during_training: bool = False,
     ):
         check_matplotlib()
-        if not isinstance(trainer, PolicyTrainingMixin):
-            raise ValueError(
-                f"`trainer` must be a `LatentGRPOTrainer` or a `LatentSFTTrainer`, got {type(trainer).__name__}."
-            )
+        if not isinstance(trainer, WholeCheckpointsMixin):
+            raise ValueError(f"`trainer` must be one of this package's trainers, got {type(trainer).__name__}.")
         if not isinstance(questions, Dataset) or "prompt" not in questions.column_names or len(questions) == 0:
             raise ValueError(f"`questions` must be a `Dataset` with rows and a column 'prompt', got {questions}.")
         for name, value, least in (
@@ -132,21 +129,18 @@ class LatentReportCallback(TrainerCallback):
         write_whole(self._folder / file, json.dumps(content, ensure_ascii=False).encode())
 
     def _probe(self, name: str, state: TrainerState) -> None:
-        trainer = self.trainer
-        tokenizers = trainer.processing_class, trainer.main_processing_class
-        reasoner = LatentReasoner(trainer.policy, tokenizers[0], trainer.engine, tokenizers[1])
-        found = take_probe(
-            reasoner, self.questions, self.reward_func, num_samples=self.num_samples, seed=trainer.args.seed
-        )
+        with self.trainer.answering() as reasoner:
+            found = take_probe(
+                reasoner, self.questions, self.reward_func, num_samples=self.num_samples, seed=self.trainer.args.seed
+            )
         self._keep(PROBE_FILES[name], {"step": state.global_step, **found})
 
     def _write(self, state: TrainerState) -> None:
-        trainer, args, config = self.trainer, self.trainer.args, self.trainer.policy.config
-        trained = sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad)
+        trainer, args = self.trainer, self.trainer.args
+        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         facts = {
             "Trainer": type(trainer).__name__,
-            "Main model": config.main_model_name_or_path or "built in memory",
-            "Latents": f"{config.latents_in_words}, {config.sampling}",
+            **trainer.facts,
             "Trained parameters": f"{trained:,}",
             "Step": f"{state.global_step} of {state.max_steps}",
             "Processes": args.world_size,
@@ -157,7 +151,7 @@ class LatentReportCallback(TrainerCallback):
             "facts": facts,
             "title": os.path.basename(os.path.abspath(args.output_dir)),
         }
-        if isinstance(args, LatentGRPOConfig):
+        if isinstance(args, GRPOConfig):
             passes = args.steps_per_generation * args.num_iterations
             run["steps_per_rollout"] = passes / args.gradient_accumulation_steps
         self._keep(RUN_FILE, run)

@@ -3,11 +3,15 @@
 """What all trainers of a language model that thinks by itself do alike."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig
+from ..models.thinking_reasoner import ThinkingReasoner
 from .checkpoints import WholeCheckpointsMixin, whole_files
 
 
@@ -27,6 +31,21 @@ class ThinkingTrainingMixin(WholeCheckpointsMixin):
     @property
     def latent_type(self) -> str:
         return self.thinker.config.latent_type
+
+    @contextmanager
+    def answering(self) -> Iterator[ThinkingReasoner]:
+        """The model as a reasoner, for as long as it answers. While it does not think, it is given one latent."""
+        model = self.accelerator.unwrap_model(self.model)
+        config = self.thinking_config or ThinkingConfig(self.latent_type, num_latents=1)
+        with eval_mode(model):
+            yield ThinkingReasoner(model, self.processing_class, config, self.args.max_completion_length)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a report says of the model."""
+        config = self.thinking_config
+        latents = "none yet" if config is None else f"{config.num_latents} {config.latent_type.replace('_', ' ')}"
+        return {"Model": self.model.config.name_or_path or "built in memory", "Latents": latents}
 
     def _checkpoint_record(self) -> dict[str, Any]:
         record = super()._checkpoint_record()
