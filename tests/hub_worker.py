@@ -18,7 +18,9 @@ from trl import TrlParser
 from tests.hub_server import inject
 from tests.tiny import random_main_model, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import make_trainer
-from trl_dlr import LatentReasoner
+from tests.trainer.test_soft_token_grpo_trainer import LEPO
+from tests.trainer.test_soft_token_grpo_trainer import make_trainer as make_thinking_trainer
+from trl_dlr import LatentReasoner, ThinkingReasoner
 
 
 ENDPOINT = huggingface_hub.constants.ENDPOINT
@@ -63,7 +65,8 @@ def answers(reasoner: LatentReasoner) -> dict[str, list]:
     """What a policy says by its means, with their numbers, and by seeded samples, with its head's scores."""
     means, samples = reasoner.generate(QUESTIONS), reasoner.generate(QUESTIONS, num_samples=3, seed=4)
     texts = {"texts": means.texts, "candidates": samples.candidates}
-    return {**texts, "latents": means.latents.flatten().tolist(), "scores": samples.scores.flatten().tolist()}
+    scores = [] if samples.scores is None else samples.scores.flatten().tolist()
+    return {**texts, "latents": means.latents.flatten().tolist(), "scores": scores}
 
 
 def reasoner_of(trainer) -> LatentReasoner:
@@ -122,6 +125,14 @@ def push(folder: Path) -> dict:
     adapter.push_to_hub(revision="first", commit_message="Adapter")
     seen["adapter"] = answers(reasoner_of(adapter))
 
+    # A model that thinks by itself, in the middle and at the end of a run
+    thinking = make_thinking_trainer(folder / "thinking", **LEPO, push_to_hub=True, hub_model_id="user/thinking")
+    thinking.train()
+    thinking.push_to_hub()
+    with thinking.answering() as reasoner:
+        reasoner.engine.max_new_tokens = 8
+        seen["thinking"] = answers(reasoner)
+
     # In the middle of a run, one upload of which fails
     every = {"save_strategy": "steps", "save_steps": 1, "hub_always_push": True, "hub_strategy": "checkpoint"}
     inject(ENDPOINT, "POST", "steps/commit", 500, "Internal Error")
@@ -167,6 +178,7 @@ def pull(folder: Path) -> dict:
     seen["adapter"] = answers(adapter)
     seen["reasoner"] = answers(LatentReasoner.from_pretrained("user/bare", **load))
     seen["head"] = adapter.value_head is not None
+    seen["thinking"] = answers(ThinkingReasoner.from_pretrained("user/thinking", max_new_tokens=8))
     copy = LatentReasoner.from_pretrained("user/copy", revision="v1", max_new_tokens=8)
     seen["card"] = copy.model_card
     seen["no_such_revision"] = message_of(lambda: LatentReasoner.from_pretrained("user/policy", revision="v9"))

@@ -51,7 +51,7 @@ def pulled(hub, pushed, tmp_path_factory):
 # ---- There and back ----
 
 
-@pytest.mark.parametrize("name", ["policy", "adapter", "reasoner"])
+@pytest.mark.parametrize("name", ["policy", "adapter", "reasoner", "thinking"])
 def test_a_fresh_process_gets_the_same_answers(pushed, pulled, name):
     before, after = pushed[name], pulled[name]
     assert after["texts"] == before["texts"]
@@ -73,6 +73,12 @@ def test_a_policy_is_pushed_with_all_it_needs_and_nothing_to_unpickle(hub, pushe
     adapter |= {".gitattributes", "tokenizer.json", "tokenizer_config.json"}
     adapter |= {f"{BASE_POLICY}/config.json", f"{BASE_POLICY}/model.safetensors"}
     assert set(hub.files("user/adapter", "first")) == set(hub.files("user/bare")) == adapter
+
+
+def test_a_model_that_thinks_is_pushed_with_how_it_thinks(hub, pushed):
+    files = set(hub.files("user/thinking"))
+    assert {"config.json", "model.safetensors", "thinking_config.json", "tokenizer.json", "README.md"} <= files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
 
 
 def test_nothing_that_is_pushed_names_a_folder_of_this_machine(hub, pushed, tmp_path_factory):
