@@ -80,7 +80,7 @@ def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
 
 
 def test_unknown_control():
-    with pytest.raises(ValueError, match="latents.*none, anchors, zero, mean, own, shuffled, fresh_head.*twin"):
+    with pytest.raises(ValueError, match="latents.*own, mean, zero, none, shuffled, anchors, fresh_head.*twin"):
         evaluate_latents(EchoReasoner(), distinct(2), is_own, is_own, latents="twin")
 
 

@@ -208,7 +208,7 @@ def test_a_batch_without_decoded_rows_has_zero_gradients_rather_than_none(tmp_pa
 def test_the_contrastive_loss_is_of_all_trajectories(tmp_path):
     trainer = make_screened(tmp_path, gamma=0.1, prescreening_warmup_rollouts=0)
     scored, score = [], trainer._score
-    trainer._score = lambda *args: scored.append(int(args[4].sum())) or score(*args)
+    trainer._score = lambda *args: scored.append(int(args[-2].sum())) or score(*args)
     trainer.train()
     assert set(scored) == {32, 6}  # every trajectory in a loss, the decoded ones before it
     assert all(value > 0 for value in history(trainer, "latent/contrastive"))
