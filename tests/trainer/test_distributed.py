@@ -91,12 +91,14 @@ def assert_learned_alike(tmp_path, launcher, num_processes, **kwargs):
 
 
 @pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+@pytest.mark.parametrize("loss_type", ["dapo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_does_from_the_same_rollouts(tmp_path, launcher, loss_type):
     assert_learned_alike(tmp_path, launcher, 2, loss_type=loss_type, projection_learning_rate=2e-3)
 
 
-@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero2", marks=needs_compiler)]
+)
 def test_a_supervised_start_on_two_processes_is_that_on_one(tmp_path, launcher):
     # A curriculum whose first stage has one latent, which is not fed back: some weights have no gradient there
     kwargs = {"projection_learning_rate": 2e-3, "mean_bound": 0.01}
@@ -108,7 +110,7 @@ def test_a_supervised_start_on_two_processes_is_that_on_one(tmp_path, launcher):
         torch.testing.assert_close(weights[name], tensor, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=[needs_compiler, pytest.mark.slow])])
 def test_a_model_that_thinks_learns_and_answers_on_two_processes_as_on_one(tmp_path, launcher):
     one, expected = run(tmp_path / "one", "one", "coconut")
     two, weights = run(tmp_path / "two", launcher, "coconut")
@@ -119,7 +121,9 @@ def test_a_model_that_thinks_learns_and_answers_on_two_processes_as_on_one(tmp_p
     assert all(log["answers"] == one[0]["answers"] and log["accuracy"] == one[0]["accuracy"] for log in two)
 
 
-@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero2", marks=needs_compiler)]
+)
 def test_latent_rl_on_two_processes_is_that_on_one(tmp_path, launcher):
     # SGD: AdamW's first steps do not depend on the gradients' size
     kwargs = {"generation_kwargs": {"do_sample": False}, "optim": "sgd", "learning_rate": 0.1, "max_steps": 4}
@@ -155,7 +159,9 @@ def test_zero2_clips_the_projection_on_its_own_and_skips_steps_as_one_process_do
         assert one["grad_norm"][step] > 0.2
 
 
-@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero2", marks=needs_compiler)]
+)
 def test_groups_that_span_processes_have_one_groups_statistics(tmp_path, launcher):
     # 8 trajectories per step in groups of 8 would be one group; here each process holds half of it
     logs, _ = run(tmp_path / "two", launcher, "rollouts", exploration_check_prompts=2)
@@ -164,7 +170,9 @@ def test_groups_that_span_processes_have_one_groups_statistics(tmp_path, launche
     assert logs[0]["reward"] and logs[0]["latent/kl"][0] == 0.0
 
 
-@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero2", marks=needs_compiler)]
+)
 def test_processes_decode_their_share_of_what_all_have_chosen(tmp_path, launcher):
     # One group of 8 on two processes, 2 of which are decoded, wherever they are
     kwargs = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "num_iterations": 1}
