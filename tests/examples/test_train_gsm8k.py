@@ -12,7 +12,7 @@ import pytest
 from trl import ModelConfig, TrlParser
 
 from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
-from trl_dlr import LatentGRPOConfig, LatentPolicyModel
+from trl_dlr import CoconutSFTConfig, LatentGRPOConfig, LatentPolicyModel, SoftTokenGRPOConfig
 
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +154,8 @@ def test_it_learns_under_zero2(tmp_path, num_processes):
 def test_every_preset_parses_into_valid_arguments(config, tmp_path):
     from train_gsm8k import ScriptArguments
 
-    parser = TrlParser((ScriptArguments, LatentGRPOConfig, ModelConfig))
+    sisters = {"lepo": SoftTokenGRPOConfig, "latent_grpo": SoftTokenGRPOConfig, "coconut_gsm8k": CoconutSFTConfig}
+    parser = TrlParser((ScriptArguments, sisters.get(config.stem, LatentGRPOConfig), ModelConfig))
     arguments = ["--config", str(config), "--output_dir", str(tmp_path), "--bf16", "false"]
     if "paper" in config.name:  # a group spans the 8 GPUs
         arguments += ["--gradient_accumulation_steps", "16"]
