@@ -78,6 +78,7 @@ def test_codes_are_two_digits_learned_from_other_pairs():
         assert row["answer"] == known[colour] + known[animal]
 
 
+@pytest.mark.slow  # two minutes of SmolLM2 in float32
 def test_gsm8k_from_local_files(tmp_path):
     rows = [
         {"question": f"Tom has {i} pens and buys 2. How many?", "answer": f"{i}+2\n#### {i + 2}"} for i in range(16)

@@ -34,6 +34,7 @@ def stored_rollout(trainer):
         "completion_mask": torch.ones(GLOBAL_BATCH, STEPS, dtype=torch.long),
         "advantages": torch.randn(GLOBAL_BATCH, generator=generator),
         "latents": latents,
+        "lengths": torch.full((GLOBAL_BATCH,), STEPS),
         "old_per_token_logps": -6 + torch.randn(GLOBAL_BATCH, STEPS, generator=generator) / 10,
         "ref_mean": torch.randn(GLOBAL_BATCH, STEPS, DIM, generator=generator),
         "ref_log_std": torch.zeros(GLOBAL_BATCH, 1, DIM),
