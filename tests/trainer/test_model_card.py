@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import ModelCard
 
+from tests.tiny import tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import make_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer
 from trl_dlr import LatentGRPOConfig, LatentPolicyConfig, LatentSFTTrainer
@@ -91,14 +93,32 @@ def test_arguments_leave_out_places_and_secrets(tmp_path):
     assert not [value for value in chosen.values() if "secret" in value or "/" in value]
 
 
+def test_only_fields_that_were_set_are_listed(tmp_path):
+    on_cpu = {"use_cpu": True, "bf16": False}  # derived: steps_per_generation, generation_batch_size, logging_dir
+    assert chosen_arguments(LatentGRPOConfig(str(tmp_path), **on_cpu)) == {"bf16": "False"}
+    args = LatentGRPOConfig(str(tmp_path), per_device_train_batch_size=8, num_generations=4, **on_cpu)
+    assert chosen_arguments(args) == {"bf16": "False", "per_device_train_batch_size": "8", "num_generations": "4"}
+
+
+def test_the_question_of_a_card_is_of_the_kind_of_the_dataset_and_none_of_it(tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": "private"}], "answer": "1"}] * 8
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizers = {"processing_class": tokenizer, "main_processing_class": tokenizer}
+    trainer = make_trainer(tmp_path, train_dataset=Dataset.from_list(rows), trainer_kwargs=tokenizers)
+    trainer.create_model_card()
+    made = ModelCard.load(tmp_path / "run" / "README.md")
+    assert '[[{"role": "user", "content": "What is 3 + 4?"}]]' in made.text and "private" not in made.content
+
+
 def test_a_saved_policy_and_its_checkpoints_have_a_card(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     trainer.save_model()
-    prompt = trainer.train_dataset[0]["prompt"]
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-1"):
         made = ModelCard.load(folder / "README.md")
-        assert f'print(reasoner.generate(["{prompt}"]).texts)' in made.text
+        assert 'print(reasoner.generate(["What is 3 + 4?"]).texts)' in made.text
+        assert not [prompt for prompt in trainer.train_dataset["prompt"] if prompt in made.content]
         assert "deeplatent-reasoning" in made.data.tags and str(tmp_path) not in made.content
         assert not (folder / "training_args.bin").exists()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from trl import SFTConfig
 
 from .curriculum_arguments import CurriculumArguments
-from .options import refuse_options
+from .options import ReportableArguments, refuse_options
 
 
 MARKERS = {
@@ -26,7 +26,7 @@ REFUSED_OPTIONS = {
 
 
 @dataclass
-class CoconutSFTConfig(CurriculumArguments, SFTConfig):
+class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
     r"""
     Configuration class for the [`CoconutSFTTrainer`].
 

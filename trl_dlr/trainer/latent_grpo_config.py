@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from .losses import CONTRASTIVE_SIMILARITIES
-from .options import refuse_options
+from .options import ReportableArguments, refuse_options
 from .policy_arguments import LatentPolicyArguments
 from .remedy_arguments import RemedyArguments, check_group_advantages
 
@@ -29,7 +29,7 @@ SELECTIONS = ("top_random", "top_bottom", "top", "random")
 
 
 @dataclass
-class LatentGRPOConfig(LatentPolicyArguments, RemedyArguments, GRPOConfig):
+class LatentGRPOConfig(ReportableArguments, LatentPolicyArguments, RemedyArguments, GRPOConfig):
     r"""
     Configuration class for the [`LatentGRPOTrainer`].
 

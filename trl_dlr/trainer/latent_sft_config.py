@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from trl import SFTConfig
 
 from .curriculum_arguments import CurriculumArguments
-from .options import refuse_options
+from .options import ReportableArguments, refuse_options
 from .policy_arguments import LatentPolicyArguments
 
 
@@ -24,7 +24,7 @@ REFUSED_OPTIONS = {
 
 
 @dataclass
-class LatentSFTConfig(CurriculumArguments, LatentPolicyArguments, SFTConfig):
+class LatentSFTConfig(ReportableArguments, CurriculumArguments, LatentPolicyArguments, SFTConfig):
     r"""
     Configuration class for the [`LatentSFTTrainer`].
 

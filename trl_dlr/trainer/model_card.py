@@ -2,20 +2,17 @@
 
 """The card of a policy that was trained here: README.md of a run and of its repository."""
 
-import dataclasses
-import enum
 import json
 import os
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult
-from transformers import TrainingArguments
 
 from ..models import LatentPolicyConfig
 from ..models.hub import DEFAULT_PROMPT, card_data, hub_name, main_model_link, usage
+from .options import ReportableArguments
 
 
 # Of the machine, the account or the run's surroundings rather than of the training
@@ -39,7 +36,7 @@ TRL_CITATION = """\
 def training_card(
     repo_id: str,
     config: LatentPolicyConfig,
-    args: TrainingArguments,
+    args: ReportableArguments,
     method: str,
     paper: dict[str, str],
     tags: list[str],
@@ -55,7 +52,7 @@ def training_card(
             Repository that the card is for.
         config ([`LatentPolicyConfig`]):
             Configuration of the policy.
-        args ([`~transformers.TrainingArguments`]):
+        args ([`ReportableArguments`]):
             Configuration of the training.
         method (`str`):
             Name of the method.
@@ -104,7 +101,7 @@ def training_card(
     rows = "\n".join(f"| `{field}` | `{value}` |" for field, value in chosen_arguments(args).items())
     versions = "\n".join(f"- {package}: {version(package)}" for package in PACKAGES if is_adapter or package != "peft")
     sections += [
-        f"## Training\n\nFields of `{type(args).__name__}` that differ from their defaults:\n\n| | |\n|---|---|\n{rows}",
+        f"## Training\n\nFields of `{type(args).__name__}` that were set:\n\n| | |\n|---|---|\n{rows}",
         f"### Framework versions\n\n{versions}",
         f"## Citation\n\n```bibtex\n{paper['citation'].strip()}\n```\n\n```bibtex\n{TRL_CITATION}\n```",
     ]
@@ -133,16 +130,11 @@ def results_table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def chosen_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """Fields that differ from their defaults, without those that say where and for whom it ran."""
+def chosen_arguments(args: ReportableArguments) -> dict[str, str]:
+    """Fields that were set, without those that say where and for whom it ran."""
     chosen = {}
-    for field in dataclasses.fields(args):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        value = getattr(args, field.name)
-        value = value.value if isinstance(value, enum.Enum) else value
-        if value in (default, None, {}, []) or LEFT_OUT.match(field.name) or LOCAL_PATH.search(str(value)):
+    for name, value in args.set_values().items():
+        if value in (None, {}, []) or LEFT_OUT.match(name) or LOCAL_PATH.search(str(value)):
             continue
-        chosen[field.name] = str(value).replace("|", "\\|").replace("\n", "\\n")
+        chosen[name] = str(value).replace("|", "\\|").replace("\n", "\\n")
     return chosen

@@ -1,8 +1,68 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Options of TRL's configurations that a method here has no use for."""
+"""Options of a training: which of TRL's have no meaning here, which were set, and what may be said of them."""
 
+import re
+from dataclasses import MISSING, Field, asdict, fields
 from typing import Any
+
+
+SECRET_NAME = re.compile(
+    r"(^|[_-])(token|api[_-]?key|access[_-]?key|secret([_-]?key)?|password|credentials?|authorization|auth)$", re.I
+)
+URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """
+    `value` as it may be printed, saved or uploaded: texts with the name of a secret, at any depth, are replaced by that
+    name, as in [`~transformers.TrainingArguments.to_dict`], and so are credentials in URLs.
+
+    Args:
+        value (`Any`):
+            Value of an option.
+        name (`str`, *optional*, defaults to `""`):
+            Its name.
+    """
+    if isinstance(value, dict):
+        return {key: without_secrets(part, str(key)) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(part, name) for part in value]
+    if isinstance(value, str):
+        return f"<{name.upper()}>" if SECRET_NAME.search(name) else URL_CREDENTIALS.sub("<CREDENTIALS>@", value)
+    return value
+
+
+def default_of(field: Field) -> Any:
+    """Default of a dataclass's field."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+class ReportableArguments:
+    """
+    For a configuration of [`~transformers.TrainingArguments`], before it in the order of bases: what is printed of it, or
+    handed to trackers, has no secrets, and it knows which of its fields were set and which were derived from others.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.__repr__ = cls.__str__  # a dataclass would make one that tells everything
+
+    def __post_init__(self):
+        self._set_fields = [field.name for field in fields(self) if getattr(self, field.name) != default_of(field)]
+        super().__post_init__()
+
+    def set_values(self) -> dict[str, Any]:
+        """Fields that were given another value than their default, as they are now."""
+        values = {name: getattr(self, name) for name in self._set_fields}
+        return without_secrets({name: getattr(value, "value", value) for name, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        return without_secrets(super().to_dict())
+
+    def __str__(self) -> str:
+        lines = (f"{name}={value},\n" for name, value in sorted(without_secrets(asdict(self)).items()))
+        return f"{type(self).__name__}(\n{''.join(lines)})"
 
 
 def refuse_options(config: Any, reasons: dict[str, str], base: type, trainer: str) -> None:
@@ -24,7 +84,8 @@ def refuse_options(config: Any, reasons: dict[str, str], base: type, trainer: st
     """
     for name, reason in reasons.items():
         default = base.__dataclass_fields__[name].default
-        if getattr(config, name) != default:
+        value = getattr(config, name)
+        if value != default:
             raise ValueError(
-                f"`{name}={getattr(config, name)!r}` has no meaning for `{trainer}`: {reason}. Leave it at {default!r}."
+                f"`{name}={without_secrets(value, name)!r}` has no meaning for `{trainer}`: {reason}. Leave it at {default!r}."
             )

@@ -15,7 +15,9 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import HubStrategy
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import PushInProgress
+from trl.data_utils import is_conversational
 
+from ..evaluation.report import PROBE_FILES, RUN_FILE
 from ..models.hub import DEFAULT_PROMPT, describe_push_failure, readable_push_errors
 from ..models.reasoner import BASE_POLICY, name_base_policy_beside, policy_below
 from .checkpoints import whole_files
@@ -30,8 +32,8 @@ SNAPSHOTS = "_pushes"  # folder of what is being uploaded, in the run's
 
 def take_snapshot(folder: str, parent: str) -> str:
     """
-    A new folder in `parent` with the files of `folder` as they are now, without checkpoints and names that begin with
-    `_`. Weights and states are hard links where the file system has them: they are replaced or deleted, never written
+    A new folder in `parent` with the files of `folder` as they are now, without checkpoints, names that begin with `_`,
+    and the report's pages, which show questions and their answers; its plots are there. Weights and states are hard links where the file system has them: they are replaced or deleted, never written
     to.
     """
 
@@ -45,7 +47,8 @@ def take_snapshot(folder: str, parent: str) -> str:
 
     os.makedirs(parent, exist_ok=True)
     snapshot = tempfile.mkdtemp(dir=parent)
-    ignored = shutil.ignore_patterns("_*", f"{PREFIX_CHECKPOINT_DIR}-*")
+    pages = "report.html", RUN_FILE, *PROBE_FILES.values()
+    ignored = shutil.ignore_patterns("_*", f"{PREFIX_CHECKPOINT_DIR}-*", *pages)
     return shutil.copytree(folder, snapshot, ignore=ignored, copy_function=keep, dirs_exist_ok=True)
 
 
@@ -64,9 +67,9 @@ class PolicyPushesMixin:
         super().__init__(*args, **kwargs)
 
     def _write_card(self, folder: str, tags: list[str] | None = None) -> None:
-        policy, prompt = self.policy, DEFAULT_PROMPT
-        if isinstance(self.train_dataset, Dataset) and "prompt" in self.train_dataset.column_names:
-            prompt = self.train_dataset[0]["prompt"]
+        policy, prompt = self.policy, DEFAULT_PROMPT  # not one of the dataset's, which may be private
+        if isinstance(self.train_dataset, Dataset) and is_conversational(self.train_dataset[0]):
+            prompt = [{"role": "user", "content": DEFAULT_PROMPT}]
         card = training_card(
             self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             policy.config,

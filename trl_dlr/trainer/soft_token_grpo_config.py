@@ -6,7 +6,7 @@ from trl import GRPOConfig
 
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import LATENT_TYPES, ThinkingConfig
-from .options import refuse_options
+from .options import ReportableArguments, refuse_options
 from .remedy_arguments import RemedyArguments
 
 
@@ -19,7 +19,7 @@ REFUSED_OPTIONS = {
 
 
 @dataclass
-class SoftTokenGRPOConfig(RemedyArguments, GRPOConfig):
+class SoftTokenGRPOConfig(ReportableArguments, RemedyArguments, GRPOConfig):
     r"""
     Configuration class for the [`SoftTokenGRPOTrainer`].
 
