@@ -5,10 +5,11 @@
 from dataclasses import dataclass, field
 
 from datasets import Dataset, load_dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from trl import ModelConfig, get_quantization_config
 
 from ..models import first_layers, fresh_layers
+from ..trainer.construction import load_main_model
 from ..trainer.policy_arguments import LatentPolicyArguments
 
 
@@ -83,8 +84,7 @@ def resolve_models(
     if model in ASSISTANTS:
         source = main_model
         if isinstance(source, str):
-            kwargs = {"dtype": "auto", **(training_args.main_model_init_kwargs or {})}
-            source = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+            source = load_main_model(source, training_args)
         model = ASSISTANTS[model](source, assistant_num_layers)
         if quantization_config is None:  # else the trainer loads it again, quantized
             main_model = source

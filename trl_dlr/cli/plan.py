@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
 from ..models import LatentPolicyConfig, LatentPolicyModel
+from ..models.hub import has_code_of_its_own, hub_arguments
 from ..trainer import LatentGRPOConfig
 from ..trainer.construction import adapter_for_policy
 from ..trainer.memory_plan import MemoryPlan, plan_memory
@@ -88,13 +89,17 @@ def shapes_of(
     kwargs = {"dtype": "auto", **(training_args.main_model_init_kwargs or {})}
     with torch.device("meta"):
         if isinstance(main_model, str):
-            main_config = AutoConfig.from_pretrained(main_model)
+            hub = hub_arguments(training_args.main_model_init_kwargs, training_args.trust_remote_code)
+            main_config = AutoConfig.from_pretrained(main_model, **hub)
             dtype = main_config.dtype if kwargs["dtype"] == "auto" else kwargs["dtype"]
-            main_model = AutoModelForCausalLM.from_config(main_config, dtype=dtype or torch.float32)
+            main_model = AutoModelForCausalLM.from_config(
+                main_config, dtype=dtype or torch.float32, trust_remote_code=has_code_of_its_own(main_config)
+            )
         if model in ASSISTANTS:
             config = ASSISTANTS[model](main_model, assistant_num_layers).config
         else:
-            config = AutoConfig.from_pretrained(model, revision=model_args.model_revision)
+            hub = hub_arguments(training_args.model_init_kwargs, training_args.trust_remote_code)
+            config = AutoConfig.from_pretrained(model, **{"revision": model_args.model_revision, **hub})
         if not isinstance(config, LatentPolicyConfig):
             hidden_size = main_model.get_input_embeddings().embedding_dim
             policy_kwargs = {"main_hidden_size": hidden_size, **training_args.policy_kwargs()}

@@ -109,6 +109,14 @@ def sampling_fields(max_new_tokens: int, eos_token_ids: list[int], generation_kw
     return {"temperature": 0.0, **generation_kwargs, **fixed}
 
 
+def vllm_hub_arguments(hub: dict) -> dict:
+    """Arguments of `vllm.LLM` for those of `from_pretrained` that say where a model's files come from."""
+    names = {"trust_remote_code": "trust_remote_code", "revision": "revision", "code_revision": "code_revision"}
+    names |= {"token": "hf_token", "cache_dir": "download_dir"}
+    llm_kwargs = {name: hub[own] for own, name in names.items() if hub.get(own) is not None}
+    return llm_kwargs | ({"tokenizer_revision": hub["revision"]} if hub.get("revision") is not None else {})
+
+
 @contextmanager
 def _random_states_kept():
     """vLLM seeds Python, numpy and torch when it starts; training keeps its own random numbers."""

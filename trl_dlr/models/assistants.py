@@ -6,10 +6,13 @@ import copy
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
+
+from .hub import has_code_of_its_own
 
 
-def _shortened_config(model: PreTrainedModel, num_layers: int) -> PreTrainedConfig:
+def _with_few_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """A backbone of the model's architecture, newly initialized in float32."""
     total = model.config.get_text_config().num_hidden_layers
     if not 1 <= num_layers <= total:
         raise ValueError(f"`num_layers` must be between 1 and the main model's {total} layers, got {num_layers}.")
@@ -20,7 +23,7 @@ def _shortened_config(model: PreTrainedModel, num_layers: int) -> PreTrainedConf
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):  # one entry per layer
         config.layer_types = config.layer_types[:num_layers]
-    return config
+    return AutoModel.from_config(config, trust_remote_code=has_code_of_its_own(config)).float()
 
 
 def first_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
@@ -33,7 +36,7 @@ def first_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedMode
         num_layers (`int`):
             Number of layers to keep.
     """
-    backbone = AutoModel.from_config(_shortened_config(main_model, num_layers)).float()
+    backbone = _with_few_layers(main_model, num_layers)
     source = main_model.base_model.state_dict()
     backbone.load_state_dict({name: source[name] for name in backbone.state_dict()})
     return backbone
@@ -50,7 +53,7 @@ def fresh_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedMode
         num_layers (`int`):
             Number of layers.
     """
-    backbone = AutoModel.from_config(_shortened_config(main_model, num_layers)).float()
+    backbone = _with_few_layers(main_model, num_layers)
     embeddings: nn.Embedding = backbone.get_input_embeddings()
     with torch.no_grad():
         embeddings.weight.copy_(main_model.get_input_embeddings().weight)

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from transformers import PreTrainedConfig
 
 from .latent_policy_config import LatentPolicyConfig
 
@@ -40,6 +41,30 @@ def find_file(
                 "the connection."
             ) from error
         return None
+
+
+# Keyword arguments of `from_pretrained` that say where files come from, rather than what becomes of them
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "code_revision")
+
+
+def hub_arguments(init_kwargs: dict[str, Any] | None, trust_remote_code: bool = False) -> dict[str, Any]:
+    """
+    What of the keyword arguments of a model is for its configuration and its tokenizer as well.
+
+    Args:
+        init_kwargs (`dict`, *optional*):
+            Keyword arguments of the model's `from_pretrained`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that comes with it may be executed, if they do not say.
+    """
+    init_kwargs = init_kwargs or {}
+    shared = {name: init_kwargs[name] for name in HUB_ARGUMENTS if name in init_kwargs}
+    return {"trust_remote_code": init_kwargs.get("trust_remote_code", trust_remote_code), **shared}
+
+
+def has_code_of_its_own(config: PreTrainedConfig) -> bool:
+    """Whether a configuration was loaded with code that came with its model: that was admitted, and runs already."""
+    return type(config).__module__.startswith("transformers_modules.")
 
 
 # ---- The card ----

@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput
 
 from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
 from .fingerprint import fingerprints_match, weights_fingerprint
+from .hub import has_code_of_its_own
 from .injection import LatentInjector
 from .latent_policy_config import LatentPolicyConfig
 from .soft_token_policy import SoftTokenHead, SoftTokenInjector, vocabulary_size
@@ -145,7 +146,10 @@ class LatentPolicyModel(PreTrainedModel):
 
     def __init__(self, config: LatentPolicyConfig):
         super().__init__(config)
-        self.assistant = AutoModel.from_config(config.assistant_config)
+        assistant_config = config.assistant_config
+        self.assistant = AutoModel.from_config(
+            assistant_config, trust_remote_code=has_code_of_its_own(assistant_config)
+        )
         if config.density == "gaussian":
             sizes = config.latent_dim, config.num_latents, config.main_hidden_size or config.hidden_size
             self.latent_head = LatentHead(config)
@@ -211,6 +215,14 @@ class LatentPolicyModel(PreTrainedModel):
                 "Load it in float32 or bfloat16; `quantization_config` is for the frozen main model."
             )
         assistant_config = copy.deepcopy(backbone.config)
+        if has_code_of_its_own(assistant_config):
+            name = type(backbone).__name__
+            warnings.warn(
+                f"The assistant, a {name}, runs code that came with it, and a saved policy brings none: load one after "
+                f"`AutoConfig.register({assistant_config.model_type!r}, {type(assistant_config).__name__})` and "
+                f"`AutoModel.register({type(assistant_config).__name__}, {name})`.",
+                stacklevel=2,
+            )
         # A GGUF or otherwise dequantized load still says that it is quantized, and could not be saved
         if hasattr(assistant_config, "quantization_config"):
             del assistant_config.quantization_config

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine, tokenize_prompts
+from ..generation.vllm_engine import vllm_hub_arguments
 from ..rewards import majority_vote
-from .hub import find_file, readable_push_errors, short_card
+from .hub import find_file, hub_arguments, readable_push_errors, short_card
 from .latent_policy import LatentPolicyModel, LatentPolicyOutput
 from .latent_policy_config import LatentPolicyConfig
 from .value_head import VALUE_HEAD_FILE, ValueHead
@@ -183,9 +184,11 @@ class LatentReasoner:
                     f"`main_model` must be given: the policy {name!r} was trained for one that was built in memory."
                 )
             main_model_init_kwargs.setdefault("revision", config.main_model_revision)
+        hub_of_main = {"token": token, "cache_dir": cache_dir}
+        hub_of_main |= hub_arguments(main_model_init_kwargs, trust_remote_code)
         if isinstance(main_model, str):
-            kwargs = {"dtype": "auto", "token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-            main_model = AutoModelForCausalLM.from_pretrained(main_model, **{**kwargs, **main_model_init_kwargs})
+            kwargs = {"dtype": "auto", **hub_of_main, **main_model_init_kwargs}
+            main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
         elif main_model_init_kwargs:
             raise ValueError("`main_model_init_kwargs` are for a `main_model` given by name, not for a loaded one.")
         if main_processing_class is None:
@@ -194,12 +197,7 @@ class LatentReasoner:
                     "`main_processing_class` must be given: `main_model` was built in memory and names no tokenizer."
                 )
             main_processing_class = AutoTokenizer.from_pretrained(
-                main_model.config.name_or_path,
-                padding_side="left",
-                revision=main_model_init_kwargs.get("revision"),
-                token=token,
-                cache_dir=cache_dir,
-                trust_remote_code=trust_remote_code,
+                main_model.config.name_or_path, padding_side="left", **hub_of_main
             )
         policy.attach_main_model(main_model, allow_mismatch=allow_main_model_mismatch)
         main_model.requires_grad_(False).eval()
@@ -212,8 +210,8 @@ class LatentReasoner:
             embed_tokens = main_model.get_input_embeddings().to(device)
             parts = embed_tokens, main_model.config, main_model.generation_config, main_processing_class
             if engine == "vllm":
-                llm_kwargs = {"dtype": str(embed_tokens.weight.dtype).removeprefix("torch."), **(vllm_kwargs or {})}
-                llm_kwargs.setdefault("trust_remote_code", trust_remote_code)
+                dtype = str(embed_tokens.weight.dtype).removeprefix("torch.")
+                llm_kwargs = {"dtype": dtype, **vllm_hub_arguments(hub_of_main), **(vllm_kwargs or {})}
                 decoder = VLLMEngine(main_model.config.name_or_path, *parts, *limits, llm_kwargs=llm_kwargs)
             else:
                 decoder = VLLMServerEngine(engine, *parts, *limits)

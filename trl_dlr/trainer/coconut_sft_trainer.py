@@ -24,16 +24,17 @@ from transformers import (
 )
 from transformers.data.data_collator import DataCollatorMixin
 from trl import SFTTrainer
-from trl.trainer.utils import create_model_from_path, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from ..evaluation.controls import score_answers
 from ..generation import tokenize_prompts
 from ..models.hidden_thoughts import add_hidden_thoughts
+from ..models.hub import hub_arguments
 from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, positions
 from ..rewards import correctness_reward
 from .coconut_sft_config import MARKERS, CoconutSFTConfig
-from .construction import check_chat_templates
+from .construction import check_chat_templates, load_causal_lm
 from .curriculum import CurriculumMixin
 from .markers import add_markers, train_markers
 from .thinking_training import ThinkingTrainingMixin
@@ -167,14 +168,10 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
             args = CoconutSFTConfig(f"{model_name.split('/')[-1] or 'model'}-Coconut")
         elif not isinstance(args, CoconutSFTConfig):
             raise ValueError(f"`args` must be a `CoconutSFTConfig`, got {type(args).__name__}.")
+        hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         if isinstance(model, str):
-            # Loaded here, with TRL's defaults, so that it knows the markers before an adapter is put on it
-            init_kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
-            if quantization_config is not None:
-                init_kwargs["quantization_config"] = quantization_config
-            if PartialState().num_processes > 1:
-                init_kwargs["device_map"] = None
-            model = create_model_from_path(model, **init_kwargs)
+            # Loaded here, so that it knows the markers before an adapter is put on it
+            model = load_causal_lm(model, args, quantization_config)
             args = copy.copy(args)
             args.model_init_kwargs = quantization_config = None
         if processing_class is None:
@@ -183,7 +180,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
                 raise ValueError(
                     "`processing_class` must be given: `model` was built in memory and names no tokenizer."
                 )
-            processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+            processing_class = AutoTokenizer.from_pretrained(name, **hub)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise ValueError(f"`processing_class` must be a tokenizer, got {type(processing_class).__name__}.")
         if processing_class.eos_token is None:

@@ -4,7 +4,9 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,12 +15,21 @@ from datasets import Dataset
 from peft import PeftConfig
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 from trl.data_utils import is_conversational
-from trl.trainer.utils import get_callable_name, is_async_callable
+from trl.trainer.utils import create_model_from_path, get_callable_name, is_async_callable
 
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
+from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
+from ..models.hub import hub_arguments
 from .latent_grpo_config import LatentGRPOConfig
 from .policy_arguments import LatentPolicyArguments
 
@@ -39,14 +50,16 @@ def assemble(
     set_seed(args.seed)  # a new policy's projection layers are random
     main_model = load_main_model(main_model, args, quantization_config)
     if main_processing_class is None:
-        main_processing_class = load_tokenizer(main_model, "main_processing_class")
+        hub = hub_arguments(args.main_model_init_kwargs, args.trust_remote_code)
+        main_processing_class = load_tokenizer(main_model, "main_processing_class", **hub)
     model = build_policy(model, main_model, main_processing_class, args)
     policy = model.get_base_model() if is_peft_model(model) else model
     if args.chat_template_kwargs is None:
         args.chat_template_kwargs = policy.config.chat_template_kwargs
     policy.config.chat_template_kwargs = args.chat_template_kwargs
     if processing_class is None:
-        processing_class = assistant_tokenizer(policy, main_model, main_processing_class)
+        hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
+        processing_class = assistant_tokenizer(policy, main_model, main_processing_class, **hub)
     return model, main_model, main_processing_class, processing_class
 
 
@@ -58,7 +71,9 @@ def load_main_model(
         kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code, **(args.main_model_init_kwargs or {})}
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        return AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
+        main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
+        main_model.config._commit_hash = kwargs.get("revision")  # which transformers no longer notes down
+        return main_model
     if quantization_config is not None:
         raise ValueError(
             "`quantization_config` applies to a main model that is loaded by name, but `main_model` is a "
@@ -73,6 +88,31 @@ def load_main_model(
     if main_model.get_output_embeddings() is None:
         raise ValueError(f"`main_model` must be a causal LM that can decode answers, got {type(main_model).__name__}.")
     return main_model
+
+
+def load_causal_lm(model: str, args: TrainingArguments, quantization_config: Any = None) -> PreTrainedModel:
+    """A causal LM to train, loaded with TRL's defaults. TRL itself would read its configuration from elsewhere."""
+    kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if quantization_config is not None:
+        kwargs["quantization_config"] = quantization_config
+    if args.distributed_state.num_processes > 1:
+        kwargs["device_map"] = None
+    return create_model_from_path(model, AutoModelForCausalLM, **kwargs)
+
+
+@contextmanager
+def init_kwargs_were_used() -> Iterator[None]:
+    """For a model of [`load_causal_lm`]: TRL would warn that it ignores `model_init_kwargs`."""
+    logger = logging.getLogger("trl.trainer.grpo_trainer")
+
+    def is_true(record: logging.LogRecord) -> bool:
+        return "`model_init_kwargs` will be ignored" not in record.getMessage()
+
+    logger.addFilter(is_true)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_true)
 
 
 def load_tokenizer(model: str | PreTrainedModel, name: str, **kwargs) -> PreTrainedTokenizerBase:
@@ -95,12 +135,15 @@ def build_policy(
             "`model` and `main_model` are the same object, but one is trained and the other frozen. Pass an assistant "
             "of its own, for instance `first_layers(main_model, 4)`."
         )
-    if isinstance(model, str) and AutoConfig.from_pretrained(model).model_type == LatentPolicyConfig.model_type:
-        model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **(args.model_init_kwargs or {})})
+    init_kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if isinstance(model, str):
+        config = AutoConfig.from_pretrained(model, **hub_arguments(init_kwargs))
+        if config.model_type == LatentPolicyConfig.model_type:
+            model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **init_kwargs})
     policy = model.get_base_model() if not isinstance(model, str) and is_peft_model(model) else model
     if not isinstance(policy, LatentPolicyModel):
         return LatentPolicyModel.from_assistant(
-            model, main_model, main_processing_class, args.model_init_kwargs, **args.policy_kwargs()
+            model, main_model, main_processing_class, init_kwargs, **args.policy_kwargs()
         )
     policy.attach_main_model(main_model, allow_mismatch=args.allow_main_model_mismatch)
     main_storages = {parameter.data_ptr() for parameter in main_model.parameters()}
@@ -136,21 +179,21 @@ def build_engine(
         "tensor_parallel_size": args.vllm_tensor_parallel_size,
         "max_model_len": args.vllm_max_model_length,
         "model_impl": args.vllm_model_impl,
-        "trust_remote_code": args.trust_remote_code,
         "seed": args.seed,
+        **vllm_hub_arguments(hub_arguments(args.main_model_init_kwargs, args.trust_remote_code)),
     }
     return VLLMEngine(name, *parts, *limits, llm_kwargs=llm_kwargs)
 
 
 def assistant_tokenizer(
-    policy: LatentPolicyModel, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase
+    policy: LatentPolicyModel, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, **hub
 ) -> PreTrainedTokenizerBase:
     """Tokenizer of the assistant if none was given: its own, or the main model's for an assistant made from it."""
     assistant_config = policy.config.assistant_config
     made_from_main = assistant_config.name_or_path == main_model.config.name_or_path
     if made_from_main and assistant_config.vocab_size == main_model.config.get_text_config().vocab_size:
         return copy.deepcopy(main_processing_class)
-    return load_tokenizer(policy if policy.config.name_or_path else policy.assistant, "processing_class")
+    return load_tokenizer(policy if policy.config.name_or_path else policy.assistant, "processing_class", **hub)
 
 
 def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> PeftConfig:

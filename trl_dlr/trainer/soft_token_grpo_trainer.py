@@ -2,20 +2,22 @@
 
 import textwrap
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import gather
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, pad
 
+from ..models.hub import hub_arguments
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import Thinker, Thoughts, positions
-from .construction import check_dataset, load_tokenizer
+from .construction import check_dataset, init_kwargs_were_used, load_causal_lm, load_tokenizer
 from .losses import clamp_log_ratio
 from .remedies import RemediesMixin
 from .rollouts import ResumableRolloutsMixin
@@ -134,26 +136,28 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
             raise ValueError(f"`args` must be a `SoftTokenGRPOConfig`, got {type(args).__name__}.")
         check_dataset(train_dataset, "train_dataset")
         check_dataset(eval_dataset, "eval_dataset")
-        source = {"trust_remote_code": args.trust_remote_code}
-        source["revision"] = (args.model_init_kwargs or {}).get("revision")
+        hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         if processing_class is None:
-            processing_class = load_tokenizer(model, "processing_class", **source)
-        config = AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else model.config
-        self.thinker = Thinker(args.thinking_config(), processing_class, config.get_text_config().vocab_size)
+            processing_class = load_tokenizer(model, "processing_class", **hub)
+        is_named = isinstance(model, str)
+        if is_named:
+            model, quantization_config = load_causal_lm(model, args, quantization_config), None
+        self.thinker = Thinker(args.thinking_config(), processing_class, model.config.get_text_config().vocab_size)
 
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            reward_processing_classes=reward_processing_classes,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        with init_kwargs_were_used() if is_named else nullcontext():
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
         # Dr. GRPO divides by the longest completion, of which latents and end marker are a part
         self.max_completion_length += args.num_latents + len(self.thinker.end_ids)
         self._soft_token_score = SOFT_TOKEN_SCORES[args.soft_token_score]
