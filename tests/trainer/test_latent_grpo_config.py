@@ -6,7 +6,8 @@ import dataclasses
 import pytest
 from trl import TrlParser
 
-from trl_dlr import LatentGRPOConfig, LatentPolicyConfig, LatentSFTConfig
+from trl_dlr import LatentGRPOConfig, LatentPolicyConfig, LatentRLConfig, LatentSFTConfig, SoftTokenGRPOConfig
+from trl_dlr.trainer.options import GroupArguments
 from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
 from trl_dlr.trainer.remedy_arguments import RemedyArguments
 
@@ -55,7 +56,9 @@ def test_bad_input(tmp_path, kwargs, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("config", [LatentGRPOConfig, LatentSFTConfig, LatentPolicyArguments, RemedyArguments])
+@pytest.mark.parametrize(
+    "config", [LatentGRPOConfig, LatentSFTConfig, GroupArguments, LatentPolicyArguments, RemedyArguments]
+)
 def test_every_field_of_its_own_is_documented_with_its_default(config):
     own = {field.name for field in dataclasses.fields(config)} & config.__annotations__.keys()
     for name in sorted(own):
@@ -65,6 +68,43 @@ def test_every_field_of_its_own_is_documented_with_its_default(config):
         documented = config.__doc__.split(f"        {name} (")[1].split(":\n")[0]
         if field.default is not None:
             assert ast.literal_eval(documented.split("defaults to `")[1].rstrip("`)")) == field.default, name
+
+
+@pytest.mark.parametrize(
+    ("config", "kwargs", "expected"),
+    [
+        (LatentGRPOConfig, {}, 64),
+        (
+            LatentGRPOConfig,
+            {"num_generations": 12, "per_device_train_batch_size": 30, "gradient_accumulation_steps": 2},
+            24,
+        ),
+        (LatentGRPOConfig, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}, 16),
+        (LatentGRPOConfig, {"num_generations_eval": 1}, 64),
+        (LatentGRPOConfig, {"per_device_eval_batch_size": 32}, 32),
+        (SoftTokenGRPOConfig, {}, 8),
+        (SoftTokenGRPOConfig, {"num_generations": 16, "per_device_train_batch_size": 16}, 16),
+        (LatentRLConfig, {}, 8),
+    ],
+)
+def test_whole_groups_are_evaluated(tmp_path, config, kwargs, expected):
+    for strategy in ("no", "steps"):
+        args = config(str(tmp_path), bf16=False, eval_strategy=strategy, eval_steps=1, **kwargs)
+        assert args.per_device_eval_batch_size == expected
+
+
+@pytest.mark.parametrize("strategy", ["no", "steps"])
+def test_groups_that_evaluation_cannot_hold(tmp_path, strategy):
+    for config in (LatentGRPOConfig, SoftTokenGRPOConfig):
+        for size in ({"num_generations": 16}, {"num_generations_eval": 16}):
+            kwargs = {
+                "per_device_train_batch_size": 16,
+                "per_device_eval_batch_size": 24,
+                "eval_strategy": strategy,
+                **size,
+            }
+            with pytest.raises(ValueError, match="24.*16"):
+                config(str(tmp_path), bf16=False, eval_steps=1, **kwargs)
 
 
 def test_policy_fields_have_the_policys_own_defaults(tmp_path):

@@ -95,6 +95,33 @@ def record_losses(trainer):
 # ---- The method ----
 
 
+def test_the_default_batch_sizes_train_and_evaluate(tmp_path):
+    trainer = LatentGRPOTrainer(
+        model=make_policy(random_main_model()),
+        main_model=random_main_model(),
+        reward_funcs=length_reward,
+        args=LatentGRPOConfig(
+            str(tmp_path),
+            max_steps=1,
+            max_completion_length=2,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="no",
+            exploration_check_prompts=0,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=tiny_dataset(8, 0),
+        eval_dataset=tiny_dataset(5, 0, held_out=True),
+        processing_class=tiny_tokenizer(),
+        main_processing_class=tiny_tokenizer(),
+    )
+    trainer.train()
+    assert "eval_reward" in trainer.evaluate() and len(history(trainer, "eval_reward")) == 2
+
+
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_unchanged_weights_give_a_ratio_of_exactly_one(tmp_path, sampling):
     # Several micro-batches, rows shuffled between them, prompts of different lengths, weights that stay as they are

@@ -10,6 +10,7 @@ from .latent_rl_trainer import LatentRLTrainer
 from .latent_sft_config import LatentSFTConfig
 from .latent_sft_trainer import LatentSFTTrainer
 from .losses import contrastive_loss
+from .options import GroupArguments
 from .policy_arguments import LatentPolicyArguments
 from .report_callback import LatentReportCallback
 from .soft_token_grpo_config import SoftTokenGRPOConfig
@@ -20,6 +21,7 @@ __all__ = [
     "CoconutSFTConfig",
     "CoconutSFTTrainer",
     "CurriculumArguments",
+    "GroupArguments",
     "LatentGRPOConfig",
     "LatentGRPOTrainer",
     "LatentPolicyArguments",

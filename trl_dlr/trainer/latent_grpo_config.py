@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from .losses import CONTRASTIVE_SIMILARITIES
-from .options import ReportableArguments, refuse_options
+from .options import GroupArguments, ReportableArguments, refuse_options
 from .policy_arguments import LatentPolicyArguments
 from .remedy_arguments import RemedyArguments, check_group_advantages
 
@@ -29,16 +29,16 @@ SELECTIONS = ("top_random", "top_bottom", "top", "random")
 
 
 @dataclass
-class LatentGRPOConfig(ReportableArguments, LatentPolicyArguments, RemedyArguments, GRPOConfig):
+class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArguments, RemedyArguments, GRPOConfig):
     r"""
     Configuration class for the [`LatentGRPOTrainer`].
 
     This class includes only the parameters that are specific to latent GRPO training, and those of [`~trl.GRPOConfig`]
     with other defaults. For a full list of training arguments, please refer to the [`LatentPolicyArguments`],
-    [`RemedyArguments`], [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the main
-    model's token budget per completion, `num_generations` is the number G of latent trajectories per question, and
-    `beta` weighs the closed-form KL of the latents' densities (`use_bias_correction_kl` does not apply to it).
-    `use_vllm` decodes the frozen main model with vLLM, in process (`vllm_mode="colocate"`) or by a stock server
+    [`GroupArguments`], [`RemedyArguments`], [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation.
+    `max_completion_length` is the main model's token budget per completion, `num_generations` is the number G of latent
+    trajectories per question, and `beta` weighs the closed-form KL of the latents' densities (`use_bias_correction_kl`
+    does not apply to it). `use_vllm` decodes the frozen main model with vLLM, in process (`vllm_mode="colocate"`) or by a stock server
     (`vllm_mode="server"`, started with `vllm serve <main model> --enable-prompt-embeds`), which any number of runs can
     share, as its weights are never updated. `generation_kwargs` are then fields of `vllm.SamplingParams`.
 

@@ -3,7 +3,7 @@
 """Options of a training: which of TRL's have no meaning here, which were set, and what may be said of them."""
 
 import re
-from dataclasses import MISSING, Field, asdict, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -63,6 +63,36 @@ class ReportableArguments:
     def __str__(self) -> str:
         lines = (f"{name}={value},\n" for name, value in sorted(without_secrets(asdict(self)).items()))
         return f"{type(self).__name__}(\n{''.join(lines)})"
+
+
+@dataclass
+class GroupArguments:
+    r"""
+    What the configurations of all trainers that compare answers to a question have in common.
+
+    Parameters:
+        per_device_eval_batch_size (`int`, *optional*):
+            Answers per device in evaluation: a multiple of the answers to a question, which are `num_generations_eval`,
+            or `num_generations` if that is unset. If `None`, the multiple next below `per_device_train_batch_size`, or
+            the first.
+    """
+
+    per_device_eval_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Answers per device in evaluation. If unset, as in training, in whole groups."},
+    )
+
+    def __post_init__(self):
+        name = "num_generations_eval" if self.num_generations_eval else "num_generations"
+        size = getattr(self, name)
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = size * max(1, self.per_device_train_batch_size // size)
+        super().__post_init__()
+        if self.per_device_eval_batch_size * self.world_size % size != 0:
+            raise ValueError(
+                f"`per_device_eval_batch_size={self.per_device_eval_batch_size}` on {self.world_size} processes must hold "
+                f"whole groups of `{name}={size}` answers to a question. Set it to a multiple, or leave it unset."
+            )
 
 
 def refuse_options(config: Any, reasons: dict[str, str], base: type, trainer: str) -> None:

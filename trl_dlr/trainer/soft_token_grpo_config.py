@@ -6,7 +6,7 @@ from trl import GRPOConfig
 
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import LATENT_TYPES, ThinkingConfig
-from .options import ReportableArguments, refuse_options
+from .options import GroupArguments, ReportableArguments, refuse_options
 from .remedy_arguments import RemedyArguments
 
 
@@ -19,13 +19,13 @@ REFUSED_OPTIONS = {
 
 
 @dataclass
-class SoftTokenGRPOConfig(ReportableArguments, RemedyArguments, GRPOConfig):
+class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, GRPOConfig):
     r"""
     Configuration class for the [`SoftTokenGRPOTrainer`].
 
     This class includes only the parameters that are specific to it, and those of [`~trl.GRPOConfig`] with other
-    defaults. For a full list of training arguments, please refer to the [`RemedyArguments`], [`~trl.GRPOConfig`] and
-    [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the token budget of the answer, which
+    defaults. For a full list of training arguments, please refer to the [`GroupArguments`], [`RemedyArguments`],
+    [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the token budget of the answer, which
     the latents do not count for. `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` are those of the
     answer's tokens.
 
