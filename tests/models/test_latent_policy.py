@@ -2,11 +2,21 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    OPTConfig,
+    PersimmonConfig,
+)
 
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
 from trl_dlr.models import DiagonalGaussian
+from trl_dlr.models.latent_policy import disable_dropout
 
 
 def make_policy(assistant=None, **kwargs):
@@ -278,3 +288,32 @@ def test_bad_configuration(kwargs, message):
 def test_more_layers_than_the_main_model_has(num_layers):
     with pytest.raises(ValueError, match=f"num_layers.*between 1 and.*2.*{num_layers}"):
         first_layers(random_main_model(), num_layers)
+
+
+SMALL = {
+    "vocab_size": 30,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=30, n_embd=32, n_layer=2, n_head=2, attn_pdrop=0.5),  # modules
+        OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=32, attention_dropout=0.5, layerdrop=0.5),  # numbers
+        PersimmonConfig(**SMALL, attention_dropout=0.5),  # read from the configuration in each pass
+        MixtralConfig(**SMALL, num_key_value_heads=2, router_jitter_noise=0.5),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_without_dropout_training_mode_is_as_certain_as_evaluation(config):
+    torch.manual_seed(0)
+    model, ids = AutoModel.from_config(config).train(), torch.randint(3, 30, (2, 8))
+    before = model.config.to_dict()
+    assert not torch.equal(*(model(ids).last_hidden_state for _ in range(2)))
+    disable_dropout(model)
+    assert torch.equal(*(model(ids).last_hidden_state for _ in range(2)))
+    assert model.config.to_dict() == before

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.tiny import tiny_dataset
+from tests.tiny import random_main_model, tiny_dataset
 from tests.trainer.test_coconut_sft_trainer import make_coconut_trainer
-from tests.trainer.test_latent_grpo_trainer import history, make_trainer
+from tests.trainer.test_latent_grpo_trainer import history, make_policy, make_trainer
 from tests.trainer.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer, with_steps
 
@@ -25,20 +25,23 @@ def stored_rollout(trainer):
     """The local share of a rollout that is made up, in full and alike, on every process."""
     generator = torch.Generator().manual_seed(trainer.state.global_step)
     size, rank = GLOBAL_BATCH // trainer.accelerator.num_processes, trainer.accelerator.process_index
-    latents = torch.randn(GLOBAL_BATCH, STEPS, DIM, generator=generator)
+    latents = torch.randn(GLOBAL_BATCH, STEPS, DIM, generator=generator)[:, : trainer.num_latents]
     rows = torch.arange(GLOBAL_BATCH)
     everywhere = {
         "prompt_ids": torch.randint(3, 13, (GLOBAL_BATCH // GROUP, PROMPT), generator=generator)[rows // GROUP],
         "prompt_mask": torch.ones(GLOBAL_BATCH, PROMPT, dtype=torch.long),
-        "completion_ids": torch.zeros(GLOBAL_BATCH, STEPS, dtype=torch.long),
-        "completion_mask": torch.ones(GLOBAL_BATCH, STEPS, dtype=torch.long),
+        "completion_ids": torch.zeros(latents.shape[:2], dtype=torch.long),
+        "completion_mask": torch.ones(latents.shape[:2], dtype=torch.long),
         "advantages": torch.randn(GLOBAL_BATCH, generator=generator),
         "latents": latents,
-        "lengths": torch.full((GLOBAL_BATCH,), STEPS),
-        "old_per_token_logps": -6 + torch.randn(GLOBAL_BATCH, STEPS, generator=generator) / 10,
-        "ref_mean": torch.randn(GLOBAL_BATCH, STEPS, DIM, generator=generator),
+        "lengths": torch.full((GLOBAL_BATCH,), latents.size(1)),
+        "old_per_token_logps": -6 + torch.randn(latents.shape[:2], generator=generator) / 10,
+        "ref_mean": torch.randn(latents.shape, generator=generator),
         "ref_log_std": torch.zeros(GLOBAL_BATCH, 1, DIM),
         "noise": latents,
+        "main_prompt_ids": torch.randint(3, 13, (GLOBAL_BATCH, PROMPT), generator=generator),
+        "main_prompt_mask": torch.ones(GLOBAL_BATCH, PROMPT, dtype=torch.long),
+        "decoded_ids": torch.randint(3, 13, (GLOBAL_BATCH, 2), generator=generator),
         "group_index": rows // GROUP,
         "member_index": rows % GROUP,
     }
@@ -46,9 +49,9 @@ def stored_rollout(trainer):
     local = {name: tensor[rank * size : (rank + 1) * size] for name, tensor in everywhere.items()}
     return {
         **local,
-        "num_items_in_batch": torch.tensor(GLOBAL_BATCH * STEPS),
+        "num_items_in_batch": torch.tensor(latents[..., 0].numel()),
         "rollout_step": torch.tensor(-1),
-        "has_rewards": torch.tensor(trainer.state.global_step not in trainer.steps_without_rewards),
+        "num_rewarded": torch.tensor(GLOBAL_BATCH * (trainer.state.global_step not in trainer.steps_without_rewards)),
     }
 
 
@@ -72,16 +75,28 @@ def end(trainer) -> None:
     os._exit(0)
 
 
-def main(folder: str, mode: str, **kwargs):
-    folder = Path(folder)
+def write(trainer, folder: Path, figures: dict, value_head: torch.nn.Module | None = None) -> None:
+    """This process's weights and figures, for the test to read."""
+    rank, weights = trainer.accelerator.process_index, trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    if value_head is not None:
+        weights |= {f"value_head.{name}": tensor for name, tensor in value_head.state_dict().items()}
+    save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / f"weights_{rank}.safetensors")
+    figures |= {"engine": type(trainer.model_wrapped).__name__, "processes": trainer.accelerator.num_processes}
+    (folder / f"run_{rank}.json").write_text(json.dumps(figures))
+
+
+def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
+    """Train one trainer, and write what it has become."""
+    folder.mkdir(parents=True, exist_ok=True)
     failure, num_rows = kwargs.pop("failure", None), kwargs.pop("num_rows", 40)
     checkpoint, steps_without_rewards = kwargs.pop("checkpoint", None), kwargs.pop("steps_without_rewards", ())
-    batch_size = GLOBAL_BATCH // int(kwargs.pop("num_processes"))
+    batch_size = GLOBAL_BATCH // num_processes
     if mode in ("sft", "coconut", "latent_rl"):
         curriculum = {"num_stages": 3, "latents_per_stage": 1, "max_steps": 6, "train_dataset": with_steps(32)}
         curriculum |= {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 2}
         if mode == "sft":
-            trainer = make_sft_trainer(folder, **{"latent_noise": 0.0, **curriculum, **kwargs})
+            policy = make_policy(random_main_model(), **kwargs.pop("policy_kwargs", {}))
+            trainer = make_sft_trainer(folder, model=policy, **{"latent_noise": 0.0, **curriculum, **kwargs})
         elif mode == "coconut":
             held_out = with_steps(5).map(lambda row: {"answer": row["completion"].removeprefix("=")})
             eval_dataset = {"trainer_kwargs": {"eval_dataset": held_out}}
@@ -89,24 +104,19 @@ def main(folder: str, mode: str, **kwargs):
         else:
             trainer = make_latent_rl_trainer(folder, per_device_train_batch_size=batch_size, **kwargs)
         trainer.train()
-        name = f"weights_{trainer.accelerator.process_index}.safetensors"
-        weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-        if mode == "latent_rl":
-            weights |= {f"value_head.{key}": tensor for key, tensor in trainer.value_head.state_dict().items()}
-        save_file({key: tensor.clone() for key, tensor in weights.items()}, folder / name)
         figures = {key: history(trainer, key) for key in ("loss", "value/auc", "value/accuracy")}
-        figures["engine"] = type(trainer.model_wrapped).__name__
         if mode == "coconut":
             figures["answers"] = trainer._answer(trainer.eval_dataset)
             figures["accuracy"] = trainer.evaluate()["eval_accuracy"]
-        (folder / f"run_{trainer.accelerator.process_index}.json").write_text(json.dumps(figures))
-        end(trainer)
+        write(trainer, folder, figures, trainer.value_head if mode == "latent_rl" else None)
+        return trainer
+    policy_kwargs = {"learn_sigma": True, **kwargs.pop("policy_kwargs", {})}
     trainer = make_trainer(
         folder,
         per_device_train_batch_size=batch_size,
         train_dataset=tiny_dataset(num_rows, 0),
         num_generations=GROUP if mode == "stored" else GLOBAL_BATCH,
-        **{"max_steps": 4, "beta": 0.1, "gamma": 0.01, "policy_kwargs": {"learn_sigma": True}, **kwargs},
+        **{"max_steps": 4, "beta": 0.1, "gamma": 0.01, "policy_kwargs": policy_kwargs, **kwargs},
     )
     if failure is not None:
         fail_on(trainer, **failure)
@@ -115,18 +125,12 @@ def main(folder: str, mode: str, **kwargs):
     if mode == "stored":
         trainer._generate_and_score_completions = lambda inputs: stored_rollout(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
-    weights = {
-        name: tensor.clone() for name, tensor in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()
-    }
-    if trainer.prescreener is not None:
-        weights |= {f"value_head.{name}": tensor for name, tensor in trainer.prescreener.head.state_dict().items()}
-    save_file(weights, folder / f"weights_{trainer.accelerator.process_index}.safetensors")
-    engine = {"engine": type(trainer.model_wrapped).__name__, "processes": trainer.accelerator.num_processes}
+    figures = {"decoded": trainer.engine.num_decoded}
     if trainer.is_deepspeed_enabled:
-        engine["stage"] = trainer.model_wrapped.zero_optimization_stage()
+        figures["stage"] = trainer.model_wrapped.zero_optimization_stage()
         partitions = trainer.model_wrapped.optimizer.single_partition_of_fp32_groups
-        engine["partition"] = sum(partition.numel() for partition in partitions)
-        engine["trainable"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        figures["partition"] = sum(partition.numel() for partition in partitions)
+        figures["trainable"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     keys = ["reward", "frac_reward_mixed", "latent/kl", "latent/diversity", "main_model/decoded_fraction", "loss"]
     keys += [
         "grad_norm",
@@ -135,8 +139,15 @@ def main(folder: str, mode: str, **kwargs):
         "prescreening/reward_random",
         "completions/mean_length",
     ]
-    engine |= {key: history(trainer, key) for key in keys} | {"decoded": trainer.engine.num_decoded}
-    (folder / f"run_{trainer.accelerator.process_index}.json").write_text(json.dumps(engine))
+    figures |= {key: history(trainer, key) for key in keys}
+    write(trainer, folder, figures, None if trainer.prescreener is None else trainer.prescreener.head)
+    return trainer
+
+
+def main(folder: str, mode: str, num_processes: int, cases: dict | None = None, **kwargs):
+    """One case, or several by name, each in a folder of its own: a launch takes longer than what it is for."""
+    for name, (mode_of_case, settings) in (cases or {"": (mode, kwargs)}).items():
+        trainer = run_case(Path(folder) / name, mode_of_case, num_processes, **settings)
     end(trainer)
 
 

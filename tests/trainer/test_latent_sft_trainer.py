@@ -123,7 +123,10 @@ def test_checkpointing_changes_no_gradient(tmp_path):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(3)
-        trainer = make_sft_trainer(tmp_path, gradient_checkpointing=checkpointing)
+        # Checkpointing puts the main model into training mode
+        main_model = random_main_model(attention_dropout=0.5)
+        models = {"model": make_policy(random_main_model()), "main_model": main_model}
+        trainer = make_sft_trainer(tmp_path, gradient_checkpointing=checkpointing, **models)
         trainer.model.train()
         if checkpointing:
             trainer.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -212,8 +212,9 @@ def test_the_main_model_is_given_the_latents_that_are_there(tmp_path):
     inputs = rollout_of(trainer)
     embed, before = trainer.main_model.get_input_embeddings(), trainer.engine.num_forward_tokens
     names = "prompt_ids", "prompt_mask", "latents", "lengths"
-    density = trainer._score(trainer.model, *(inputs[name] for name in names), torch.ones(8, dtype=torch.bool), 8)
-    terms = trainer._hybrid_terms(density, inputs, torch.ones(8, dtype=torch.bool))
+    everything = torch.ones(8, dtype=torch.bool), 8, inputs["noise"]
+    _, embeds = trainer._score(trainer.model, *(inputs[name] for name in names), *everything)
+    terms = trainer._hybrid_terms(embeds, inputs, torch.ones(8, dtype=torch.bool))
     num_tokens = 0
     for row, length in enumerate(inputs["lengths"].tolist()):
         prompt = inputs["main_prompt_ids"][row, inputs["main_prompt_mask"][row] > 0]

@@ -169,31 +169,39 @@ def test_group_statistics_are_of_decoded_trajectories(tmp_path):
 
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
-def test_the_loss_does_not_depend_on_what_was_not_decoded(tmp_path, sampling):
-    trainer = make_screened(tmp_path, beta=0.1, prescreening_warmup_rollouts=0, policy_kwargs={"sampling": sampling})
+def test_the_loss_is_a_mean_over_decoded_rows_whatever_its_type_and_wherever_they_are(tmp_path, sampling):
+    settings = {"beta": 0.1, "hybrid_coef": 0.1, "prescreening_warmup_rollouts": 0}
+    trainer = make_screened(tmp_path, policy_kwargs={"sampling": sampling}, **settings)
     trainer.model.train()
     rows = [row for row in trainer.train_dataset.select(range(2)) for _ in range(16)]
     output = trainer._generate_and_score_completions(rows)
-    trainer.current_gradient_accumulation_steps = 1
     trainer.state.global_step += 1  # so that the old densities are those of the rollout
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
     output["old_per_token_logps"] = torch.full_like(output["completion_mask"], -5.0, dtype=torch.float)
     is_decoded = output["completion_mask"].bool().all(1)
-    only_decoded = {
-        name: tensor[is_decoded] if tensor.dim() > 0 and len(tensor) == len(is_decoded) else tensor
-        for name, tensor in output.items()
-    }
     output["latents"] = output["latents"].masked_fill(~is_decoded[:, None, None], 100.0)
-    gradients = []
-    for inputs in (output, only_decoded):
-        trainer.model.zero_grad()
-        trainer._compute_loss(trainer.model, copy.copy(inputs)).backward()
-        gradients.append({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad})
-    assert any(gradient.abs().max() > 0 for gradient in gradients[0].values())
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+    def of(rows):
+        return {name: tensor if tensor.dim() == 0 else tensor[rows] for name, tensor in output.items()}
+
+    order = is_decoded.int().argsort(descending=True)  # the second half has nothing that was decoded
+    batches = {"all": [of(order)], "decoded": [of(is_decoded)], "halves": [of(part) for part in order.split(16)]}
+    for trainer.loss_type in ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"):
+        gradients = {}
+        for name, parts in batches.items():
+            trainer.model.zero_grad()
+            trainer.args.steps_per_generation = trainer.current_gradient_accumulation_steps = len(parts)
+            for part in parts:
+                trainer._compute_loss(trainer.model, copy.copy(part)).backward()
+            gradients[name] = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        if trainer.loss_type == "bnpo":  # which is, by its definition, a mean over a micro-batch
+            del gradients["halves"]
+        assert all(gradient.abs().max() > 0 for gradient in gradients["all"].values())
+        for name, gradient in gradients["all"].items():
+            for other in gradients.values():
+                torch.testing.assert_close(other[name], gradient, msg=f"{trainer.loss_type}, {name}")
 
 
 def test_a_batch_without_decoded_rows_has_zero_gradients_rather_than_none(tmp_path):
@@ -208,7 +216,7 @@ def test_a_batch_without_decoded_rows_has_zero_gradients_rather_than_none(tmp_pa
 def test_the_contrastive_loss_is_of_all_trajectories(tmp_path):
     trainer = make_screened(tmp_path, gamma=0.1, prescreening_warmup_rollouts=0)
     scored, score = [], trainer._score
-    trainer._score = lambda *args: scored.append(int(args[-2].sum())) or score(*args)
+    trainer._score = lambda *args: scored.append(int(args[5].sum())) or score(*args)
     trainer.train()
     assert set(scored) == {32, 6}  # every trajectory in a loss, the decoded ones before it
     assert all(value > 0 for value in history(trainer, "latent/contrastive"))

@@ -31,9 +31,9 @@ HIDDEN = {"latent_type": "hidden_states", "end_marker": "=="}
 METHODS = {"exact": EXACT, "lepo": LEPO, "latent_grpo": LATENT_GRPO, "hidden states": HIDDEN}
 
 
-def undecided_model():
+def undecided_model(**kwargs):
     """Of its thoughts, some end by themselves with the marker above, and some do not."""
-    model = random_main_model(2)
+    model = random_main_model(2, **kwargs)
     with torch.no_grad():
         model.lm_head.weight *= 20
     return model
@@ -81,7 +81,7 @@ def loss_of(trainer, inputs):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_unchanged_weights_give_a_ratio_of_exactly_one(tmp_path, method):
-    trainer = make_trainer(tmp_path, **METHODS[method], loss_type="grpo")
+    trainer = make_trainer(tmp_path, undecided_model(attention_dropout=0.5), **METHODS[method], loss_type="grpo")
     inputs = rollout_of(trainer)
     loss = loss_of(trainer, inputs)  # the old score is this very one
     inputs["rollout_step"] += 1

@@ -97,7 +97,10 @@ class LatentPolicyOutput(ModelOutput):
             Density of each latent, given the question and the latents before it. `density` is that of the action: the
             same, or with `learn_stop` the joint one of latent and decision.
         latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
-            What [`~LatentPolicyModel.sample`] drew from these densities.
+            What was drawn from these densities.
+        latent_embeds (`torch.Tensor` of shape `(batch_size, num_latents, main_hidden_size)`, *optional*):
+            `latents` as embeddings of the main model, if calling the model drew them: a trained up-projection is used
+            within the call, where DDP sees it.
         question_states (`torch.Tensor` of shape `(batch_size, hidden_size)`):
             Hidden state of the assistant at the question's last token, without gradient.
         lengths (`torch.Tensor` of shape `(batch_size,)`, *optional*):
@@ -108,6 +111,7 @@ class LatentPolicyOutput(ModelOutput):
 
     steps: DiagonalGaussian | SoftTokens | None = None
     latents: torch.Tensor | None = None
+    latent_embeds: torch.Tensor | None = None
     question_states: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     stop_logits: torch.Tensor | None = None
@@ -361,7 +365,8 @@ class LatentPolicyModel(PreTrainedModel):
         **kwargs,
     ) -> LatentPolicyOutput:
         """
-        Density of every latent step: of given latents in one teacher-forced pass, or of those drawn with given noise.
+        Density of every latent step: of given latents in one teacher-forced pass, or of those drawn with given noise. With
+        both, latents are drawn from the densities that the given ones have.
 
         Args:
             input_ids (`torch.Tensor` of shape `(batch_size, prompt_length)`):
@@ -373,28 +378,39 @@ class LatentPolicyModel(PreTrainedModel):
                 unless `noise` is given.
             noise (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
                 Draw as many reparameterized latents, `mean + std * noise`, through which gradients pass (zeros: means).
-                They may be fewer than `config.num_latents`. There is no decision to stop.
+                Without `latents` they may be fewer than `config.num_latents`, and there is no decision to stop.
             lengths (`torch.Tensor` of shape `(batch_size,)`, *optional*):
                 Steps that each trajectory of `latents` took, if not all. What the others hold has no effect.
 
         Returns:
-            [`LatentPolicyOutput`]: with `latents` if `noise` was given.
+            [`LatentPolicyOutput`]: with `latents` and `latent_embeds` if `noise` was given.
         """
         # The trajectories of a question share its reading, which is computed once
         readings, rows = torch.stack([input_ids, attention_mask], 1).unique(dim=0, return_inverse=True)
+        questions = *readings.unbind(1), rows
+        if noise is not None and latents is None:
+            output = self._draw(*questions, noise)
+        else:
+            if self.config.sampling == "parallel":
+                output = self._density_of_queries(*questions, self.config.num_latents)
+            else:
+                output = self._density_of_latents(*questions, latents)
+            output.lengths = torch.full_like(rows, self.config.num_latents) if lengths is None else lengths
+            if noise is not None:
+                output.latents = output.density.rsample(noise)
         if noise is not None:
-            return self._draw(*readings.unbind(1), rows, noise)
-        if lengths is None:
-            lengths = torch.full_like(rows, self.config.num_latents)
-        if self.config.sampling == "parallel":
-            output = self._density_of_queries(*readings.unbind(1), rows, self.config.num_latents)
-            output.lengths = lengths
-            return output
+            output.latent_embeds = self.inject(output.latents)
+        return output
+
+    def _density_of_latents(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, latents: torch.Tensor
+    ) -> LatentPolicyOutput:
+        """Autoregressive sampling: all steps, each given the latents before it, from one pass over questions and latents."""
         fed = self._feed(latents[:, :-1])
         if self._keeps_no_cache:
-            hidden_states = self._read_through(input_ids, attention_mask, fed)[:, input_ids.size(1) - 1 :]
+            hidden_states = self._read_through(input_ids[rows], attention_mask[rows], fed)[:, input_ids.size(1) - 1 :]
         else:
-            cache, attention_mask, hidden_states = self._read_question(*readings.unbind(1), rows)
+            cache, attention_mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
             if fed.size(1) > 0:
                 later = self._run_assistant(
                     F.pad(attention_mask, (0, fed.size(1)), value=1),
@@ -406,7 +422,6 @@ class LatentPolicyModel(PreTrainedModel):
         return LatentPolicyOutput(
             self.latent_head(hidden_states),
             question_states=hidden_states[:, 0].detach(),
-            lengths=lengths,
             stop_logits=self._stop_logits(hidden_states),
         )
 
@@ -500,9 +515,8 @@ class LatentPolicyModel(PreTrainedModel):
         latents = F.pad(torch.cat(latents, dim=1), (0, 0, 0, missing))
         if stop_draws is not None:
             stop_logits = F.pad(torch.cat(stop_logits, dim=1), (0, missing), value=torch.inf)
-        return LatentPolicyOutput(
-            steps, latents, question_states, stop_logits=None if stop_draws is None else stop_logits
-        )
+        stop_logits = None if stop_draws is None else stop_logits
+        return LatentPolicyOutput(steps, latents, question_states=question_states, stop_logits=stop_logits)
 
     def _read_through(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
         """Hidden states of a question and the embeddings fed after it, in one pass."""
@@ -599,6 +613,29 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """
+    Switch off all that is random in training mode: modules of dropout, rates that other modules keep as numbers or read
+    from their configuration, and the jitter of routers. What `model` is saved with stays as it is.
+    """
+    for module in list(model.modules()):
+        if "Dropout" in type(module).__name__ and hasattr(module, "p"):
+            module.p = 0.0
+        for name in _rates(module):
+            setattr(module, name, 0.0)
+        config = vars(module).get("config")
+        if not isinstance(module, PreTrainedModel) and config is not None and _rates(config):
+            module.config = copy.copy(config)
+            for name in _rates(config):
+                setattr(module.config, name, 0.0)
+
+
+def _rates(owner: Any) -> list[str]:
+    """Attributes that are rates of dropout or jitter above 0."""
+    numbers = {name: value for name, value in vars(owner).items() if type(value) is float and value > 0}
+    return [name for name in numbers if "drop" in name or "jitter" in name]
 
 
 AutoConfig.register(LatentPolicyConfig.model_type, LatentPolicyConfig)

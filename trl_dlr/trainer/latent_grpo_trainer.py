@@ -17,11 +17,12 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, pad, use_adapter
+from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad, use_adapter
 
 from ..generation import tokenize_prompts
 from ..models import LatentPolicyOutput
 from ..models.distributions import Density, concatenate, put_rows
+from ..models.latent_policy import disable_dropout
 from ..models.likelihood import given_latents
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback
@@ -46,6 +47,10 @@ from .rollouts import ResumableRolloutsMixin
 
 
 logger = get_logger(__name__)
+
+# Losses that TRL averages over all rows of a micro-batch, those without a reward included. The others are averaged over
+# unmasked steps.
+MEANS_OVER_ALL_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 
 
 class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMixin, GRPOTrainer):
@@ -254,9 +259,9 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         self.prescreener = None if prescreener is None else prescreener.to(self.accelerator.device)
         self.eos_token_ids = engine.eos_token_ids
         self.max_completion_length = self.num_latents  # Dr. GRPO divides by the longest sequence of actions
+        if args.disable_dropout:
+            disable_dropout(self.model)
         if ref_model is not None:
-            if args.disable_dropout:
-                disable_dropout_in_model(ref_model)
             self.ref_model = ref_model.to(self.accelerator.device)
         if sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
@@ -276,9 +281,9 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         self._seen_by_rewards = None  # rows that reward functions are called for
         self._decodes_all = False  # while exploration is measured
         self._groups = {}  # by mode: latents and means of whole groups, (num_groups, G, T, d)
-        self._to_score = None  # latents of the loss being computed, and the rows that it needs
+        self._to_score = None  # latents of the loss being computed, the rows that it needs, noise to draw anew
         self._old_logps = None
-        self._scored = None  # density and log-densities of the latest scoring pass
+        self._scored = None  # density, log-densities and latents drawn anew of the latest scoring pass
         self._rollout_time = 0.0
         self._optimize_time = 0.0
         self._skip_step = False
@@ -455,13 +460,14 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         output["latents"], output["lengths"] = rollout.latents, rollout.lengths
         output["completion_ids"] = torch.zeros(num_rows, self.num_latents, dtype=torch.long, device=device)
         is_taken = torch.arange(self.num_latents, device=device) < rollout.lengths.unsqueeze(1)
-        mask = is_taken.long() * self._is_decoded.unsqueeze(1)
+        is_rewarded = ~self._rewards.isnan()  # of all processes' rows
+        mask = is_taken.long() * is_rewarded.split(num_rows)[self.accelerator.process_index].unsqueeze(1)
         if self.mask_truncated_completions:
             mask = mask * (~self._is_truncated.to(device)).unsqueeze(1)
         output["completion_mask"] = mask
         output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
         output["rollout_step"] = torch.tensor(self.state.global_step, device=device)
-        output["has_rewards"] = ~self._rewards.isnan().all()
+        output["num_rewarded"] = is_rewarded.sum()
 
         if self.kl_coef != 0.0:
             reference = self._reference_density(output, mode)
@@ -518,9 +524,9 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         prompt = output["prompt_ids"], output["prompt_mask"], output["latents"], output["lengths"]
         rows = output["completion_mask"].any(dim=1)
         if self.ref_model is not None:
-            return self._score(self.ref_model, *prompt, rows, batch_size)
+            return self._score(self.ref_model, *prompt, rows, batch_size)[0]
         with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
-            return self._score(self.model, *prompt, rows, batch_size)
+            return self._score(self.model, *prompt, rows, batch_size)[0]
 
     # ---- Loss: the density of the stored latents ----
 
@@ -533,19 +539,30 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         lengths: torch.Tensor,
         is_needed: torch.Tensor,
         batch_size: int,
-    ) -> Density:
-        """The one scoring function: density of the latent steps of the rows in need, in chunks of `batch_size`."""
+        noise: torch.Tensor | None = None,
+    ) -> tuple[Density, torch.Tensor | None]:
+        """
+        The one scoring function: density of the latent steps of the rows in need, in chunks of `batch_size`, and with
+        `noise` the embeddings of latents that it draws from that density, shape `(num_rows, num_latents, hidden_size)`.
+        """
         needed = is_needed.nonzero().squeeze(1)
         if len(needed) == 0:  # every process makes a pass, and gets zero gradients from it
             needed = needed.new_zeros(1)
-        densities = []
+        densities, embeds = [], []
+        given = {"input_ids": prompt_ids, "attention_mask": prompt_mask, "latents": latents, "lengths": lengths}
+        if noise is not None:
+            given["noise"] = noise
         for rows in needed.split(batch_size):
-            given = {"input_ids": prompt_ids, "attention_mask": prompt_mask, "latents": latents, "lengths": lengths}
             with self.accelerator.autocast():
                 scored = model(**{name: tensor[rows] for name, tensor in given.items()})
             densities.append(scored.density)
-        density = concatenate(densities)
-        return put_rows(density, needed, len(latents)) if len(needed) < len(latents) else density
+            embeds.append(scored.latent_embeds)
+        density, embeds = concatenate(densities), None if noise is None else torch.cat(embeds)
+        if len(needed) < len(latents):
+            density = put_rows(density, needed, len(latents))
+            if noise is not None:
+                embeds = embeds.new_zeros(len(latents), *embeds.shape[1:]).index_copy(0, needed, embeds)
+        return density, embeds
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -559,12 +576,13 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """Log-density and entropy of every latent step, shape `(batch_size, num_latents)`: TRL's "tokens" here."""
-        latents, lengths, is_needed = self._to_score or (
+        latents, lengths, is_needed, noise = self._to_score or (
             self._rollout.latents,
             self._rollout.lengths,
             self._is_decoded,
+            None,
         )
-        density = self._score(
+        density, embeds = self._score(
             model,
             input_ids[:, :-logits_to_keep],
             attention_mask[:, :-logits_to_keep],
@@ -572,13 +590,14 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             lengths,
             is_needed,
             batch_size or latents.size(0),
+            noise,
         )
         logps = density.log_prob(latents)
         if self.args.latent_logp_reduction == "mean":
             logps = logps / latents.size(-1)
         if self._old_logps is not None:
             logps = clamp_log_ratio(logps, self._old_logps)
-        self._scored = density, logps.detach()
+        self._scored = density, logps.detach(), embeds
         return logps, density.entropy() if compute_entropy else None, None
 
     def _compute_loss(self, model, inputs):
@@ -589,13 +608,22 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             inputs["old_per_token_logps"] = None
         # The contrastive loss is of all trajectories, the others are of those that have a reward
         is_needed = inputs["completion_mask"].any(dim=1) | (self.args.gamma != 0.0)
-        self._to_score = inputs["latents"], inputs["lengths"], is_needed
+        noise = inputs["noise"] if self.args.hybrid_coef > 0 else None
+        self._to_score = inputs["latents"], inputs["lengths"], is_needed, noise
         self._old_logps = inputs["old_per_token_logps"]
-        try:
-            loss = super()._compute_loss(model, inputs)  # the clipped surrogate of equation 7, without its KL
+        # Every term is a mean over the rollout's rows with a reward, or over their latent steps, however these fall on
+        # processes and micro-batches: what each of those has on average
+        num_parts = self.accelerator.num_processes * (self.args.steps_per_generation if mode == "train" else 1)
+        num_rows = inputs["num_rewarded"].clamp(min=1) / num_parts
+        num_steps = inputs["num_items_in_batch"].clamp(min=1) / num_parts
+        advantages = inputs["advantages"]
+        if self.loss_type in MEANS_OVER_ALL_ROWS:
+            advantages = advantages * (len(advantages) / num_rows)
+        try:  # the clipped surrogate of equation 7, without its KL
+            loss = super()._compute_loss(model, inputs | {"advantages": advantages})
         finally:
             self._to_score = None
-        (density, logps), mask = self._scored, inputs["completion_mask"]
+        (density, logps, latent_embeds), mask = self._scored, inputs["completion_mask"]
         if self._old_logps is None:
             inputs["old_per_token_logps"] = self._old_logps = logps
         scale = 1.0 / self.current_gradient_accumulation_steps if mode == "train" else 1.0
@@ -603,7 +631,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
 
         if self.kl_coef != 0.0:
             kl = density.kl(density.given({name: inputs[f"ref_{name}"] for name in density.stored()}))
-            loss = loss + self.kl_coef * scale * (kl * mask).sum() / mask.sum().clamp(min=1)
+            loss = loss + self.kl_coef * scale * (kl * mask).sum() / num_steps
             metrics["latent/kl"] = kl, mask
         if self.args.gamma != 0.0:
             group_latents, group_means = (stored[inputs["group_index"]] for stored in self._groups[mode])
@@ -625,25 +653,25 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             metrics["latent/contrastive"] = terms.sum(1, keepdim=True), torch.ones_like(mask[:, :1])
         if self.args.hybrid_coef > 0:
             start = time.perf_counter()
-            hybrid = self._hybrid_terms(density, inputs, mask.any(dim=1))
+            hybrid = self._hybrid_terms(latent_embeds, inputs, mask.any(dim=1))
             self._metrics[mode]["time/hybrid"].append(time.perf_counter() - start)
-            loss = loss + self.args.hybrid_coef * scale * hybrid.sum() / mask.any(dim=1).sum().clamp(min=1)
+            loss = loss + self.args.hybrid_coef * scale * hybrid.sum() / num_rows
             metrics["latent/hybrid"] = hybrid.unsqueeze(1), mask[:, :1]
         metrics["latent/log_ratio_std"] = logps - self._old_logps, mask
         self._log_latent_metrics(mode, metrics)
 
         if mode == "train":
             # The same verdict on every process: one that skipped alone would leave the others waiting
-            is_bad = (~loss.detach().isfinite()) | ~inputs["has_rewards"]
+            is_bad = (~loss.detach().isfinite()) | (inputs["num_rewarded"] == 0)
             if self._is_true_anywhere(is_bad):
                 self._skip_step = True
-                # A value of 0, and a gradient that is not finite: DeepSpeed, which steps within the backward pass, skips
-                # those by itself
-                loss = sum((p * 0.0).sum() for p in model.parameters() if p.requires_grad).sqrt()
+                # A value of 0, and a gradient that is not finite, by the way that the loss would have taken: DDP waits for
+                # the parameters on it and for no others. DeepSpeed and a GradScaler skip such a step by themselves.
+                loss = (0.0 * (loss + density.mean.sum()).nan_to_num()).sqrt()
         return loss
 
     def _hybrid_terms(
-        self, density: Density, inputs: dict[str, torch.Tensor], is_decoded: torch.Tensor
+        self, latent_embeds: torch.Tensor, inputs: dict[str, torch.Tensor], is_decoded: torch.Tensor
     ) -> torch.Tensor:
         """
         Negative advantage times mean log-likelihood of each decoded completion, shape `(num_rows,)`, 0 elsewhere. The
@@ -652,11 +680,10 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         rows = is_decoded.nonzero().squeeze(1)
         if len(rows) == 0:  # every process makes a pass, and gets zero gradients from it
             rows = rows.new_zeros(1)
-        latents = density.rsample(inputs["noise"])[rows]
         names = "main_prompt_ids", "main_prompt_mask", "decoded_ids"
         prompt_ids, prompt_mask, decoded_ids = (inputs[name][rows] for name in names)
-        injected, lengths = self.policy.inject(latents), inputs["lengths"][rows]
-        given = given_latents(self.main_model, prompt_ids, prompt_mask, injected, decoded_ids, lengths)
+        embeds, lengths = latent_embeds[rows], inputs["lengths"][rows]
+        given = given_latents(self.main_model, prompt_ids, prompt_mask, embeds, decoded_ids, lengths)
         log_probs = self.main_model(**given, fused_lm_head=True).log_probs.float()
         means = log_probs.sum(1) / (decoded_ids != -100).sum(1).clamp(min=1)
         advantages = inputs.get("completion_advantages", inputs["advantages"])
@@ -686,11 +713,12 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         return loss
 
     def _finish_step(self) -> None:
-        """Drop the gradients of a step that is to be skipped, and stop after too many of them in a row."""
+        """Have a step skipped whose loss was bad, and stop after too many of them in a row."""
         self._metrics["train"]["skipped_steps"].append(float(self._skip_step))
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if self._skip_step else 0
-        if self._skip_step:
-            # AdamW passes over weights without a gradient: neither momentum nor weight decay moves them
+        if self._skip_step and self.accelerator.scaler is None:
+            # AdamW passes over weights without a gradient: neither momentum nor weight decay moves them. A GradScaler
+            # insists on seeing gradients, and skips these.
             self.model.zero_grad(set_to_none=True)
         self._skip_step = False
         if self._skipped_in_a_row >= self.args.max_skipped_steps:
@@ -715,13 +743,15 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         inputs = [row for row in itertools.islice(rows, per_process) for _ in range(self.num_generations)]
         prompts = [row["prompt"] for row in inputs]
         metrics, tokens_seen = copy.deepcopy(self._metrics), self.state.num_input_tokens_seen
-        self._decodes_all = True
+        self._decodes_all, was_training = True, self.model.training
+        self.model.train()  # groups are those of training
         try:
             with torch.random.fork_rng():
                 _, completion_ids, _, completions, *_ = self._generate(prompts)
                 self._calculate_rewards(inputs, prompts, completions, completion_ids)
         finally:
             self._decodes_all = False
+            self.model.train(was_training)
         self._metrics, self.state.num_input_tokens_seen = metrics, tokens_seen
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()

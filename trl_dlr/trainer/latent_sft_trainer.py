@@ -13,11 +13,12 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.data.data_collator import DataCollatorMixin
 from trl import SFTTrainer
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, pad
+from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad
 
 from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
 from ..models import LatentPolicyModel
+from ..models.latent_policy import disable_dropout
 from ..models.likelihood import given_latents
 from ..models.reasoner import LatentReasoner
 from ..rewards import correctness_reward
@@ -205,7 +206,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         # Per-token log-likelihoods in TRL's form, and gradient checkpointing where the gradient passes
         add_fused_lm_head(self.main_model, outputs=("log_probs", "entropy", "is_top1"))
         if args.gradient_checkpointing:
-            disable_dropout_in_model(self.main_model)
+            disable_dropout(self.main_model)
             self.main_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     # ---- Data: the assistant's reading of the question, the main model's, and what it is to write ----
@@ -260,8 +261,8 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         noise = self.args.latent_noise * self.policy.draw_noise(shape)
         drawn = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], noise=noise)
 
-        injected = self.policy.inject(drawn.latents)
-        given = given_latents(self.main_model, prompt_ids, inputs["prompt_mask"], injected, labels, num_latents)
+        embeds = drawn.latent_embeds
+        given = given_latents(self.main_model, prompt_ids, inputs["prompt_mask"], embeds, labels, num_latents)
         with self._checkpointing_main_model():
             loss = super().compute_loss(self.main_model, given, return_outputs, num_items_in_batch)
 

@@ -2,6 +2,7 @@
 
 """What all trainers of a latent policy do alike: its engine, its optimizer, and how it is saved."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,10 +106,18 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
         self.accelerator.unscale_gradients()
         named = [(self._is_projection(name), p) for name, p in model.named_parameters() if p.grad is not None]
         norms = [
-            torch.nn.utils.clip_grad_norm_([p for is_projection, p in named if is_projection is wanted], limit)
+            torch.nn.utils.clip_grad_norm_(
+                [p for is_projection, p in named if is_projection is wanted], limit or math.inf
+            )
             for wanted, limit in ((True, max_norm), (False, self.args.max_grad_norm))
         ]
         return torch.stack(norms).norm()
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Trainer has not clipped if `max_grad_norm` is 0
+        if grad_norm is None and self.args.projection_max_grad_norm is not None:
+            grad_norm = self._clip_grad_norm(model)
+        return super()._get_grad_norm(model, grad_norm)
 
     def _checkpoint_record(self) -> dict[str, Any]:
         record, config = super()._checkpoint_record(), self.policy.config

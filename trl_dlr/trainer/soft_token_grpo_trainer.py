@@ -15,6 +15,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, pad
 
 from ..models.hub import hub_arguments
+from ..models.latent_policy import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import Thinker, Thoughts, positions
 from .construction import check_dataset, init_kwargs_were_used, load_causal_lm, load_tokenizer
@@ -158,6 +159,8 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
+        if args.disable_dropout:
+            disable_dropout(self.model)
         # Dr. GRPO divides by the longest completion, of which latents and end marker are a part
         self.max_completion_length += args.num_latents + len(self.thinker.end_ids)
         self._soft_token_score = SOFT_TOKEN_SCORES[args.soft_token_score]
