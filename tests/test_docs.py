@@ -11,10 +11,10 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 from datasets import Dataset
 from transformers import TrainingArguments
 

@@ -91,7 +91,7 @@ def test_it_equals_a_whole_forward_for_each_latent(make, rows, detach):
 def test_it_does_so_under_activation_checkpointing():
     model = random_main_model()
     plain = check_equal_to_naive(model, MIXED)
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     model.train()
     checkpointed = check_equal_to_naive(model, MIXED)
     for name, gradient in plain.items():

@@ -18,6 +18,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from ..models.cache import CACHE_ARGUMENT
 from .engine import DecodingEngine
 
 
@@ -100,7 +101,7 @@ class TransformersEngine(DecodingEngine):
                 input_ids=input_ids,
                 attention_mask=mask,
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                past_key_values=cache,
+                **{CACHE_ARGUMENT: cache},
                 use_cache=True,
             )
             cache.batch_select_indices(prompt_of)
@@ -127,7 +128,7 @@ class TransformersEngine(DecodingEngine):
                 input_ids=completion_ids,
                 inputs_embeds=embeds,
                 attention_mask=mask,
-                past_key_values=cache,
+                **{CACHE_ARGUMENT: cache},
                 generation_config=GenerationConfig(**{**self.generation_kwargs, **limits}),
                 stopping_criteria=StoppingCriteriaList([self._half_finished]),
             )

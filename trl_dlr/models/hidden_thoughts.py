@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .cache import CACHE_ARGUMENT, is_checkpointed
 from .thinking import positions
 
 
@@ -61,10 +62,9 @@ def read_with_thoughts(
         position_ids = positions(attention_mask)
     starts = [0, *is_latent.any(0).nonzero().flatten().tolist()]
     ends = [*starts[1:], input_ids.size(1)]
-    is_checkpointed = backbone.training and backbone.is_activation_checkpointing
-    keeps_cache = len(starts) > 1 and not (is_checkpointed or backbone._is_stateful)
+    keeps_cache = len(starts) > 1 and not (is_checkpointed(backbone) or backbone._is_stateful)
     if keeps_cache:
-        kwargs["past_key_values"] = DynamicCache(config=backbone.config.get_text_config())
+        kwargs[CACHE_ARGUMENT] = DynamicCache(config=backbone.config.get_text_config())
 
     embeds = backbone.get_input_embeddings()(input_ids)
     read, hidden_states, of_layers = [], [], []

@@ -25,6 +25,7 @@ from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
+from .cache import CACHE_ARGUMENT, is_checkpointed
 from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
 from .fingerprint import fingerprints_match, weights_fingerprint
 from .hub import has_code_of_its_own
@@ -407,7 +408,7 @@ class LatentPolicyModel(PreTrainedModel):
     ) -> LatentPolicyOutput:
         """Autoregressive sampling: all steps, each given the latents before it, from one pass over questions and latents."""
         fed = self._feed(latents[:, :-1])
-        if self._keeps_no_cache:
+        if is_checkpointed(self):
             hidden_states = self._read_through(input_ids[rows], attention_mask[rows], fed)[:, input_ids.size(1) - 1 :]
         else:
             cache, attention_mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
@@ -415,8 +416,8 @@ class LatentPolicyModel(PreTrainedModel):
                 later = self._run_assistant(
                     F.pad(attention_mask, (0, fed.size(1)), value=1),
                     inputs_embeds=fed,
-                    past_key_values=cache,
                     use_cache=True,
+                    **{CACHE_ARGUMENT: cache},
                 ).last_hidden_state
                 hidden_states = torch.cat([hidden_states, later], dim=1)
         return LatentPolicyOutput(
@@ -431,11 +432,6 @@ class LatentPolicyModel(PreTrainedModel):
 
     def _stop_logits(self, hidden_states: torch.Tensor, num_before: int = 0) -> torch.Tensor | None:
         return self.stop_head(hidden_states, num_before) if self.config.learn_stop else None
-
-    @property
-    def _keeps_no_cache(self) -> bool:
-        """Gradient checkpointing recomputes layers, and so keeps no cache."""
-        return self.training and self.is_activation_checkpointing
 
     def _density_of_queries(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, num_latents: int
@@ -486,7 +482,7 @@ class LatentPolicyModel(PreTrainedModel):
     ) -> LatentPolicyOutput:
         """Autoregressive sampling, until every trajectory has stopped."""
         cache, mask, hidden_states = None, attention_mask[rows], None
-        if not self._keeps_no_cache:
+        if not is_checkpointed(self):
             cache, mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
         densities, latents, fed = [], [], self.latent_in.weight.new_empty(len(rows), 0, self.config.hidden_size)
         stop_logits, is_over = [], torch.zeros_like(rows, dtype=torch.bool)
@@ -496,7 +492,7 @@ class LatentPolicyModel(PreTrainedModel):
             elif step > 0:
                 mask = F.pad(mask, (0, 1), value=1)
                 hidden_states = self._run_assistant(
-                    mask, inputs_embeds=fed[:, -1:], past_key_values=cache, use_cache=True
+                    mask, inputs_embeds=fed[:, -1:], use_cache=True, **{CACHE_ARGUMENT: cache}
                 ).last_hidden_state
             if step == 0:
                 question_states = hidden_states[:, 0].detach()
@@ -533,7 +529,7 @@ class LatentPolicyModel(PreTrainedModel):
         """Each question once; its KV cache, mask and last hidden state, repeated for the rows that share it."""
         cache = DynamicCache(config=self.assistant.config)
         hidden_states = self._run_assistant(
-            attention_mask, input_ids=input_ids, past_key_values=cache, use_cache=True
+            attention_mask, input_ids=input_ids, use_cache=True, **{CACHE_ARGUMENT: cache}
         ).last_hidden_state
         cache.batch_select_indices(rows)
         return cache, attention_mask[rows], hidden_states[rows, -1:]

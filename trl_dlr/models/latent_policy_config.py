@@ -5,7 +5,6 @@
 import math
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .injection import INJECTIONS
 from .soft_tokens import SOFT_TOKEN_SCORES
@@ -92,7 +91,7 @@ class LatentPolicyConfig(PreTrainedConfig):
     """
 
     model_type = "latent_policy"
-    sub_configs_defaults = {"assistant_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    sub_configs = {"assistant_config": AutoConfig}
 
     assistant_config: dict | PreTrainedConfig | None = None
     density: str = "gaussian"
@@ -123,6 +122,8 @@ class LatentPolicyConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
+        if not isinstance(self.assistant_config, PreTrainedConfig):
+            self.assistant_config = AutoConfig.for_model(**{"model_type": "llama", **(self.assistant_config or {})})
         super().__post_init__(**kwargs)
         for name in ("latent_dim", "num_latents", "min_latents"):
             if getattr(self, name) < 1:

@@ -478,7 +478,9 @@ def load_policy(
             )
         return LatentPolicyModel.from_pretrained(name, **kwargs, **here)
     if find_file(name, f"{BASE_POLICY}/config.json", **here) is not None:
-        base = LatentPolicyModel.from_pretrained(name, subfolder=BASE_POLICY, **kwargs, **here)
+        # In a local folder, transformers below 5.23 would take the adapter for what `subfolder` holds
+        base_name, subfolder = (os.path.join(name, BASE_POLICY), "") if Path(name).is_dir() else (name, BASE_POLICY)
+        base = LatentPolicyModel.from_pretrained(base_name, subfolder=subfolder, **kwargs, **here)
     else:
         config = PeftConfig.from_pretrained(name, **here)
         base = LatentPolicyModel.from_pretrained(

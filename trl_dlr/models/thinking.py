@@ -13,6 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
+from .cache import CACHE_ARGUMENT
 from .hub import find_file
 from .soft_tokens import gumbel_noise, keep_candidates
 
@@ -269,10 +270,10 @@ class Thinker:
                 **inputs,
                 attention_mask=mask,
                 position_ids=positions(mask)[:, -1:] if drawn else positions(mask),
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
                 output_hidden_states=self.latents.needs_hidden_states,
+                **{CACHE_ARGUMENT: cache},
             )
             logits = output.logits[:, -1]
             states = output.hidden_states[-1][:, -1] if self.latents.needs_hidden_states else None

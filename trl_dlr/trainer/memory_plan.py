@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedModel
 
 from ..models import DiagonalGaussian
+from ..models.cache import CACHE_ARGUMENT
 from ..models.value_head import ValueHead
 from .latent_grpo_config import LatentGRPOConfig
 from .latent_grpo_trainer import LatentGRPOTrainer
@@ -243,7 +244,11 @@ def decode(
         mask = torch.ones(len(embeds), length, dtype=torch.long)
         positions = (mask.cumsum(-1) - 1)[:, -embeds.size(1) :]
         return main_model.base_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{CACHE_ARGUMENT: cache},
         ).last_hidden_state
 
     def next_token(hidden_states: torch.Tensor) -> torch.Tensor:
