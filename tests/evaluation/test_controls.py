@@ -60,6 +60,26 @@ def test_figures_are_what_they_say():
     assert figures == {"reward": 0.0, "accuracy": 0.25, "format": 1.0, "pass_at_k": 0.5, "mixed": 0.5}
 
 
+def test_answers_without_a_reward_are_left_out():
+    def judge(
+        completions, prompts, **kwargs
+    ):  # of the first question one answer, of the second none, of the third all
+        return [1.0, None, None, None, -1.0, 1.0]
+
+    figures = evaluate_latents(EchoReasoner(), distinct(3), judge, num_samples=2)
+    expected = {"reward": 1 / 3, "accuracy": 2 / 3, "pass_at_k": 1.0, "mixed": 0.5}
+    assert figures == pytest.approx(expected)
+    figures = evaluate_latents(
+        EchoReasoner(),
+        distinct(3),
+        judge,
+        lambda completions, **kwargs: [None, -1.0, None, None, 1.0, 1.0],
+        num_samples=2,
+    )
+    expected = {"reward": (1 - 1 + 0 + 2) / 4, "accuracy": 2 / 3, "format": 2 / 3, "pass_at_k": 1.0, "mixed": 1.0}
+    assert figures == pytest.approx(expected)
+
+
 def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
     main_model, tokenizer = random_main_model(), tiny_tokenizer()
     policy = LatentPolicyModel.from_assistant(fresh_layers(main_model, 1), main_model, tokenizer)

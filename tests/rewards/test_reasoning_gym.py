@@ -22,6 +22,13 @@ def test_right_in_another_form_than_the_entrys():
     assert get_reasoning_gym_reward(entries)(completions=["+01,000.00"], index=[0]) == [1.0]
 
 
+def test_answers_that_would_compute_for_ever_are_wrong():
+    entry = {"question": "", "answer": "10 - (2 * 3)", "metadata": {"source_dataset": "countdown"}}
+    entry["metadata"] |= {"numbers": [9, 9, 9, 9], "target": 4, "expression": "10 - (2 * 3)"}
+    texts = ["9**9**9**9", "<answer>9^(9^(9^9))</answer>", [{"role": "assistant", "content": None}]]
+    assert get_reasoning_gym_reward([entry])(completions=texts, index=[0, 0, 0]) == [-1.0] * 3
+
+
 def test_part_of_the_marks_is_wrong():
     dataset = reasoning_gym.create_dataset("chain_sum", size=2, seed=0)
     text = f"It is {dataset[0]['answer']}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_dlr.rewards import majority_vote
+from trl_dlr.rewards import correctness, majority_vote, math_judge
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,11 @@ from trl_dlr.rewards import majority_vote
         (["<answer>x+1</answer>", "<answer>2</answer>", "<answer>1+x</answer>"], 0),  # as is an expression
         (["no", "yes", "yes"], 1),
         (["", "", "<answer>3</answer>"], 0),
+        (["listen", "silent", "Silent."], 1),
+        (["12", "1,2", "2 and 1"], 1),
+        (["It is 3", "1 1/2", "The total is $1.50.", "**3/2**"], 1),
+        (["A", "The answer is B", "(B)"], 1),
+        (["2 + 3", "4 + 1", "5", "5.0"], 0),  # what is left to compute is not that number, but the same expression
     ],
 )
 def test_the_first_completion_with_the_most_frequent_answer(completions, place):
@@ -30,3 +35,10 @@ def test_the_first_completion_with_the_most_frequent_answer(completions, place):
 def test_no_completions():
     with pytest.raises(ValueError, match="`completions` must hold at least one completion"):
         majority_vote([])
+
+
+def test_votes_on_expressions_ask_in_proportion_to_their_number(monkeypatch):
+    asked = []
+    monkeypatch.setattr(math_judge, "same_expression", lambda gold, answer: asked.append(answer))
+    assert majority_vote([f"x + {number}" for number in range(50)] * 2 + ["7"] * 3) == 100
+    assert len(asked) <= 50 * correctness.MAX_EXPRESSIONS

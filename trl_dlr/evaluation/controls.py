@@ -116,7 +116,8 @@ def score_answers(dataset: Dataset, answers: list[list[str]], reward: Callable[.
             Reward function.
 
     Returns:
-        `torch.Tensor` of shape `(num_questions, num_samples)`: rewards, in every process.
+        `torch.Tensor` of shape `(num_questions, num_samples)`: rewards, in every process. NaN where the function returned
+        `None`, which is to have no opinion.
     """
     num_samples = len(answers[0])
     with PartialState().split_between_processes(list(range(len(dataset)))) as places:
@@ -126,7 +127,8 @@ def score_answers(dataset: Dataset, answers: list[list[str]], reward: Callable[.
         if prompts and not isinstance(prompts[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         rewards = reward(prompts=prompts, completions=texts, **repeated)
-    return torch.tensor(gather_object(list(rewards))).unflatten(0, (len(dataset), num_samples))
+        rewards = [torch.nan if value is None else float(value) for value in rewards]
+    return torch.tensor(gather_object(rewards)).unflatten(0, (len(dataset), num_samples))
 
 
 def evaluate_latents(
@@ -157,20 +159,24 @@ def evaluate_latents(
     Returns:
         `dict[str, float]`: `reward` (total), `accuracy` and `format` (shares), averaged over questions and samples, and
         `pass_at_k`, the share of questions with a correct answer among their `num_samples`, and `mixed`, the share of
-        those whose samples differ in reward.
+        those whose samples differ in reward. Answers without a reward (`None`) are left out of each.
     """
     answers = answer_questions(reasoner, dataset, **kwargs)
     correct = score_answers(dataset, answers, correctness_reward)
-    formatted = torch.zeros_like(correct)
+    formatted = torch.full_like(correct, torch.nan)
     if format_reward is not None:
         formatted = score_answers(dataset, answers, format_reward)
-    rewards = correct + format_weight * formatted
+    parts = torch.stack([correct, format_weight * formatted])
+    rewards = parts.nansum(0).masked_fill(parts.isnan().all(0), torch.nan)
+    is_judged, is_scored = ~correct.isnan(), ~rewards.isnan()
+    highest = rewards.nan_to_num(-torch.inf).amax(1)
+    is_mixed = highest > rewards.nan_to_num(torch.inf).amin(1)
     figures = {
-        "reward": rewards.mean().item(),
-        "accuracy": (correct > 0).float().mean().item(),
-        "format": (formatted > 0).float().mean().item(),
-        "pass_at_k": (correct > 0).any(dim=1).float().mean().item(),
-        "mixed": (rewards.amax(1) > rewards.amin(1)).float().mean().item(),
+        "reward": rewards.nanmean().item(),
+        "accuracy": (correct[is_judged] > 0).float().mean().item(),
+        "format": (formatted[~formatted.isnan()] > 0).float().mean().item(),
+        "pass_at_k": (correct > 0).any(dim=1)[is_judged.any(dim=1)].float().mean().item(),
+        "mixed": is_mixed[is_scored.any(dim=1)].float().mean().item(),
     }
     if format_reward is None:
         del figures["format"]

@@ -87,7 +87,10 @@ def evaluate_row(
         num_decoded, num_answer_tokens, num_tokens = (
             sum(counts) for counts in zip(*gather_object([work]), strict=True)
         )
-        is_correct = (score_answers(dataset, answers, reward) > 0).tolist()
+        rewards = score_answers(dataset, answers, reward)
+        is_judged = ~rewards.isnan().any(dim=1)  # the reward has an opinion on all of a question's answers
+        answers = [texts for texts, is_kept in zip(answers, is_judged.tolist(), strict=True) if is_kept]
+        is_correct = (rewards[is_judged] > 0).tolist()
         run = {"pass@1": statistics.fmean(statistics.fmean(row) for row in is_correct)}
         if latents in SAMPLED and k > 1:
             run[f"pass@{k}"] = statistics.fmean(pass_at_k(len(row), sum(row), k) for row in is_correct)
@@ -96,7 +99,7 @@ def evaluate_row(
             )
         work = {"answer_tokens": num_answer_tokens / num_decoded, "decoded": num_decoded}
         runs.append((run, {**work, "forward_tokens": num_tokens, "seconds": seconds}))
-    figures = {figure: interval([run[figure] for run, _ in runs], len(dataset)) for figure in runs[0][0]}
+    figures = {figure: interval([run[figure] for run, _ in runs], len(is_correct)) for figure in runs[0][0]}
     return figures | {figure: statistics.fmean(work[figure] for _, work in runs) for figure in runs[0][1]}
 
 

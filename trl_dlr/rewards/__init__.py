@@ -1,9 +1,9 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-from .correctness import answers_agree, correctness_reward, extract_answer
+from .correctness import answers_agree, correctness_reward, majority_vote
+from .extraction import extract_answer
 from .format import get_pattern_reward, get_tag_format_reward, tag_format_reward
 from .reasoning_gym import get_reasoning_gym_reward
-from .voting import majority_vote
 
 
 __all__ = [

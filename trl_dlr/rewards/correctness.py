@@ -1,75 +1,111 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Correctness reward (equation 1): +1 if the answer equals the gold answer, else -1."""
+"""Correctness reward (equation 1): +1 if the answer equals the gold answer, else -1. And the vote by the same equality."""
 
+import logging
 import re
-import threading
-from decimal import Decimal, InvalidOperation
+from collections import Counter
+from collections.abc import Callable, Hashable
+from numbers import Number
+from typing import Any
 
-from math_verify import parse, verify
-
-
-ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-GSM8K_MARK = re.compile(r"####\s*(.+)")
-PROSE = re.compile(
-    r"(?<![\\A-Za-z])[A-Za-z]{2,}|\$|\\boxed"
-)  # a word that is no LaTeX command, or LaTeX with delimiters
-
-
-def extract_answer(text: str) -> str:
-    """
-    The part of `text` that states the answer: inside the last `<answer>…</answer>`, else after the last GSM8K `####`,
-    else the whole text.
-    """
-    for pattern in (ANSWER_TAG, GSM8K_MARK):
-        if found := pattern.findall(text):
-            return found[-1].strip()
-    return text.strip()
+from . import math_judge
+from .extraction import completion_text, extract_answer
+from .reading import (
+    as_words,
+    is_math,
+    last_statement,
+    letter,
+    listed_numbers,
+    normalize,
+    quantity,
+    same_number,
+    same_numbers,
+    stated_letter,
+    stated_number,
+)
 
 
-def _as_number(text: str) -> Decimal | None:
-    try:
-        number = Decimal(text.strip().strip("$").rstrip(".").replace(",", ""))
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
+logger = logging.getLogger(__name__)
+
+BATCH_SECONDS, ANSWER_SECONDS = 5.0, 0.1  # processor time for the expressions of a call, and more for each answer
+VARIABLE = re.compile(r"(?<![\w\\])[a-zA-Z]\w?\s*=\s*")
+DELIMITED = re.compile(r"\$\$?([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
+TRAILING_WORDS = re.compile(r"(?:(?<=[\w})])\s+[a-z]{2,}(?:\^\d)?)*[\s.,;:]*$")
 
 
 def answers_agree(answer: str, gold: str) -> bool:
-    """Whether two answers are the same string, number or mathematical expression (by math-verify)."""
-    if answer == gold:
-        return True
-    answer_number, gold_number = _as_number(answer), _as_number(gold)
-    if answer_number is not None and gold_number is not None:
-        return answer_number == gold_number
-    # math-verify's time limits use signals, which only the main thread may set
-    limit = 5 if threading.current_thread() is threading.main_thread() else None
+    """
+    Whether an answer is the gold answer: the same number, letter, list of numbers, expression or words. What the gold
+    answer is decides how the answer is read. A number has to be stated, with its unit or in a sentence, and must not be
+    left to compute: `2 + 3` is not 5, and `4 + 12 = 16` is 16.
+    """
+    return _agree(answer, gold, math_judge.same_expression)
 
-    def parsed(text: str) -> list:
-        # Of a bare expression without delimiters, math-verify reads a number only ("1+x" as 1); in prose it has to search
-        delimited = f"${text}$"
-        first, second = (text, delimited) if PROSE.search(text) else (delimited, text)
-        return parse(first, parsing_timeout=limit) or parse(second, parsing_timeout=limit)
 
-    expected, given = parsed(gold), parsed(answer)
-    return bool(expected and given) and verify(expected, given, timeout_seconds=limit)
+def _agree(answer: str, gold: str, same_expression: Callable[[str, str], bool | None]) -> bool:
+    raw, answer, gold = answer, normalize(answer), normalize(gold)
+    if not answer or not gold or answer == gold:
+        return answer == gold != ""
+    if choice := letter(gold):
+        return stated_letter(answer) == choice
+    if (number := quantity(gold)) is not None:
+        stated = stated_number(answer)
+        return stated is not None and same_number(stated, number)
+    if (numbers := listed_numbers(gold)) is not None:
+        stated = listed_numbers(answer) or listed_numbers(last_statement(VARIABLE.sub("", answer)))
+        if stated is not None:
+            return same_numbers(stated, numbers)
+    if is_math(gold):
+        expression = _stated_expression(raw, answer)
+        if expression is None:
+            return False
+        return "".join(expression.split()) == "".join(gold.split()) or bool(same_expression(gold, expression))
+    words, gold = as_words(answer), as_words(gold)
+    verdict = re.match(r"(yes|no|true|false)(?=[,.;:!\n-])", answer, re.IGNORECASE)  # "No, because it is odd"
+    return gold in (words, as_words(last_statement(answer)), verdict and verdict[0].lower())
+
+
+def _stated_expression(raw: str, answer: str) -> str | None:
+    delimited = [normalize(next(filter(None, found))) for found in DELIMITED.findall(raw[-2000:])]
+    expressions = [TRAILING_WORDS.sub("", text) for text in (answer, *delimited[::-1], last_statement(answer))]
+    return next((text for text in expressions if is_math(text) or quantity(text)), None)
+
+
+class _InTime:
+    """math-verify's judgement on expressions, as long as the time for those of a call lasts."""
+
+    def __init__(self, num_answers: int):
+        self.seconds, self.num_undecided = BATCH_SECONDS + ANSWER_SECONDS * num_answers, 0
+
+    def __call__(self, gold: str, expression: str) -> bool | None:
+        before = math_judge.spent
+        is_same = math_judge.same_expression(gold, expression) if self.seconds > 0 else None
+        self.seconds -= math_judge.spent - before
+        self.num_undecided += is_same is None
+        return is_same
 
 
 def correctness_reward(
-    completions: list[str] | list[list[dict[str, str]]],
+    completions: list[str] | list[list[dict[str, Any]]],
     answer: list[str] | None = None,
     solution: list[str] | None = None,
     **kwargs,
 ) -> list[float]:
     r"""
-    Reward of +1 if the completion's answer equals the gold answer as a string, a number or a mathematical expression
-    (by math-verify), else -1 (equation 1 of [DeepLatent Reasoning](https://huggingface.co/papers/2601.17275)).
+    Reward of +1 if the completion's answer equals the gold answer as a number, a letter, words or a mathematical
+    expression, else -1 (equation 1 of [DeepLatent Reasoning](https://huggingface.co/papers/2601.17275)). See
+    [`extract_answer`] and [`answers_agree`].
+
+    Expressions are compared by math-verify, in a process of its own, which bounds them in every thread: a pair may take
+    one second of processor time, and all of a call five and a tenth for each completion. What is not decided by then, or
+    too large to try, is -1; a warning says how many those were.
 
     Args:
-        completions (`list[str]` or `list[list[dict[str, str]]]`):
-            Completions, plain or conversational.
+        completions (`list[str]` or `list[list[dict[str, Any]]]`):
+            Completions, plain or conversational. One without text is -1.
         answer (`list[str]`, *optional*):
-            Gold answers (dataset column `answer`). A GSM8K solution ending in `#### 42` is understood.
+            Gold answers (dataset column `answer`), texts or numbers. A GSM8K solution ending in `#### 42` is understood.
         solution (`list[str]`, *optional*):
             Gold answers under TRL's column name, read if there is no `answer`.
         **kwargs:
@@ -87,11 +123,67 @@ def correctness_reward(
     [1.0, -1.0]
     ```
     """
-    gold = answer if answer is not None else solution
-    if gold is None:
+    column, golds = ("answer", answer) if answer is not None else ("solution", solution)
+    if golds is None:
         raise ValueError("`correctness_reward` needs gold answers, but there is no column `answer` or `solution`.")
-    texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
-    return [
-        1.0 if answers_agree(extract_answer(text), extract_answer(str(target))) else -1.0
-        for text, target in zip(texts, gold, strict=True)
-    ]
+    same_expression, rewards = _InTime(len(completions)), []
+    for completion, gold in zip(completions, golds, strict=True):
+        if not isinstance(gold, str | Number) or gold != gold or not str(gold).strip():
+            raise ValueError(f"`{column}` must hold a text or a number as each gold answer, got {gold!r}.")
+        given = extract_answer(completion_text(completion))
+        rewards.append(1.0 if _agree(given, extract_answer(str(gold)), same_expression) else -1.0)
+    if same_expression.num_undecided:
+        logger.warning(
+            f"{same_expression.num_undecided} of {len(rewards)} answers were too large or took too long to compare with the gold answer, and"
+            " count as wrong."
+        )
+    return rewards
+
+
+MAX_EXPRESSIONS = 8  # different ones that another is compared with
+
+
+def majority_vote(completions: list[str]) -> int:
+    """
+    Place of the first completion that gives the most frequent answer. Answers count as the same when they state the same
+    number, letter, list of numbers, words, or equal expressions; of equally frequent ones, the first to appear wins.
+
+    Args:
+        completions (`list[str]`):
+            Completions of one question, at least one.
+
+    Returns:
+        `int`: place in `completions`.
+
+    Example:
+
+    ```python
+    >>> from trl_dlr.rewards import majority_vote
+
+    >>> majority_vote(["It is 5", "<answer>7</answer>", "#### 7.0"])
+    1
+    ```
+    """
+    if not completions:
+        raise ValueError("`completions` must hold at least one completion, got none.")
+    answers = [_meaning(extract_answer(completion)) for completion in completions]
+    same_expression, same = _InTime(len(completions)), {}  # expression -> the first one that is equal to it
+    for answer in dict.fromkeys(answers):
+        if isinstance(answer, str):
+            seen = list(dict.fromkeys(same.values()))[:MAX_EXPRESSIONS]
+            equal = (other for other in seen if same_expression(other, answer))
+            same[answer] = next(equal, answer)
+    votes = Counter(same.get(answer, answer) for answer in answers)
+    winner = max(votes, key=votes.get)
+    return next(place for place, answer in enumerate(answers) if same.get(answer, answer) == winner)
+
+
+def _meaning(answer: str) -> Hashable:
+    """What stands for all answers that are the same; for an expression its text, of which several may be equal."""
+    text = normalize(answer)
+    if (number := letter(text) or stated_number(text)) is not None:
+        return (number,)
+    if (numbers := listed_numbers(text)) is not None:
+        return numbers[0], tuple(numbers[1] if numbers[0] else sorted(numbers[1]))
+    expression = _stated_expression(answer, text)
+    return (as_words(text),) if expression is None else "".join(expression.split())

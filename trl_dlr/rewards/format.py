@@ -4,6 +4,9 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from .extraction import completion_text
 
 
 def get_pattern_reward(pattern: str, name: str = "format_reward") -> Callable[..., list[float]]:
@@ -30,10 +33,8 @@ def get_pattern_reward(pattern: str, name: str = "format_reward") -> Callable[..
     except re.error as error:
         raise ValueError(f"`pattern` must be a regular expression, got {pattern!r}: {error}.") from error
 
-    def format_reward(completions: list[str] | list[list[dict[str, str]]], **kwargs) -> list[float]:
-        texts = [
-            completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions
-        ]
+    def format_reward(completions: list[str] | list[list[dict[str, Any]]], **kwargs) -> list[float]:
+        texts = map(completion_text, completions)
         return [1.0 if compiled.fullmatch(text.strip()) else -1.0 for text in texts]
 
     format_reward.__name__ = name
@@ -62,9 +63,19 @@ def get_tag_format_reward(tags: Sequence[str] = ("think", "answer")) -> Callable
         raise ValueError(
             f"`tags` must be a non-empty sequence of tag names such as ('think', 'answer'), got {tags!r}."
         )
-    any_tag = "|".join(rf"</?{tag}>" for tag in tags)
-    block = rf"(?:(?!{any_tag}).)*?\S(?:(?!{any_tag}).)*?"
-    return get_pattern_reward(r"\s*".join(rf"<{tag}>{block}</{tag}>" for tag in tags), name="tag_format_reward")
+    any_tag = re.compile(f"(</?(?:{'|'.join(tags)})>)")
+    expected = [tag for name in tags for tag in (f"<{name}>", f"</{name}>")]
+
+    def tag_format_reward(completions: list[str] | list[list[dict[str, Any]]], **kwargs) -> list[float]:
+        rewards = []
+        for completion in completions:
+            parts = any_tag.split(completion_text(completion))  # texts, with the tags between them
+            outside, inside = "".join(parts[::4]), parts[2::4]
+            is_formatted = parts[1::2] == expected and not outside.strip() and all(part.strip() for part in inside)
+            rewards.append(1.0 if is_formatted else -1.0)
+        return rewards
+
+    return tag_format_reward
 
 
 tag_format_reward = get_tag_format_reward()

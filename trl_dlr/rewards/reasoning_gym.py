@@ -5,7 +5,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .correctness import extract_answer
+from .extraction import completion_text, extract_answer
+from .math_judge import INTRACTABLE
 
 
 def get_reasoning_gym_reward(entries: Sequence[dict[str, Any]]) -> Callable[..., list[float]]:
@@ -36,16 +37,18 @@ def get_reasoning_gym_reward(entries: Sequence[dict[str, Any]]) -> Callable[...,
     score_of = {}  # task -> its judgement
 
     def reasoning_gym_reward(
-        completions: list[str] | list[list[dict[str, str]]], index: list[int], **kwargs
+        completions: list[str] | list[list[dict[str, Any]]], index: list[int], **kwargs
     ) -> list[float]:
         rewards = []
         for completion, place in zip(completions, index, strict=True):
-            text = completion if isinstance(completion, str) else completion[-1]["content"]
+            answer = extract_answer(completion_text(completion))
             entry = entries[place]
             task = entry["metadata"]["source_dataset"]
             if task not in score_of:
                 score_of[task] = get_score_answer_fn(task)
-            rewards.append(1.0 if score_of[task](extract_answer(text), entry) >= 1.0 else -1.0)
+            # Some tasks compute what they are given, however long that takes
+            is_tractable = not INTRACTABLE.search(answer.replace("**", "^"))
+            rewards.append(1.0 if is_tractable and score_of[task](answer, entry) >= 1.0 else -1.0)
         return rewards
 
     return reasoning_gym_reward

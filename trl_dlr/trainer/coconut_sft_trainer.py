@@ -312,7 +312,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         """Trainer's, and how often greedy answers are right."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         rewards = score_answers(dataloader.dataset, self._answer(dataloader.dataset), self.reward_func)
-        output.metrics[f"{metric_key_prefix}_accuracy"] = (rewards > 0).float().mean().item()
+        output.metrics[f"{metric_key_prefix}_accuracy"] = (rewards[~rewards.isnan()] > 0).float().mean().item()
         return output
 
     @torch.no_grad()
