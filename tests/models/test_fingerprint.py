@@ -1,5 +1,9 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import copy
+import itertools
+
+import pytest
 import torch
 
 from tests.tiny import random_main_model
@@ -7,14 +11,35 @@ from trl_dlr.models import weights_fingerprint
 from trl_dlr.models.fingerprint import fingerprints_match
 
 
-def test_same_weights_agree_across_dtypes_and_any_changed_tensor_is_seen():
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("saved_in", DTYPES)
+def test_loads_of_a_checkpoint_agree_whatever_the_dtype(saved_in):
+    saved = random_main_model().to(saved_in)
+    saved.model.norm.weight.data[:3] = torch.tensor([1e-5, 1e-7, 1e5])  # beyond what float16 can tell apart
+    loads = {dtype: weights_fingerprint(copy.deepcopy(saved).to(dtype)) for dtype in DTYPES}
+    for first, second in itertools.combinations(DTYPES, 2):
+        # What a float32 checkpoint has lost in one is in the other
+        is_lost = saved_in == torch.float32 not in (first, second)
+        assert fingerprints_match(loads[first], loads[second]) != is_lost, (first, second)
+
+
+def test_any_changed_tensor_is_seen():
     fingerprint = weights_fingerprint(random_main_model())
-    assert fingerprint == weights_fingerprint(random_main_model().bfloat16())
     for name in dict(random_main_model().named_parameters()):
         changed = random_main_model()
         with torch.no_grad():
             changed.get_parameter(name).mul_(1.1)
-        assert not fingerprints_match(fingerprint, weights_fingerprint(changed)), name
+        for dtype in DTYPES:
+            assert not fingerprints_match(fingerprint, weights_fingerprint(changed.to(dtype))), name
+
+
+def test_a_fingerprint_of_an_earlier_version_is_compared_by_what_it_has():
+    fingerprint = weights_fingerprint(random_main_model())
+    earlier = fingerprint.rsplit("-", 2)[0]
+    assert fingerprints_match(earlier, fingerprint) and fingerprints_match(fingerprint, earlier)
+    assert not fingerprints_match(earlier, weights_fingerprint(random_main_model(1)))
 
 
 def test_a_quantized_load_is_compared_by_what_quantization_leaves_alone():

@@ -111,6 +111,8 @@ def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
         write(trainer, folder, figures, trainer.value_head if mode == "latent_rl" else None)
         return trainer
     policy_kwargs = {"learn_sigma": True, **kwargs.pop("policy_kwargs", {})}
+    if kwargs.pop("own_weights", False):  # random ones, other ones on each process
+        policy_kwargs["seed"] = int(os.environ["RANK"])
     trainer = make_trainer(
         folder,
         per_device_train_batch_size=batch_size,

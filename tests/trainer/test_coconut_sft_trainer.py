@@ -325,13 +325,18 @@ def test_accuracy_on_held_out_questions_is_evaluated(tmp_path, stage):
 
 
 def test_a_checkpoint_says_how_the_model_thinks_in_its_stage(tmp_path):
-    make_coconut_trainer(tmp_path, cot_epochs=1, save_strategy="steps", save_steps=2, max_steps=6).train()
+    trained = make_coconut_trainer(tmp_path, cot_epochs=1, save_strategy="steps", save_steps=2, max_steps=6)
+    trained.train()
     run = tmp_path / "run"
     assert not (run / "checkpoint-2" / "thinking_config.json").exists()  # stage 0
     numbers = [
         json.loads((run / f"checkpoint-{i}" / "thinking_config.json").read_text())["num_latents"] for i in (4, 6)
     ]
     assert numbers == [2, 4]
+    trained.state.best_model_checkpoint = str(run / "checkpoint-4")
+    assert trained.thinking_config.num_latents == 4
+    trained._load_best_model()  # as at the end of a run that is asked to
+    assert trained.thinking_config.num_latents == 2
     assert not list(run.rglob("training_args.bin"))
     trainer = make_coconut_trainer(tmp_path)
     trainer.create_model_card()

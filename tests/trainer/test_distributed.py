@@ -17,7 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import random_main_model
+from tests.trainer.test_coconut_sft_trainer import make_coconut_trainer
 from tests.trainer.test_latent_grpo_trainer import make_trainer
+from tests.trainer.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
+from tests.trainer.test_latent_sft_trainer import make_sft_trainer
+from tests.trainer.test_soft_token_grpo_trainer import make_trainer as make_soft_token_trainer
 
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +121,12 @@ CASES = {
     "supervised": ("sft", SUPERVISED),
     "supervised_trained": ("sft", {**SUPERVISED, **TRAINED}),
 }
+# One group of 8 trajectories, of which each process holds half, and 2 of which are decoded, wherever they are
+SCREENED = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "num_iterations": 1}
+CASES_OF_TWO = {
+    "spanning": ("rollouts", {"exploration_check_prompts": 2, "own_weights": True}),
+    "screened": ("rollouts", SCREENED),
+}
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +139,9 @@ def one_process(tmp_path_factory):
 
 
 @pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
-def test_two_processes_learn_what_one_does(one_process, tmp_path, launcher):
-    status, stderr = finish(start(tmp_path, launcher, "several", cases=CASES), tmp_path)
+def test_two_processes_learn_what_one_does_and_share_their_groups(one_process, tmp_path, launcher):
+    cases = {**CASES, **CASES_OF_TWO}
+    status, stderr = finish(start(tmp_path, launcher, "several", cases=cases), tmp_path)
     assert status == 0, stderr[-4000:]
     for name in CASES:
         logs = assert_alike(one_process / name, tmp_path / name, launcher)
@@ -139,9 +150,19 @@ def test_two_processes_learn_what_one_does(one_process, tmp_path, launcher):
             assert logs[0]["loss"] == pytest.approx(one["loss"], rel=1e-4)
         else:
             assert logs[0]["skipped_steps"] == one["skipped_steps"]
-    assert one["processes"] == 1
     (skipping,), _ = read(one_process / "skipping", 1)
-    assert skipping["skipped_steps"] == [0.0, 1.0, 0.0, 0.0]
+    assert skipping["processes"] == 1 and skipping["skipped_steps"] == [0.0, 1.0, 0.0, 0.0]
+
+    logs, _ = read(tmp_path / "spanning")
+    for key in ("reward", "frac_reward_mixed", "latent/kl", "latent/diversity"):  # statistics are of whole groups
+        assert logs[0][key] == logs[1][key] != [], key
+    assert logs[0]["latent/kl"][0] == 0.0  # the reference is the first process's policy, as the policy is
+    logs, weights = read(tmp_path / "screened")
+    assert logs[0]["decoded"] + logs[1]["decoded"] == 8 + 3 * 2
+    assert any(name.startswith("value_head.") for name in weights)  # `read` compares those of the two processes
+    for key in ("reward", "prescreening/loss", "prescreening/reward_random", "completions/mean_length"):
+        assert logs[0][key] == logs[1][key] != [], key
+    assert logs[0]["main_model/decoded_fraction"] == [1.0, 0.25, 0.25, 0.25]
 
 
 @pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=[needs_compiler, pytest.mark.slow])])
@@ -193,31 +214,6 @@ def test_zero2_clips_the_projection_on_its_own_and_skips_steps_as_one_process_do
         assert one["grad_norm"][step] > 0.2
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero2", marks=needs_compiler)]
-)
-def test_groups_that_span_processes_have_one_groups_statistics(tmp_path, launcher):
-    # 8 trajectories per step in groups of 8 would be one group; here each process holds half of it
-    logs, _ = run(tmp_path / "two", launcher, "rollouts", exploration_check_prompts=2)
-    for key in ("reward", "frac_reward_mixed", "latent/kl", "latent/diversity"):
-        assert logs[0][key] == logs[1][key], key
-    assert logs[0]["reward"] and logs[0]["latent/kl"][0] == 0.0
-
-
-@pytest.mark.parametrize(
-    "launcher", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero2", marks=needs_compiler)]
-)
-def test_processes_decode_their_share_of_what_all_have_chosen(tmp_path, launcher):
-    # One group of 8 on two processes, 2 of which are decoded, wherever they are
-    kwargs = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "num_iterations": 1}
-    logs, weights = run(tmp_path / "two", launcher, "rollouts", **kwargs)
-    assert logs[0]["decoded"] + logs[1]["decoded"] == 8 + 3 * 2
-    assert any(name.startswith("value_head.") for name in weights)  # `run` compares those of the two processes
-    for key in ("reward", "prescreening/loss", "prescreening/reward_random", "completions/mean_length"):
-        assert logs[0][key] == logs[1][key] != [], key
-    assert logs[0]["main_model/decoded_fraction"] == [1.0, 0.25, 0.25, 0.25]
-
-
 @needs_compiler
 def test_a_resumed_zero2_run_equals_the_uninterrupted_one(tmp_path):
     # In the middle of a rollout of the second epoch (2 questions are 4 steps), with a value head; weights in bfloat16,
@@ -248,6 +244,18 @@ def test_another_stage_is_refused(monkeypatch, tmp_path, stage):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
     with pytest.raises(ValueError, match=f"`zero_stage={stage}` is not supported.*Set `zero_stage: 2`"):
         make_trainer(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+@pytest.mark.parametrize(
+    "make", [make_trainer, make_sft_trainer, make_coconut_trainer, make_soft_token_trainer, make_latent_rl_trainer]
+)
+def test_fsdp_is_refused(monkeypatch, tmp_path, make, by):
+    if by == "environment":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="^FSDP .* is not supported.*Use DDP, or DeepSpeed ZeRO-2"):
+        make(tmp_path, **({"fsdp": True} if by == "argument" else {}))
     assert not (tmp_path / "run").exists()
 
 

@@ -22,10 +22,16 @@ def length_reward(completions, **kwargs):
     return [float(sum(map(ord, completion)) % 7) for completion in completions]
 
 
-def make_policy(main_model, **kwargs):
-    torch.manual_seed(5)
+def make_policy(main_model, assistant=None, seed=5, **kwargs):
+    torch.manual_seed(seed)
     kwargs = {"latent_dim": 4, "num_latents": 3, "injection": "components", "injection_scale": 1.0, **kwargs}
-    return LatentPolicyModel.from_assistant(fresh_layers(main_model, 1), main_model, tiny_tokenizer(), **kwargs)
+    assistant = fresh_layers(main_model, 1) if assistant is None else assistant
+    return LatentPolicyModel.from_assistant(assistant, main_model, tiny_tokenizer(), **kwargs)
+
+
+def gpt2(**kwargs):
+    """An assistant with absolute positions."""
+    return GPT2LMHeadModel(GPT2Config(**{"vocab_size": 30, "n_embd": 32, "n_layer": 1, "n_head": 2, **kwargs}))
 
 
 def make_trainer(
@@ -703,6 +709,21 @@ def test_the_exploration_check_changes_nothing(tmp_path):
     assert all(torch.equal(results[0][name], tensor) for name, tensor in results[1].items())
 
 
+def test_a_policy_is_trained_on_with_the_tokenizer_that_it_was_saved_with(tmp_path):
+    # The tokenizer is the main model's, with another template, of which only the folder knows
+    tokenizer, main_model = tiny_tokenizer(), random_main_model()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}+"
+    trainer = make_trainer(tmp_path, main_model=main_model, trainer_kwargs={"processing_class": tokenizer})
+    trainer.save_model(tmp_path / "saved")
+    for model in (str(tmp_path / "saved"), LatentPolicyModel.from_pretrained(tmp_path / "saved")):
+        kwargs = {"main_model": main_model, "model": model, "trainer_kwargs": {"processing_class": None}}
+        assert make_trainer(tmp_path, **kwargs).processing_class.chat_template == tokenizer.chat_template
+    # Saved without one, it is read as its assistant was made
+    trainer.policy.save_pretrained(tmp_path / "bare")
+    trainer = make_trainer(tmp_path, **{**kwargs, "model": str(tmp_path / "bare")})
+    assert trainer.processing_class.get_vocab() == tiny_tokenizer().get_vocab()
+
+
 # ---- Bad input at construction ----
 
 
@@ -748,6 +769,10 @@ BAD_INPUT = {
     "positions": (
         lambda main: {"max_completion_length": 60},
         "3 tokens.*num_latents=3.*max_completion_length=60.*64 positions",
+    ),
+    "assistant's positions": (
+        lambda main: {"main_model": main, "model": make_policy(main, assistant=gpt2(n_positions=4))},
+        "prompt of 3 tokens and `num_latents=3` together exceed the assistant's 4 positions",
     ),
     "optimizer": (
         lambda main: {

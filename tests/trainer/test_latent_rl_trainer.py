@@ -268,6 +268,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, saved_at, num_iteratio
     assert (resumed._hacking.before, resumed._hacking.since) == (whole._hacking.before, whole._hacking.since)
     for key in ("loss", "value/score", "value/accuracy"):
         assert history(resumed, key)[-2:] == history(whole, key)[-2:], key
+    # The best model comes back with its head
+    resumed.state.best_model_checkpoint = str(checkpoint)
+    torch.nn.init.zeros_(next(resumed.value_head.parameters()))
+    resumed._load_best_model()
+    assert are_equal(weights(resumed.value_head), load_file(checkpoint / VALUE_HEAD_FILE))
 
 
 def test_a_checkpoint_of_other_phases_is_refused(tmp_path):

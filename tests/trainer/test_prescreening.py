@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.tiny import tiny_dataset
 from tests.trainer.test_latent_grpo_trainer import history, length_reward, make_trainer, weights
@@ -263,6 +264,30 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, stop):
     assert history(resumed, "loss") == history(straight, "loss")
     assert history(resumed, "prescreening/loss")
     assert history(resumed, "prescreening/loss") == history(straight, "prescreening/loss")
+
+
+def test_the_best_policy_comes_back_with_its_value_head(tmp_path):
+    rewards = iter([2.0, 1.0])  # of two evaluations, after two and four steps
+    trainer = make_screened(
+        tmp_path,
+        trainer_kwargs={"eval_dataset": tiny_dataset(2, 1)},
+        per_device_eval_batch_size=32,
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="reward",
+    )
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda *args, **kwargs: evaluate(*args, **kwargs) | {"eval_reward": next(rewards)}
+    trainer.train()
+    best = tmp_path / "run" / "checkpoint-2"
+    assert trainer.state.best_model_checkpoint == str(best)
+    for folder, is_best in ((best, True), (tmp_path / "run" / "checkpoint-4", False)):
+        saved = load_file(folder / VALUE_HEAD_FILE)
+        assert all(torch.equal(saved[n], t) for n, t in weights(trainer.prescreener.head).items()) == is_best
 
 
 def test_a_checkpoint_without_a_value_head_is_refused(tmp_path):

@@ -247,6 +247,20 @@ def test_every_loss_type_of_trl_works(tmp_path, loss_type):
     assert max(history(trainer, "grad_norm")) > 0
 
 
+def test_a_model_in_memory_is_its_own_reference(tmp_path):
+    model = undecided_model()
+    model.save_pretrained(tmp_path / "before")
+    for name in ("", str(tmp_path / "before")):  # whose weights are others by now
+        model.config.name_or_path = name
+        with torch.no_grad():
+            model.model.norm.weight += 0.5
+        start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        trainer = make_trainer(tmp_path, model, **EXACT, beta=0.04)
+        trainer.train()
+        assert history(trainer, "kl")[0] == pytest.approx(0, abs=1e-6) and history(trainer, "kl")[-1] > 1e-6
+        assert all(torch.equal(start[key], tensor) for key, tensor in trainer.ref_model.state_dict().items())
+
+
 @pytest.mark.parametrize("method", ["exact", "latent_grpo", "hidden states"])
 def test_an_adapter_learns_and_is_its_own_reference(tmp_path, method):
     kwargs = {"trainer_kwargs": {"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"])}, "beta": 0.04}

@@ -12,23 +12,24 @@ from torch import nn
 SAMPLES_PER_TENSOR = 4096
 
 
-def _digest(samples: list[tuple[str, torch.Size, torch.Tensor]]) -> str:
+def _digest(samples: list[tuple[str, torch.Size, torch.Tensor]], dtype: torch.dtype) -> str:
     digest = hashlib.sha256()
     for name, shape, values in sorted(samples, key=lambda sample: sample[0]):
         digest.update(f"{name}{tuple(shape)}".encode())
-        # Rounded to bfloat16, so that a float32 and a bfloat16 load of the same weights agree
-        digest.update(values.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+        digest.update(values.to("cpu", dtype).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
     """
-    Fingerprint of a model's weights: `"<vectors and embeddings>-<all weights>"`, two short SHA-256 digests over
-    evenly spaced samples of every tensor, independent of device (offloaded weights included) and of float32 against
-    bfloat16.
+    Fingerprint of a model's weights, independent of the device (offloaded weights included) and of the dtype that a
+    checkpoint is loaded in: `"<vectors and embeddings>-<all weights>"`, two short SHA-256 digests over evenly spaced
+    samples of every tensor, rounded to bfloat16, then two more over samples rounded to float16. A load of the same
+    checkpoint shares one pair at least. Only loads of a float32 checkpoint in bfloat16 and in float16 do not recognize
+    each other: each has lost what the other has kept.
 
-    The second half is `"quantized"` for a quantized model, whose matrices are packed; the first half, over the tensors
-    that quantization leaves alone, still identifies it. See [`fingerprints_match`].
+    The second of a pair is `"quantized"` for a quantized model, whose matrices are packed; the first, over the tensors that
+    quantization leaves alone, still identifies it. See [`fingerprints_match`].
     """
     names = {name for name, _ in model.named_parameters()}  # of tied weights only the first
     embeddings = model.get_input_embeddings()
@@ -42,12 +43,21 @@ def weights_fingerprint(model: nn.Module) -> str:
                     if tensor.ndim == 1 or module is embeddings:
                         kept.append(floating[-1])
     is_quantized = getattr(model, "is_quantized", False) and len(floating) < len(names)
-    return f"{_digest(kept)}-{'quantized' if is_quantized else _digest(floating)}"
+    return "-".join(
+        "quantized" if is_quantized and samples is floating else _digest(samples, dtype)
+        for dtype in (torch.bfloat16, torch.float16)
+        for samples in (kept, floating)
+    )
 
 
 def fingerprints_match(first: str, second: str) -> bool:
-    """Whether two fingerprints name the same weights; a quantized one is compared by its first half."""
-    (first_kept, first_all), (second_kept, second_all) = first.split("-"), second.split("-")
-    if "quantized" in (first_all, second_all):
-        return first_kept == second_kept
-    return first_all == second_all
+    """
+    Whether two fingerprints name the same weights; a quantized one is compared by the first half of its pairs. One of an
+    earlier version has the bfloat16 pair alone, and is compared by that.
+    """
+    halves = [fingerprint.split("-") for fingerprint in (first, second)]
+    pairs = [list(zip(parts[::2], parts[1::2], strict=True)) for parts in halves]
+    return any(
+        kept == other_kept if "quantized" in (whole, other_whole) else whole == other_whole
+        for (kept, whole), (other_kept, other_whole) in zip(*pairs, strict=False)
+    )

@@ -339,6 +339,16 @@ class LatentPolicyModel(PreTrainedModel):
             if isinstance(module, (SoftTokenHead, SoftTokenInjector)):
                 module.attach(main_model, self.device)
 
+    def check_length(self, prompt_length: int) -> None:
+        """Raise a `ValueError` if a question of so many tokens and its latents exceed the assistant's positions."""
+        max_positions = getattr(self.assistant.config.get_text_config(), "max_position_embeddings", None)
+        num_fed = self.config.num_latents - (self.config.sampling == "autoregressive")  # the last one is not fed back
+        if max_positions is not None and prompt_length + num_fed > max_positions:
+            raise ValueError(
+                f"A prompt of {prompt_length} tokens and `num_latents={self.config.num_latents}` together exceed the "
+                f"assistant's {max_positions} positions. Shorten the prompts, or take an assistant with more."
+            )
+
     def untrained_head(self) -> LatentHead | SoftTokenHead:
         """A latent head as training begins with it."""
         if self.config.density == "gaussian":
@@ -569,6 +579,7 @@ class LatentPolicyModel(PreTrainedModel):
             noise = self.draw_noise(shape)
         else:  # step by step, so that fewer latents are the same first ones
             noise = torch.cat([self.draw_noise((shape[0], 1, shape[2])) for _ in range(shape[1])], dim=1)
+        self.check_length(int(attention_mask.sum(1).max()))
         stop_draws = None
         if self.config.learn_stop:
             stop_draws = noise.new_full(shape[:2], 0.5) if deterministic else torch.rand(shape[:2], device=rows.device)

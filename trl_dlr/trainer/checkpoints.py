@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast, is_peft_model
+from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
@@ -141,6 +142,13 @@ def check_checkpoint(checkpoint: str, record: dict[str, Any], allow_main_model_m
                     f"{named} was written by another run: `{name}` was {had.get(name)} in its {part}, and is "
                     f"{has.get(name)} now. Resume it as it was, or start anew from its policy (`model`)."
                 )
+
+
+def share_weights(model: nn.Module) -> nn.Module:
+    """`model` with the weights that it has on the first process, as DDP gives them to the model that it trains."""
+    for tensor in model.state_dict().values():
+        broadcast(tensor)
+    return model
 
 
 class WholeCheckpointsMixin:

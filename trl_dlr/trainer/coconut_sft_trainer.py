@@ -34,7 +34,7 @@ from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, positions
 from ..rewards import correctness_reward
 from .coconut_sft_config import MARKERS, CoconutSFTConfig
-from .construction import check_chat_templates, load_causal_lm
+from .construction import check_chat_templates, load_causal_lm, refuse_fsdp
 from .curriculum import CurriculumMixin
 from .markers import add_markers, train_markers
 from .thinking_training import ThinkingTrainingMixin
@@ -168,6 +168,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
             args = CoconutSFTConfig(f"{model_name.split('/')[-1] or 'model'}-Coconut")
         elif not isinstance(args, CoconutSFTConfig):
             raise ValueError(f"`args` must be a `CoconutSFTConfig`, got {type(args).__name__}.")
+        refuse_fsdp(args)
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         if isinstance(model, str):
             # Loaded here, so that it knows the markers before an adapter is put on it

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model, set_seed
+from accelerate.utils import is_peft_model, parse_flag_from_env, set_seed
 from datasets import Dataset
 from peft import PeftConfig
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -24,12 +24,13 @@ from transformers import (
     TrainingArguments,
 )
 from trl.data_utils import is_conversational
+from trl.trainer import grpo_trainer
 from trl.trainer.utils import create_model_from_path, get_callable_name, is_async_callable
 
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
-from ..models.hub import hub_arguments
+from ..models.hub import find_file, hub_arguments
 from .latent_grpo_config import LatentGRPOConfig
 from .policy_arguments import LatentPolicyArguments
 
@@ -43,6 +44,7 @@ def assemble(
     quantization_config: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """Policy, main model, the main model's tokenizer and the assistant's, from what a user gave of them."""
+    refuse_fsdp(args)
     if args.deepspeed_plugin is not None:
         from .zero2 import check_deepspeed  # imports DeepSpeed, which takes seconds
 
@@ -61,6 +63,16 @@ def assemble(
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         processing_class = assistant_tokenizer(policy, main_model, main_processing_class, **hub)
     return model, main_model, main_processing_class, processing_class
+
+
+def refuse_fsdp(args: TrainingArguments) -> None:
+    """Refuse to be sharded by FSDP, before anything is built."""
+    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            f"FSDP (`fsdp={args.fsdp!r}`, or `ACCELERATE_USE_FSDP` in the environment) is not supported: rollouts, "
+            "references and checkpoints here are of a model that is whole on every process. Use DDP, or DeepSpeed ZeRO-2 "
+            "(accelerate_configs/deepspeed_zero2.yaml)."
+        )
 
 
 def load_main_model(
@@ -113,6 +125,20 @@ def init_kwargs_were_used() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_true)
+
+
+@contextmanager
+def reference_is_a_copy(model: PreTrainedModel) -> Iterator[None]:
+    """
+    While a [`~trl.GRPOTrainer`] is built: its reference is `model` as it is. TRL would load one by the model's name, which
+    one that was built in memory does not have, and which names other weights than those of one that was trained since.
+    """
+    load = grpo_trainer.create_model_from_path
+    grpo_trainer.create_model_from_path = lambda *args, **kwargs: copy.deepcopy(model)
+    try:
+        yield
+    finally:
+        grpo_trainer.create_model_from_path = load
 
 
 def load_tokenizer(model: str | PreTrainedModel, name: str, **kwargs) -> PreTrainedTokenizerBase:
@@ -188,12 +214,19 @@ def build_engine(
 def assistant_tokenizer(
     policy: LatentPolicyModel, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, **hub
 ) -> PreTrainedTokenizerBase:
-    """Tokenizer of the assistant if none was given: its own, or the main model's for an assistant made from it."""
+    """
+    Tokenizer of the assistant if none was given: the one saved with the policy, as a [`LatentReasoner`] has it. Without one,
+    its assistant's own, or the main model's for an assistant made from it.
+    """
+    name = policy.config.name_or_path
+    source = {key: hub[key] for key in ("revision", "token", "cache_dir") if key in hub}
+    if name and find_file(name, "tokenizer_config.json", **source) is not None:
+        return load_tokenizer(policy, "processing_class", **hub)
     assistant_config = policy.config.assistant_config
     made_from_main = assistant_config.name_or_path == main_model.config.name_or_path
     if made_from_main and assistant_config.vocab_size == main_model.config.get_text_config().vocab_size:
         return copy.deepcopy(main_processing_class)
-    return load_tokenizer(policy if policy.config.name_or_path else policy.assistant, "processing_class", **hub)
+    return load_tokenizer(policy.assistant, "processing_class", **hub)
 
 
 def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> PeftConfig:

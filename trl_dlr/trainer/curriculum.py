@@ -2,11 +2,13 @@
 
 """Which part of a worked answer is still written, and which the latents stand for, stage by stage."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 
 class CurriculumCallback(TrainerCallback):
@@ -38,7 +40,10 @@ class CurriculumCallback(TrainerCallback):
         return min(1 + (int(epoch) - self.epochs_of_stage_0) // self.epochs_per_stage, self.num_stages)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # Of the last step before: a run that resumes where a stage begins has yet to enter it
+        self.go_to(state)
+
+    def go_to(self, state: TrainerState) -> None:
+        """To the stage of the last step before `state`: a run that resumes where a stage begins has yet to enter it."""
         self.stage = self.stage_of(max((state.epoch or 0.0) - 1e-6, 0.0))
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -132,6 +137,11 @@ class CurriculumMixin:
         for name in ("num_stages", "latents_per_stage", "curriculum_unit", "epochs_per_stage"):
             record["run"][name] = getattr(self.args, name)
         return record
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        path = os.path.join(self.state.best_model_checkpoint, TRAINER_STATE_NAME)
+        self.curriculum.go_to(TrainerState.load_from_json(path))
 
     def _reset_optimizer(self) -> None:
         """Moments and step counts start anew, in place: under DeepSpeed they are views of its partitions."""

@@ -26,6 +26,7 @@ from ..models.latent_policy import disable_dropout
 from ..models.likelihood import given_latents
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback
+from .checkpoints import share_weights
 from .construction import (
     adapter_for_policy,
     assemble,
@@ -191,8 +192,12 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         check_reduction(policy.config, args.latent_logp_reduction)
         engine = build_engine(main_model, main_processing_class, args)
         if prompts := longest_prompts(train_dataset):
-            lengths = map(len, tokenize_prompts(prompts, main_processing_class, args.chat_template_kwargs))
-            engine.check_length(max(lengths), policy.config.num_latents)
+            lengths = (
+                max(map(len, tokenize_prompts(prompts, tokenizer, args.chat_template_kwargs)))
+                for tokenizer in (processing_class, main_processing_class)
+            )
+            policy.check_length(next(lengths))
+            engine.check_length(next(lengths), policy.config.num_latents)
         is_reached = args.hybrid_coef > 0
         if policy.config.injection == "trained" and policy.injector.weight.requires_grad and not is_reached:
             # DDP would wait for its gradient
@@ -262,7 +267,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         if args.disable_dropout:
             disable_dropout(self.model)
         if ref_model is not None:
-            self.ref_model = ref_model.to(self.accelerator.device)
+            self.ref_model = share_weights(ref_model.to(self.accelerator.device))
         if sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
         self._epoch_order = EpochOrderCallback()
@@ -780,4 +785,10 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
     def _load_rng_state(self, checkpoint: str | None):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and self.prescreener is not None:
-            self.prescreener.load(checkpoint)
+            self.prescreener.load_head(checkpoint)
+            self.prescreener.load_state(checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.prescreener is not None:
+            self.prescreener.load_head(self.state.best_model_checkpoint)

@@ -250,7 +250,14 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
     def _load_rng_state(self, checkpoint: str | None):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            self.value_head.load_state_dict(load_file(os.path.join(checkpoint, VALUE_HEAD_FILE)))
+            self._load_value_head(checkpoint)
             state = load_file(os.path.join(checkpoint, STATE_FILE))
             load_moments(self.value_optimizer, state)
             self._hacking.load_state_tensors(state)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self._load_value_head(self.state.best_model_checkpoint)
+
+    def _load_value_head(self, checkpoint: str) -> None:
+        self.value_head.load_state_dict(load_file(os.path.join(checkpoint, VALUE_HEAD_FILE)))

@@ -136,6 +136,7 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
         if self._base_policy_state is not None:
             with whole_files(self.policy.name_or_path) as folder:
                 self.policy.save_pretrained(folder, state_dict=self._base_policy_state)
+                self.processing_class.save_pretrained(folder)
             self._base_policy_state, self._base_policy_is_saved = None, True
         with whole_files(output_dir or self.args.output_dir) as folder:
             super()._save(folder, state_dict)

@@ -110,12 +110,12 @@ class Prescreener:
         tensors.update({f"replay.{name}": rows.contiguous() for name, rows in self.replay.items()})
         save_file({**tensors, **moments_of(self.optimizer)}, os.path.join(folder, self.STATE_FILE))
 
-    def load(self, folder: str) -> None:
-        """Load what [`save_head`] and [`save_state`] wrote."""
-        paths = [os.path.join(folder, name) for name in (VALUE_HEAD_FILE, self.STATE_FILE)]
-        device = self.reward_range.device
-        self.head.load_state_dict(load_file(paths[0]))
-        tensors = {name: tensor.to(device) for name, tensor in load_file(paths[1]).items()}
+    def load_head(self, folder: str) -> None:
+        self.head.load_state_dict(load_file(os.path.join(folder, VALUE_HEAD_FILE)))
+
+    def load_state(self, folder: str) -> None:
+        path, device = os.path.join(folder, self.STATE_FILE), self.reward_range.device
+        tensors = {name: tensor.to(device) for name, tensor in load_file(path).items()}
         self.reward_range = tensors.pop("reward_range")
         load_moments(self.optimizer, tensors)
         replay = {name: rows for name, rows in tensors.items() if name.startswith("replay.")}

@@ -18,7 +18,15 @@ from ..models.hub import hub_arguments
 from ..models.latent_policy import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import Thinker, Thoughts, positions
-from .construction import check_dataset, init_kwargs_were_used, load_causal_lm, load_tokenizer
+from .checkpoints import share_weights
+from .construction import (
+    check_dataset,
+    init_kwargs_were_used,
+    load_causal_lm,
+    load_tokenizer,
+    reference_is_a_copy,
+    refuse_fsdp,
+)
 from .losses import clamp_log_ratio
 from .remedies import RemediesMixin
 from .rollouts import ResumableRolloutsMixin
@@ -135,6 +143,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
             args = SoftTokenGRPOConfig(f"{model_name.split('/')[-1] or 'model'}-SoftTokenGRPO")
         elif not isinstance(args, SoftTokenGRPOConfig):
             raise ValueError(f"`args` must be a `SoftTokenGRPOConfig`, got {type(args).__name__}.")
+        refuse_fsdp(args)
         check_dataset(train_dataset, "train_dataset")
         check_dataset(eval_dataset, "eval_dataset")
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
@@ -145,7 +154,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
             model, quantization_config = load_causal_lm(model, args, quantization_config), None
         self.thinker = Thinker(args.thinking_config(), processing_class, model.config.get_text_config().vocab_size)
 
-        with init_kwargs_were_used() if is_named else nullcontext():
+        with init_kwargs_were_used() if is_named else nullcontext(), reference_is_a_copy(model):
             super().__init__(
                 model=model,
                 reward_funcs=reward_funcs,
@@ -161,6 +170,8 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
             )
         if args.disable_dropout:
             disable_dropout(self.model)
+        if self.ref_model is not None:
+            share_weights(self.ref_model)
         # Dr. GRPO divides by the longest completion, of which latents and end marker are a part
         self.max_completion_length += args.num_latents + len(self.thinker.end_ids)
         self._soft_token_score = SOFT_TOKEN_SCORES[args.soft_token_score]
