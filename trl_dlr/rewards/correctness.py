@@ -20,7 +20,6 @@ from .reading import (
     normalize,
     quantity,
     same_number,
-    same_numbers,
     stated_letter,
     stated_number,
 )
@@ -53,9 +52,9 @@ def _agree(answer: str, gold: str, same_expression: Callable[[str, str], bool | 
         stated = stated_number(answer)
         return stated is not None and same_number(stated, number)
     if (numbers := listed_numbers(gold)) is not None:
-        stated = listed_numbers(answer) or listed_numbers(last_statement(VARIABLE.sub("", answer)))
-        if stated is not None:
-            return same_numbers(stated, numbers)
+        lists = map(listed_numbers, (answer, answer.strip("([])"), last_statement(VARIABLE.sub("", answer))))
+        stated = next(filter(None, lists), [])
+        return len(stated) == len(numbers) and all(map(same_number, stated, numbers))
     if is_math(gold):
         expression = _stated_expression(raw, answer)
         if expression is None:
@@ -184,6 +183,6 @@ def _meaning(answer: str) -> Hashable:
     if (number := letter(text) or stated_number(text)) is not None:
         return (number,)
     if (numbers := listed_numbers(text)) is not None:
-        return numbers[0], tuple(numbers[1] if numbers[0] else sorted(numbers[1]))
+        return tuple(numbers)
     expression = _stated_expression(answer, text)
     return (as_words(text),) if expression is None else "".join(expression.split())

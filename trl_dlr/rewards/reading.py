@@ -97,7 +97,7 @@ SCALES |= {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9}
 SCALE = re.compile(rf"\s*({'|'.join(SCALES)})s?(?!\w)")
 UNIT = re.compile(r"(?:[^\W\d_]\.?|[\s'\"%)\]}/-]|(?<=[a-z])\s?\^\{?[23]\}?|(?<=[a-z])[23](?!\w))*")
 NO_UNIT = re.compile(
-    r"\s?[-/]?\s?(?![mglLsdhCFKWVAJN]\b|a\s[a-z])[a-zA-Z](?![a-zA-Z'])"  # a variable, as in 18x
+    r"\s?[-/]?\s?(?![mglLsdhCFKWVAJN][23]?\b|a\s[a-z])[a-zA-Z](?![a-zA-Z'])"  # a variable, as in 18x
     r"|.*\b(?:plus|minus|multiplied|divided|squared|cubed|factorial|half|halves|thirds|tenths|hundredths|thousandths|or|is|are"
     r"|was|were|not|never|cannot)\b|.*n't\b",
     re.DOTALL,
@@ -108,8 +108,9 @@ PREFIX = re.compile(
 )
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 NO_PREFIX = re.compile(
-    r"[\\^*/<>|]|[-+]\s*$|(?<![\w'])[b-hj-zB-HJ-Z]\s*$|\b(?:not|never|cannot|neither|nor|than|except|times|plus|minus|multiplied|divided|half|twice|double"
-    rf"|triple|root|square|log|ln|sin|cos|tan|sqrt)\b|n't\b|\b(?:{_MONTH}|[Ss]tep|[Qq]uestion|[Pp]roblem)\s*$"
+    r"[\\^*/<>|]|[-+]\s*$|(?<![\w'])[b-hj-zB-HJ-Z]\s*$|\b(?:not|never|cannot|neither|nor|than|except|times|plus|minus"
+    r"|multiplied|divided|half|twice|double|triple|root|square|log|ln|sin|cos|tan|sqrt)\b|n't\b"
+    rf"|\b(?:{_MONTH}|[Ss]tep|[Qq]uestion|[Pp]roblem)\s*$"
 )
 DATE = re.compile(rf"{_MONTH}|\b(?:[AaPp]\.?[Mm]|BCE?|CE|AD|o'clock)\b")
 
@@ -158,25 +159,13 @@ def same_number(a: Number, b: Number) -> bool:
     return a.value == b.value or (is_endless[0] != is_endless[1] and abs(a.value - b.value) < Fraction(1, 10**6))
 
 
-def listed_numbers(text: str) -> tuple[str, list[Number]] | None:
-    """Several numbers and their brackets, of which braces count as none: `1331 and 1728`, `(1, 2)`."""
-    text, brackets = re.sub(r"\\[{}]", "", text.strip(" \n.,;:")), ""
-    text = re.sub(r"(^|[,;=(]\s*)\\pm\s*([^,;&]+)", r"\1\2, -\2", text)
-    if text[:1] in tuple("([") and text[-1:] in tuple(")]"):
-        brackets, text = text[0] + text[-1], text[1:-1]
+def listed_numbers(text: str) -> list[Number] | None:
+    """Several numbers in order of size, without brackets or in braces: `1331 and 1728`, `x = 1, y = 2`, `\\{1, 2\\}`."""
+    text = re.sub(r"\\[{}]", "", text.strip(" \n.,;:"))
+    text = re.sub(r"(^|[,;=]\s*)\\pm\s*([^,;&]+)", r"\1\2, -\2", text)
     items = [item for item in re.split(r",(?=\s)|,(?!\d{3}(?!\d))|;|&|\band\b|\bor\b", text) if item.strip()]
     numbers = [quantity(item) for item in items]
-    return (brackets, numbers) if len(items) > 1 and None not in numbers else None
-
-
-def same_numbers(a: tuple[str, list[Number]], b: tuple[str, list[Number]]) -> bool:
-    """Whether two lists hold the same numbers: in brackets in the same order, else in any."""
-    (brackets_a, numbers_a), (brackets_b, numbers_b) = a, b
-    if brackets_a and brackets_b and brackets_a != brackets_b:
-        return False
-    if not brackets_a and not brackets_b:
-        numbers_a, numbers_b = sorted(numbers_a), sorted(numbers_b)
-    return len(numbers_a) == len(numbers_b) and all(map(same_number, numbers_a, numbers_b))
+    return sorted(numbers) if len(items) > 1 and None not in numbers and text[0] not in "([" else None
 
 
 # ---- Statements in prose ----
@@ -206,7 +195,7 @@ STATES = re.compile(
 )
 REMARK = re.compile(
     r"[,;:!?(\n]|\.(?:\s|$)|\s-\s(?=[a-zA-Z])"
-    r"|\b(?:for|in|on|at|by|from|after|before|as|which|that|who|so|with|to|during|while)\b"
+    r"|\b(?:for|in|on|at|by|from|after|before|as|which|that|who|so|with|to|during|while|do|does|did|don't|doesn't|didn't)\b"
 )
 
 
@@ -250,7 +239,9 @@ def last_statement(text: str) -> str:
 # ---- Letters, expressions, words ----
 
 LETTER = re.compile(
-    r"(?<![\w'-])(?<!\b[Nn]ot )(?<!\bbut )(?<!\bnor )[A-J](?![\w'+#-])(?!(?<=[AI]) (?!or\b|and\b|because\b|since\b|is\b)[a-z])(?! (?:is|was) (?:not|wrong|incorrect|false)\b| isn't)"
+    r"(?<![\w'-])(?<!\b[Nn]ot )(?<!\b[Nn]ot \()(?<!\bbut )(?<!\bnor )[A-J](?![\w'+#=-])"
+    r"(?!(?<=[AI]) (?!or\b|and\b|because\b|since\b|is\b)[a-z])"  # the words "A" and "I"
+    r"(?! (?:is|was) (?:not|wrong|incorrect|false)\b| isn't)"
 )
 OPTION = re.compile(r"\b(?:option|choice|letter|answer)\b(?:\s+is)?[\s:(]*", re.IGNORECASE)
 FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt min max gcd lcm mod det lim and"
@@ -266,12 +257,16 @@ def letter(text: str) -> str | None:
 
 def stated_letter(text: str) -> str | None:
     """The one letter that a normalized text states."""
+    if text.endswith("?"):
+        return None
     if small := re.fullmatch(r"(?:option |choice )?(?:([a-j])\.?|\(?([a-j])\)(?:\s.*)?)", text, re.DOTALL):
         return small[small.lastindex].upper()
     for start in reversed([0, *(option.end() for option in OPTION.finditer(text))]):
         if letters := list(LETTER.finditer(text, start)):
             first, is_first = letters[0], letters[0].start() <= start + 1
-            is_joined = re.match(r"\)?[\s,/&]*(?:or|and)?\s*\(?[A-J]\b", text[first.end() :])
+            is_joined = re.match(
+                r"\)?[\s,/&]*(?:(?:or|and|but|maybe|perhaps|possibly)\s*)*\(?[A-J]\b", text[first.end() :]
+            )
             is_only = len({found[0] for found in letters}) == 1
             return first[0] if is_only or (is_first and not is_joined) else None
     return None
@@ -286,5 +281,5 @@ def is_math(text: str) -> bool:
 
 def as_words(text: str) -> str:
     """Text to compare: whatever its case, white space, first article, quotes and the punctuation around it."""
-    text = re.sub(r"[\"']|(?<!\d)\.(?!\d)", "", " ".join(text.casefold().split()))
+    text = re.sub(r"[\"']|(?<!\d)\.(?!\d)| (?=: ?\d)|(?<=:) (?=\d)", "", " ".join(text.casefold().split()))
     return re.sub(r"^(?:the|an?)\s+(?=\w)", "", text.strip(" .,;:?!()[]{}"))
