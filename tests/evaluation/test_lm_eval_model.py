@@ -221,7 +221,5 @@ def test_requests_that_it_cannot_answer(reasoner, monkeypatch):
     server = object.__new__(VLLMServerEngine)
     server.max_new_tokens = 3
     monkeypatch.setattr(reasoner, "engine", server)
-    with pytest.raises(ValueError, match="asks for `max_gen_toks=9`, but vLLM was set up for 3"):
-        answers_of(lm, CONTEXTS, max_gen_toks=9)
     with pytest.raises(ValueError, match="need `engine=transformers`; VLLMServerEngine only writes answers"):
         lm.loglikelihood(requests_of("loglikelihood", [("A12", "=3")]))

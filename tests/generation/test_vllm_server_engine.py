@@ -180,6 +180,14 @@ def test_it_gives_the_tokens_of_transformers(server, main_model, batch_size):
     assert engine.generate(PROMPTS) == alone
 
 
+def test_a_shorter_answer_is_asked_of_the_server(server, main_model):
+    engine = connect(server.url, main_model)
+    whole = engine.generate(PROMPTS)
+    with engine.limited_to(2):
+        assert engine.generate(PROMPTS) == [ids[:2] for ids in whole]
+    assert engine.generate(PROMPTS) == whole
+
+
 def test_rows_with_fewer_latents_give_the_tokens_of_transformers(server, main_model):
     num_latents = torch.tensor([3, 1, 2, 2, 3, 1, 1])
     engine, transformers_engine = (

@@ -2,13 +2,14 @@
 
 import copy
 import itertools
+import warnings
 
 import pytest
 import torch
 
 from tests.tiny import random_main_model
 from trl_dlr.models import weights_fingerprint
-from trl_dlr.models.fingerprint import fingerprints_match
+from trl_dlr.models.fingerprint import fingerprints_match, warn_of_cast
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,6 +41,19 @@ def test_a_fingerprint_of_an_earlier_version_is_compared_by_what_it_has():
     earlier = fingerprint.rsplit("-", 2)[0]
     assert fingerprints_match(earlier, fingerprint) and fingerprints_match(fingerprint, earlier)
     assert not fingerprints_match(earlier, weights_fingerprint(random_main_model(1)))
+
+
+def test_a_model_that_was_cast_as_a_whole_is_warned_of(tmp_path):
+    random_main_model().save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_cast(random_main_model())
+        loaded = type(random_main_model()).from_pretrained(tmp_path, dtype=torch.bfloat16)
+        warn_of_cast(loaded)
+    assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.warns(UserWarning, match=r"rotary embeddings \(model.rotary_emb.inv_freq\) with it"):
+            warn_of_cast(random_main_model().to(dtype))
 
 
 def test_a_quantized_load_is_compared_by_what_quantization_leaves_alone():

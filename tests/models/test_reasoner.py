@@ -13,8 +13,9 @@ from transformers import pipeline
 
 import trl_dlr.models.pipeline  # registers the task
 from tests.tiny import random_main_model, tiny_tokenizer
-from trl_dlr import LatentPolicyModel, LatentReasoner, fresh_layers
+from trl_dlr import LatentPolicyConfig, LatentPolicyModel, LatentReasoner, ThinkingReasoner, fresh_layers
 from trl_dlr.generation import TransformersEngine, VLLMServerEngine
+from trl_dlr.models import hub
 from trl_dlr.models.reasoner import BASE_POLICY, load_policy, policy_below
 from trl_dlr.models.value_head import ValueHead
 from trl_dlr.rewards import majority_vote
@@ -155,6 +156,24 @@ def test_the_majority(reasoner, monkeypatch):
     said = ["5", "7", "7.0", "7", "7", "3"]
     monkeypatch.setattr(reasoner, "decode", lambda *args: said)
     assert reasoner.generate(["A1", "B2"], num_samples=3, selection="majority").texts == ["7", "7"]
+
+
+def test_the_length_of_an_answer_can_be_said_in_a_call(main_folder):
+    reasoner = make_reasoner(main_folder)
+    whole = reasoner.generate(PROMPTS).texts
+    short = reasoner.generate(PROMPTS, max_new_tokens=2)
+    assert [len(text.split()) for text in short.texts] == [2, 2, 2]
+    assert all(text.startswith(start) for text, start in zip(whole, short.texts, strict=True))
+    assert "".join(reasoner.stream(PROMPTS[0], max_new_tokens=2)) == short.texts[0]
+    best = reasoner.generate(PROMPTS, num_samples=4, selection="best", seed=0, max_new_tokens=2)
+    assert [len(text.split()) for text in best.texts] == [2, 2, 2]
+    assert reasoner.generate(PROMPTS).texts == whole  # it was for those calls alone
+    for answer in (reasoner.generate, lambda prompts, **kwargs: list(reasoner.stream(prompts[0], **kwargs))):
+        with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1, got 0"):
+            answer(PROMPTS, max_new_tokens=0)
+        with pytest.raises(ValueError, match="exceed the main model's 64 positions"):
+            answer(PROMPTS, max_new_tokens=64)
+    assert reasoner.engine.max_new_tokens == 6
 
 
 def test_chat_prompts_are_rendered_for_both_models(reasoner):
@@ -339,6 +358,66 @@ def test_another_main_model_is_refused(policy_folder):
         LatentReasoner.from_pretrained(policy_folder, random_main_model(hidden_size=32), **given)
 
 
+def test_a_policy_is_used_from_anywhere(main_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(main_folder).parent)
+    reasoner = make_reasoner("main", adapter=True)
+    assert reasoner.policy.config.main_model_name_or_path == main_folder
+    reasoner.save_pretrained(tmp_path / "policy")
+    monkeypatch.chdir(tmp_path)
+    assert_same(reasoner, LatentReasoner.from_pretrained("policy", max_new_tokens=6))
+
+
+def test_a_main_model_that_has_moved_is_said_where(main_folder, tmp_path):
+    reasoner = make_reasoner(main_folder)
+    reasoner.policy.config.main_model_name_or_path = str(tmp_path / "gone")
+    reasoner.save_pretrained(tmp_path / "policy")
+    message = (
+        r"main model cannot be loaded: The folder '.*gone' does not exist .* Say where it is with `main_model` \("
+    )
+    with pytest.raises(ValueError, match=message):
+        LatentReasoner.from_pretrained(str(tmp_path / "policy"))
+    found = LatentReasoner.from_pretrained(str(tmp_path / "policy"), main_folder)
+    found.save_pretrained(tmp_path / "policy")  # which names where it was found
+    assert_same(reasoner, LatentReasoner.from_pretrained(str(tmp_path / "policy"), max_new_tokens=6))
+    found.policy.config.main_model_name_or_path = "user/main"  # a name on the Hub is everyone's, and stays
+    found.policy.attach_main_model(reasoner.engine.model)
+    assert found.policy.config.main_model_name_or_path == "user/main"
+
+
+@pytest.mark.parametrize("name", ["./nope", "/nope", "../nope/policy", "a/b/c", "outputs/", "~/policy"])
+def test_a_folder_that_does_not_exist_is_not_looked_for_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *args, **kwargs: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(hub.HfApi, "file_exists", lambda *args, **kwargs: pytest.fail("asked the Hub"))
+    for load in (LatentReasoner, ThinkingReasoner):
+        with pytest.raises(ValueError, match=f"The folder '{name}' does not exist"):
+            load.from_pretrained(name)
+
+
+def test_a_misspelt_folder_is_asked_for_once(tmp_path, monkeypatch):
+    def away(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    Path("outputs").mkdir()
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *args, **kwargs: pytest.fail("which tries for half a minute"))
+    monkeypatch.setattr(hub.HfApi, "file_exists", away)
+    with pytest.raises(FileNotFoundError, match="'outputs/polcy' is no folder here"):
+        LatentReasoner.from_pretrained("outputs/polcy")
+
+
+def test_the_main_model_is_loaded_as_it_was_trained_with(policy_folder, main_folder):
+    config = LatentPolicyConfig.from_pretrained(policy_folder)
+    config.main_model_dtype, config.max_completion_length = "bfloat16", 5
+    config.save_pretrained(policy_folder)
+    loaded = LatentReasoner.from_pretrained(policy_folder)
+    assert loaded.engine.model.dtype == torch.bfloat16 and loaded.engine.max_new_tokens == 5
+    assert loaded.engine.model.model.rotary_emb.inv_freq.dtype == torch.float32
+    given = LatentReasoner.from_pretrained(
+        policy_folder, max_new_tokens=7, main_model_init_kwargs={"dtype": torch.float32}
+    )
+    assert given.engine.model.dtype == torch.float32 and given.engine.max_new_tokens == 7
+
+
 def test_what_cannot_be_loaded(policy_folder, main_folder, tmp_path):
     with pytest.raises(
         ValueError, match="`engine` must be 'transformers', 'vllm' or the URL of a vLLM server, got 'tgi'"
@@ -407,3 +486,36 @@ def test_the_pipeline_answers_as_the_reasoner(policy_folder, main_folder, reason
     assert pipe(PROMPTS) == [[{"generated_text": text}] for text in texts]
     best = reasoner.generate(PROMPTS[:1], num_samples=4, selection="best", seed=1).texts[0]
     assert pipe(PROMPTS[0], num_samples=4, selection="best", seed=1) == [{"generated_text": best}]
+
+
+@pytest.fixture(scope="module")
+def pipe(main_folder, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("pipeline"))
+    make_reasoner(main_folder).save_pretrained(folder)
+    return pipeline("latent-reasoning", model=folder, main_model=main_folder)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_batches_of_the_pipeline_answer_as_one_prompt_does(pipe, batch_size):
+    chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    for inputs in (PROMPTS, chats):
+        alone = [pipe(prompt, max_new_tokens=6) for prompt in inputs]
+        assert [[set(answer) for answer in answers] for answers in alone] == [[{"generated_text"}]] * 3
+        assert pipe(inputs, batch_size=batch_size, max_new_tokens=6) == alone
+        assert list(pipe((prompt for prompt in inputs), batch_size=batch_size, max_new_tokens=6)) == alone
+        assert pipe(inputs[:1], batch_size=batch_size, max_new_tokens=6) == alone[:1]
+    assert pipe(PROMPTS[0], batch_size=batch_size, max_new_tokens=2)[0]["generated_text"].count(" ") == 1
+
+
+def test_a_pipeline_of_an_adapter(main_folder, tmp_path):
+    reasoner = make_reasoner(main_folder, adapter=True, head=False)
+    reasoner.save_pretrained(tmp_path)
+    expected = [[{"generated_text": text}] for text in reasoner.generate(PROMPTS).texts]
+    assert expected != [[{"generated_text": text}] for text in make_reasoner(main_folder).generate(PROMPTS).texts]
+    pipe = pipeline("latent-reasoning", model=str(tmp_path), reasoner_kwargs={"max_new_tokens": 6})
+    assert pipe(PROMPTS) == pipe(PROMPTS, batch_size=2) == expected
+    # As a trainer leaves it, which names the policy below by its path
+    path = tmp_path / "adapter_config.json"
+    named = {**json.loads(path.read_text()), "base_model_name_or_path": str(tmp_path / BASE_POLICY)}
+    path.write_text(json.dumps(named))
+    assert pipeline("latent-reasoning", model=str(tmp_path))(PROMPTS, max_new_tokens=6) == expected

@@ -24,11 +24,11 @@ class ReasonerArguments:
         main_model_name_or_path (`str`, *optional*):
             Main model. If `None`, the one that the policy was trained for.
         main_model_dtype (`str`, *optional*):
-            Precision of its weights. If `None`, the checkpoint's own.
+            Precision of its weights. If `None`, the one that the policy was trained with.
         engine (`str`, *optional*, defaults to `"transformers"`):
             What decodes: `transformers`, `vllm` or the URL of a vLLM server.
-        max_new_tokens (`int`, *optional*, defaults to `256`):
-            Tokens of an answer at most.
+        max_new_tokens (`int`, *optional*):
+            Tokens of an answer at most. If `None`, as many as the policy was trained with.
         device (`str`, *optional*):
             Where the models go. If `None`, a GPU if there is one.
         allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
@@ -46,7 +46,9 @@ class ReasonerArguments:
         default=None, metadata={"help": "Precision of its weights, such as bfloat16."}
     )
     engine: str = field(default="transformers", metadata={"help": "transformers, vllm, or URL of a vLLM server."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer at most."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of an answer at most; by default as in training."}
+    )
     device: str | None = field(default=None, metadata={"help": "Where the models go, such as cpu or cuda:1."})
     allow_main_model_mismatch: bool = field(default=False, metadata={"help": "Go on with other main weights."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Execute code that comes with the main model."})

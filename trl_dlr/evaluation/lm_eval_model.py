@@ -58,9 +58,9 @@ class LatentReasonerLM(TemplateLM):
         engine (`str`, *optional*, defaults to `"transformers"`):
             What decodes: `"transformers"`, `"vllm"` or the URL of a vLLM server. Only the first can score answers.
         dtype (`str`, *optional*):
-            Dtype of the main model. If `None`, its checkpoint's own.
-        max_gen_toks (`int`, *optional*, defaults to `256`):
-            Tokens of an answer at most, where a task does not say.
+            Dtype of the main model. If `None`, the one that the policy was trained with.
+        max_gen_toks (`int`, *optional*):
+            Tokens of an answer at most, where a task does not say. If `None`, as many as the policy was trained with.
         do_sample (`bool`, *optional*, defaults to `False`):
             Whether latents are sampled. If not, the mean of every step is taken. The main model decodes greedily.
         num_samples (`int`, *optional*, defaults to `1`):
@@ -83,7 +83,7 @@ class LatentReasonerLM(TemplateLM):
         main_model: str | None = None,
         engine: str = "transformers",
         dtype: str | None = None,
-        max_gen_toks: int = 256,
+        max_gen_toks: int | None = None,
         do_sample: bool = False,
         num_samples: int = 1,
         selection: str = "first",
@@ -191,7 +191,6 @@ class LatentReasonerLM(TemplateLM):
 
     def _prepare_decoding(self, kwargs: dict) -> list[str]:
         """Take over what a task says about decoding, and return its stop strings."""
-        engine = self.reasoner.engine
         kwargs = normalize_gen_kwargs(kwargs, default_max_gen_toks=self.max_gen_toks)
         if unknown := sorted(kwargs.keys() - GENERATION_KWARGS):
             raise ValueError(f"`generation_kwargs` of a task may set {sorted(GENERATION_KWARGS)}, but set {unknown}.")
@@ -200,13 +199,7 @@ class LatentReasonerLM(TemplateLM):
                 "A task's `generation_kwargs` ask for sampled tokens, but the main model decodes greedily. Pass "
                 "`--gen_kwargs do_sample=false,temperature=0`, and `do_sample=true` among `--model_args` to sample latents."
             )
-        if kwargs["max_gen_toks"] != engine.max_new_tokens:
-            if not isinstance(engine, TransformersEngine):
-                raise ValueError(
-                    f"The task asks for `max_gen_toks={kwargs['max_gen_toks']}`, but vLLM was set up for "
-                    f"{engine.max_new_tokens}. Pass that number among `--model_args`."
-                )
-            engine.max_new_tokens = kwargs["max_gen_toks"]
+        self.reasoner.engine.max_new_tokens = kwargs["max_gen_toks"]
         return kwargs["until"]
 
     def _answer(self, contexts: list[str], until: list[str]) -> list[str]:

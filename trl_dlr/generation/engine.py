@@ -3,6 +3,8 @@
 """What every decoder of the frozen main model has in common: prompts and latent embeddings in, completion tokens out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -24,10 +26,14 @@ class DecodingEngine(ABC):
             Completion tokens at most.
 
     Attributes:
+        max_new_tokens (`int`):
+            As given. See [`~DecodingEngine.limited_to`].
         num_decoded (`int`):
             Completions decoded since the start.
         num_completion_tokens (`int`):
             Their tokens, end of sequence included.
+        num_truncated (`int`):
+            Completions among them that ran into `max_new_tokens`.
         num_forward_tokens (`int`):
             Forward work since the start, in tokens of the main model.
     """
@@ -58,6 +64,7 @@ class DecodingEngine(ABC):
         self.pad_token_id = self.eos_token_ids[0] if pad is None else pad
         self.num_decoded = 0
         self.num_completion_tokens = 0
+        self.num_truncated = 0
         self.num_forward_tokens = 0
 
     @torch.no_grad()
@@ -99,9 +106,26 @@ class DecodingEngine(ABC):
         num_tokens = sum(map(len, completions))
         self.num_decoded += len(rows)
         self.num_completion_tokens += num_tokens
+        self.num_truncated += sum(self.is_truncated(ids) for ids in completions)
         self.num_forward_tokens += sum(len(prompt_ids[place]) for place in read)
         self.num_forward_tokens += sum(num_latents) + num_tokens
         return completions
+
+    def is_truncated(self, completion_ids: list[int]) -> bool:
+        """Whether a completion was cut off after `max_new_tokens`, rather than ended."""
+        return len(completion_ids) >= self.max_new_tokens and completion_ids[-1] not in self.eos_token_ids
+
+    @contextmanager
+    def limited_to(self, max_new_tokens: int | None) -> Iterator[None]:
+        """Write at most `max_new_tokens` for the while, if they are given."""
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}.")
+        before = self.max_new_tokens
+        self.max_new_tokens = before if max_new_tokens is None else max_new_tokens
+        try:
+            yield
+        finally:
+            self.max_new_tokens = before
 
     @abstractmethod
     def _decode(

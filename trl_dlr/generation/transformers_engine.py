@@ -147,7 +147,9 @@ class TransformersEngine(DecodingEngine):
             mask = torch.cat([mask[keep], mask.new_ones(new_ids.shape)], dim=1)
 
     @torch.no_grad()
-    def stream(self, prompt_ids: list[int], latent_embeds: torch.Tensor) -> Iterator[str]:
+    def stream(
+        self, prompt_ids: list[int], latent_embeds: torch.Tensor, max_new_tokens: int | None = None
+    ) -> Iterator[str]:
         """
         Decode one row and yield its text piece by piece.
 
@@ -156,8 +158,12 @@ class TransformersEngine(DecodingEngine):
                 Rendered prompt in the main model's tokens.
             latent_embeds (`torch.Tensor` of shape `(1, num_latents, hidden_size)`):
                 Embeddings that follow the prompt.
+            max_new_tokens (`int`, *optional*):
+                Tokens at most, if not as many as usual.
         """
-        self.check_length(len(prompt_ids), latent_embeds.size(1))
+        with self.limited_to(max_new_tokens):
+            self.check_length(len(prompt_ids), latent_embeds.size(1))
+            limit = self.max_new_tokens
         embeds = self.model.get_input_embeddings()(torch.tensor([prompt_ids], device=self.model.device))
         embeds = torch.cat([embeds, latent_embeds.to(embeds)], dim=1)
         pieces, failure = TextIteratorStreamer(self.processing_class, skip_special_tokens=True), []
@@ -168,7 +174,7 @@ class TransformersEngine(DecodingEngine):
                 self.model.generate(
                     inputs_embeds=embeds,
                     attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
-                    generation_config=GenerationConfig(**self.generation_kwargs, max_new_tokens=self.max_new_tokens),
+                    generation_config=GenerationConfig(**self.generation_kwargs, max_new_tokens=limit),
                     stopping_criteria=StoppingCriteriaList([is_wanted]),
                     streamer=pieces,
                 )

@@ -60,7 +60,7 @@ class VLLMEngine(DecodingEngine):
         llm_kwargs: dict | None = None,
     ):
         super().__init__(config, generation_config, processing_class, max_new_tokens)
-        fields = sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)
+        self.fields = sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)
         llm_kwargs = {"enable_prompt_embeds": True, **(llm_kwargs or {})}
         if llm_kwargs.get("tensor_parallel_size", 1) > 1:
             raise ValueError(
@@ -77,11 +77,10 @@ class VLLMEngine(DecodingEngine):
             # Takes the process group that is there, and this process's device from LOCAL_RANK
             llm_kwargs.setdefault("distributed_executor_backend", "external_launcher")
 
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
 
         with _random_states_kept():
             self.llm = LLM(model=model_name_or_path, **llm_kwargs)
-        self.sampling_params = SamplingParams(**{"detokenize": False, **fields})
         self.embed_tokens = embed_tokens
         self.max_model_len = self.llm.llm_engine.model_config.max_model_len
         self.check_length(1, 0)
@@ -90,9 +89,12 @@ class VLLMEngine(DecodingEngine):
         return f"vLLM's `max_model_len={self.max_model_len}`. Set it to at least {length}."
 
     def _decode(self, prompt_ids, rows, latent_embeds):
+        from vllm import SamplingParams
+
         embeds = prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)
         inputs = [{"prompt_embeds": row} for row in embeds]
-        outputs = self.llm.generate(inputs, self.sampling_params, use_tqdm=False)
+        sampling_params = SamplingParams(**{"detokenize": False, **self.fields, "max_tokens": self.max_new_tokens})
+        outputs = self.llm.generate(inputs, sampling_params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
 

@@ -127,8 +127,9 @@ class VLLMServerEngine(DecodingEngine):
     def _decode(self, prompt_ids, rows, latent_embeds):
         embeds = [row.cpu() for row in prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)]
         batches = [embeds[start : start + self.batch_size] for start in range(0, len(embeds), self.batch_size)]
+        fields = {**self.fields, "max_tokens": self.max_new_tokens}
         with ThreadPoolExecutor(self.num_concurrent) as pool:
-            decoded = list(pool.map(lambda batch: self._complete(batch, self.fields), batches))
+            decoded = list(pool.map(lambda batch: self._complete(batch, fields), batches))
         return [choice["token_ids"] for choices in decoded for choice in choices]
 
     @torch.no_grad()

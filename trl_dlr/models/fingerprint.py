@@ -3,6 +3,7 @@
 """Recognize the main model that a policy was trained for."""
 
 import hashlib
+import warnings
 
 import torch
 from accelerate.utils import align_module_device
@@ -48,6 +49,22 @@ def weights_fingerprint(model: nn.Module) -> str:
         for dtype in (torch.bfloat16, torch.float16)
         for samples in (kept, floating)
     )
+
+
+def warn_of_cast(model: nn.Module) -> None:
+    """
+    Warn of a model that was cast as a whole after it was loaded, which rounds what every load keeps in float32: the
+    frequencies of rotary embeddings. Fingerprints are of weights alone, which such a cast leaves as they are.
+    """
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq") and buffer.dtype in (torch.bfloat16, torch.float16):
+            dtype = str(buffer.dtype).removeprefix("torch.")
+            warnings.warn(
+                f"`main_model` was cast to {dtype} after it was loaded, and its rotary embeddings ({name}) with it: it does "
+                f"not answer as the same model does where it is loaded. Load it with `dtype={dtype!r}` instead.",
+                stacklevel=2,
+            )
+            return
 
 
 def fingerprints_match(first: str, second: str) -> bool:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from huggingface_hub import ModelCardData, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCardData, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .latent_policy_config import LatentPolicyConfig
 
@@ -20,22 +20,40 @@ TAGS = ["trl", "trl_dlr", "latent-reasoning"]
 DEFAULT_PROMPT = "What is 3 + 4?"
 
 
+def check_location(name: str) -> None:
+    """Refuse a path to nothing, before the Hub is asked for it as if it were a name there."""
+    if not os.path.isdir(name) and hub_name(str(name)) is None:
+        raise ValueError(f"The folder {str(name)!r} does not exist (working directory: {os.getcwd()}).")
+
+
+def location_of(model: PreTrainedModel) -> str | None:
+    """Where a model was loaded from: its name on the Hub, or its folder by a path that holds anywhere on this machine."""
+    name = model.config.name_or_path
+    return os.path.abspath(name) if os.path.isdir(name) else name or None
+
+
 def find_file(
     name: str, file: str, revision: str | None = None, token: str | bool | None = None, cache_dir: str | None = None
 ) -> str | None:
     """Path of a file of a folder or repository; `None` if it has none of that name, an error if that is not known."""
+    check_location(name)
     if os.path.isdir(name):
         path = os.path.join(name, file)
         return path if os.path.isfile(path) else None
     hub = {"revision": revision, "cache_dir": cache_dir}
+    is_cached = try_to_load_from_cache(name, file, **hub) is not None
     try:
+        if not is_cached and os.path.isdir(os.path.dirname(name)):
+            # Likely a folder, misspelt: without a connection a download would try for half a minute, and this tries once
+            HfApi(token=token).file_exists(name, file, revision=revision)
         return hf_hub_download(name, file, token=token, **hub)
     except RemoteEntryNotFoundError:
         return None
-    except (
-        LocalEntryNotFoundError
-    ) as error:  # no connection: the cache knows which files there are, if it was asked before
-        if try_to_load_from_cache(name, file, **hub) is None:
+    except HfHubHTTPError:
+        raise
+    except (LocalEntryNotFoundError, HTTPError, ConnectionError) as error:
+        # No connection: the cache knows which files there are, if it was asked before
+        if not is_cached:
             raise FileNotFoundError(
                 f"{name!r} is no folder here, it is not in the cache, and the Hub cannot be reached. Check the name and "
                 "the connection."

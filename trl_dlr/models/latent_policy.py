@@ -27,8 +27,8 @@ from transformers.utils import ModelOutput
 
 from .cache import CACHE_ARGUMENT, is_checkpointed
 from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
-from .fingerprint import fingerprints_match, weights_fingerprint
-from .hub import has_code_of_its_own
+from .fingerprint import fingerprints_match, warn_of_cast, weights_fingerprint
+from .hub import has_code_of_its_own, hub_name, location_of
 from .injection import LatentInjector
 from .latent_policy_config import LatentPolicyConfig
 from .soft_token_policy import SoftTokenHead, SoftTokenInjector, vocabulary_size
@@ -234,9 +234,10 @@ class LatentPolicyModel(PreTrainedModel):
         assistant_config.dtype = None
         if config_kwargs.get("density") == "soft_tokens":
             config_kwargs["latent_dim"] = vocabulary_size(main_model)
+        warn_of_cast(main_model)
         config = cls.config_class(
             assistant_config=assistant_config,
-            main_model_name_or_path=main_model.config.name_or_path or None,
+            main_model_name_or_path=location_of(main_model),
             main_model_revision=getattr(main_model.config, "_commit_hash", None),
             main_model_fingerprint=weights_fingerprint(main_model),
             main_hidden_size=main_model.get_input_embeddings().embedding_dim,
@@ -308,6 +309,7 @@ class LatentPolicyModel(PreTrainedModel):
                 f"`main_model` has {vocabulary_size(main_model)} tokens, but the policy mixes {self.config.latent_dim} "
                 f"{built_for}"
             )
+        warn_of_cast(main_model)
         recorded = self.config.main_model_fingerprint
         if recorded is None:
             return
@@ -327,11 +329,15 @@ class LatentPolicyModel(PreTrainedModel):
         """
         Check that the policy was built for `main_model`, as [`~LatentPolicyModel.check_main_model`] does, and let soft
         tokens have its vocabulary: its embedding tables are part of no checkpoint. Gaussian latents need nothing of it.
+        A folder that the configuration names is replaced by the one that the model was found in.
 
         Raises:
             `ValueError`: as [`~LatentPolicyModel.check_main_model`].
         """
         self.check_main_model(main_model, allow_mismatch)
+        found = location_of(main_model)
+        if found is not None and hub_name(self.config.main_model_name_or_path) is None:
+            self.config.main_model_name_or_path = found
         self._take_vocabulary(main_model)
 
     def _take_vocabulary(self, main_model: PreTrainedModel) -> None:

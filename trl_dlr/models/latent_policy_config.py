@@ -84,8 +84,12 @@ class LatentPolicyConfig(PreTrainedConfig):
             Revision of the main model.
         main_model_fingerprint (`str`, *optional*):
             Fingerprint of the main model's weights, see [`weights_fingerprint`].
+        main_model_dtype (`str`, *optional*):
+            Dtype that the main model computed in when the policy was trained.
         main_hidden_size (`int`, *optional*):
             Size H of the main model's input embeddings.
+        max_completion_length (`int`, *optional*):
+            Tokens that the main model wrote at most when the policy was trained.
         chat_template_kwargs (`dict`, *optional*):
             Keyword arguments of the chat templates that conversational prompts were rendered with in training.
     """
@@ -117,7 +121,9 @@ class LatentPolicyConfig(PreTrainedConfig):
     main_model_name_or_path: str | None = None
     main_model_revision: str | None = None
     main_model_fingerprint: str | None = None
+    main_model_dtype: str | None = None
     main_hidden_size: int | None = None
+    max_completion_length: int | None = None
     chat_template_kwargs: dict | None = None
     pad_token_id: int | None = None
 

@@ -114,7 +114,7 @@ class LatentReasoner:
         main_processing_class: PreTrainedTokenizerBase | None = None,
         *,
         engine: str = "transformers",
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         generation_kwargs: dict[str, Any] | None = None,
         batch_size: int | None = None,
         main_model_init_kwargs: dict[str, Any] | None = None,
@@ -139,8 +139,8 @@ class LatentReasoner:
                 Its tokenizer. If `None`, the one saved with it.
             engine (`str`, *optional*, defaults to `"transformers"`):
                 What decodes: `"transformers"`, `"vllm"` (in this process) or the URL of a vLLM server.
-            max_new_tokens (`int`, *optional*, defaults to `256`):
-                Tokens of an answer at most.
+            max_new_tokens (`int`, *optional*):
+                Tokens of an answer at most. If `None`, as many as the policy was trained with, or 256 if it names none.
             generation_kwargs (`dict`, *optional*):
                 Further fields of [`~transformers.GenerationConfig`], or of `vllm.SamplingParams`. Decoding is greedy
                 unless they say otherwise.
@@ -148,7 +148,7 @@ class LatentReasoner:
                 Trajectories that transformers decodes together at most. If `None`, all.
             main_model_init_kwargs (`dict`, *optional*):
                 Keyword arguments for loading the main model, such as `dtype`, `quantization_config` or `device_map`.
-                If `dtype` is not given, the checkpoint's own is used.
+                If `dtype` is not given, the one that the policy was trained with is used.
             vllm_kwargs (`dict`, *optional*):
                 Further arguments of `vllm.LLM`.
             allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
@@ -176,32 +176,13 @@ class LatentReasoner:
         model = load_policy(name, **hub).to(device).eval()
         policy = model.get_base_model() if isinstance(model, PeftModel) else model
         config = policy.config
-        main_model_init_kwargs = dict(main_model_init_kwargs or {})
-        if main_model is None:
-            main_model = config.main_model_name_or_path
-            if main_model is None:
-                raise ValueError(
-                    f"`main_model` must be given: the policy {name!r} was trained for one that was built in memory."
-                )
-            main_model_init_kwargs.setdefault("revision", config.main_model_revision)
-        hub_of_main = {"token": token, "cache_dir": cache_dir}
-        hub_of_main |= hub_arguments(main_model_init_kwargs, trust_remote_code)
-        if isinstance(main_model, str):
-            kwargs = {"dtype": "auto", **hub_of_main, **main_model_init_kwargs}
-            main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
-        elif main_model_init_kwargs:
+        if isinstance(main_model, PreTrainedModel) and main_model_init_kwargs:
             raise ValueError("`main_model_init_kwargs` are for a `main_model` given by name, not for a loaded one.")
-        if main_processing_class is None:
-            if not main_model.config.name_or_path:
-                raise ValueError(
-                    "`main_processing_class` must be given: `main_model` was built in memory and names no tokenizer."
-                )
-            main_processing_class = AutoTokenizer.from_pretrained(
-                main_model.config.name_or_path, padding_side="left", **hub_of_main
-            )
+        load = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+        load |= main_model_init_kwargs or {}
+        main_model, main_processing_class = load_main_model(config, main_model, main_processing_class, load)
         policy.attach_main_model(main_model, allow_mismatch=allow_main_model_mismatch)
-        main_model.requires_grad_(False).eval()
-        limits = max_new_tokens, generation_kwargs
+        limits = max_new_tokens or config.max_completion_length or 256, generation_kwargs
         if engine == "transformers":
             if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
                 main_model.to(device)
@@ -211,6 +192,7 @@ class LatentReasoner:
             parts = embed_tokens, main_model.config, main_model.generation_config, main_processing_class
             if engine == "vllm":
                 dtype = str(embed_tokens.weight.dtype).removeprefix("torch.")
+                hub_of_main = hub_arguments({"revision": getattr(main_model.config, "_commit_hash", None), **load})
                 llm_kwargs = {"dtype": dtype, **vllm_hub_arguments(hub_of_main), **(vllm_kwargs or {})}
                 decoder = VLLMEngine(main_model.config.name_or_path, *parts, *limits, llm_kwargs=llm_kwargs)
             else:
@@ -239,6 +221,7 @@ class LatentReasoner:
         if isinstance(self.model, PeftModel):
             policy_below(self.model).save_pretrained(os.path.join(save_directory, BASE_POLICY), **kwargs)
             name_base_policy_beside(save_directory)
+            self.policy.config.save_pretrained(save_directory)  # for what reads a model by its configuration
         self.processing_class.save_pretrained(save_directory)
         if self.value_head is not None:
             save_file(self.value_head.state_dict(), os.path.join(save_directory, VALUE_HEAD_FILE))
@@ -319,6 +302,7 @@ class LatentReasoner:
         do_sample: bool | None = None,
         selection: str = "first",
         seed: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> LatentReasonerOutput:
         """
         Answer prompts.
@@ -336,6 +320,8 @@ class LatentReasoner:
                 (self-consistency), or the `"best"` by the value head (best of n, which decodes only that one).
             seed (`int`, *optional*):
                 Seed of the latents. If `None`, torch's global generator goes on.
+            max_new_tokens (`int`, *optional*):
+                Tokens of an answer at most. If `None`, as many as the reasoner was loaded with.
 
         Returns:
             [`LatentReasonerOutput`]
@@ -368,18 +354,24 @@ class LatentReasoner:
             scores = self.value_head(self.policy.features(drawn.latents, drawn.lengths), drawn.question_states)
             scores = scores.unflatten(0, shape)
         latents, lengths = drawn.latents.unflatten(0, shape), drawn.lengths.unflatten(0, shape)
+        with self.engine.limited_to(max_new_tokens):
+            if selection == "best":
+                chosen = torch.arange(len(prompts)), scores.argmax(1)
+                decoded = self.decode(prompts, latents[chosen], lengths[chosen])
+            else:
+                decoded = self.decode(prompts, drawn.latents, drawn.lengths)
         if selection == "best":
-            chosen = torch.arange(len(prompts)), scores.argmax(1)
-            candidates = [[text] for text in self.decode(prompts, latents[chosen], lengths[chosen])]
+            candidates = [[text] for text in decoded]
         else:
-            decoded = self.decode(prompts, drawn.latents, drawn.lengths)
             candidates = [decoded[start : start + num_samples] for start in range(0, len(decoded), num_samples)]
         places = [majority_vote(texts) if selection == "majority" else 0 for texts in candidates]
         texts = [texts[place] for texts, place in zip(candidates, places, strict=True)]
         return LatentReasonerOutput(texts, candidates, latents, lengths, scores)
 
     @torch.no_grad()
-    def stream(self, prompt: str | list[dict[str, str]], do_sample: bool = False) -> Iterator[str]:
+    def stream(
+        self, prompt: str | list[dict[str, str]], do_sample: bool = False, max_new_tokens: int | None = None
+    ) -> Iterator[str]:
         """
         Pieces of the answer to one prompt, as the main model writes it.
 
@@ -388,6 +380,8 @@ class LatentReasoner:
                 Prompt, plain or conversational.
             do_sample (`bool`, *optional*, defaults to `False`):
                 Whether latents are sampled. If not, the mean of every step is taken.
+            max_new_tokens (`int`, *optional*):
+                Tokens of the answer at most. If `None`, as many as the reasoner was loaded with.
 
         Raises:
             `ValueError`: if the main model is not decoded by transformers.
@@ -400,7 +394,7 @@ class LatentReasoner:
             )
         ids = self.tokenize_for_main_model([prompt])[0]
         latents, lengths = self.sample_latents([prompt], deterministic=not do_sample)
-        return self.engine.stream(ids, self.policy.inject(latents[:, : lengths[0]]))
+        return self.engine.stream(ids, self.policy.inject(latents[:, : lengths[0]]), max_new_tokens)
 
     # ---- Its two halves ----
 
@@ -487,6 +481,59 @@ def load_policy(
             config.base_model_name_or_path, **kwargs, revision=config.revision, **hub
         )
     return PeftModel.from_pretrained(base, name, **here)
+
+
+def load_main_model(
+    config: LatentPolicyConfig,
+    main_model: str | PreTrainedModel | None = None,
+    main_processing_class: PreTrainedTokenizerBase | None = None,
+    init_kwargs: dict[str, Any] | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    The main model of a policy, frozen, and its tokenizer.
+
+    Args:
+        config ([`LatentPolicyConfig`]):
+            Configuration of the policy, which names main model, revision and dtype.
+        main_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            Main model, or another place for it.
+        main_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Its tokenizer. If `None`, the one saved with it.
+        init_kwargs (`dict`, *optional*):
+            Keyword arguments for loading both.
+
+    Raises:
+        `ValueError`: no main model is known, or it is not where it should be.
+    """
+    init_kwargs = dict(init_kwargs or {})
+    if main_model is None:
+        main_model = config.main_model_name_or_path
+        if main_model is None:
+            raise ValueError(
+                f"`main_model` must be given: the policy {config.name_or_path!r} was trained for one that was built in memory."
+            )
+        init_kwargs = {"revision": config.main_model_revision, **init_kwargs}
+    hub = hub_arguments(init_kwargs)
+    if isinstance(main_model, str):
+        where = {name: hub.get(name) for name in ("revision", "token", "cache_dir")}
+        try:
+            find_file(main_model, "config.json", **where)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"The policy's main model cannot be loaded: {error} Say where it is with `main_model` (on the command line, "
+                "`--main_model_name_or_path`)."
+            ) from error
+        kwargs = {"dtype": config.main_model_dtype or "auto", **init_kwargs}
+        main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
+        main_model.config._commit_hash = hub.get("revision")  # which transformers no longer notes down
+    if main_processing_class is None:
+        name = main_model.config.name_or_path
+        if not name:
+            raise ValueError(
+                "`main_processing_class` must be given: `main_model` was built in memory and names no tokenizer."
+            )
+        main_processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", **hub)
+    return main_model.requires_grad_(False).eval(), main_processing_class
 
 
 def policy_below(model: PeftModel) -> LatentPolicyModel:

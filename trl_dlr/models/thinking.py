@@ -57,6 +57,8 @@ class ThinkingConfig:
             candidates.
         chat_template_kwargs (`dict`, *optional*):
             Keyword arguments for the chat template, with which prompts are rendered.
+        max_completion_length (`int`, *optional*):
+            Tokens of an answer at most when the model was trained.
 
     Raises:
         `ValueError`: if a field does not fit.
@@ -75,6 +77,7 @@ class ThinkingConfig:
     min_candidates: int = 1
     mixture_size: int | None = None
     chat_template_kwargs: dict | None = None
+    max_completion_length: int | None = None
 
     def __post_init__(self):
         if self.latent_type not in LATENT_TYPES:

@@ -110,8 +110,8 @@ class ThinkingReasoner(LatentReasoner):
             Its tokenizer.
         config ([`ThinkingConfig`]):
             How it thinks.
-        max_new_tokens (`int`, *optional*, defaults to `256`):
-            Tokens of an answer at most.
+        max_new_tokens (`int`, *optional*):
+            Tokens of an answer at most. If `None`, as many as the model was trained with, or 256 if `config` names none.
         generation_kwargs (`dict`, *optional*):
             Further fields of [`~transformers.GenerationConfig`]. Answers are greedy unless they say otherwise.
         batch_size (`int`, *optional*):
@@ -127,12 +127,13 @@ class ThinkingReasoner(LatentReasoner):
         model: PreTrainedModel,
         processing_class: PreTrainedTokenizerBase,
         config: ThinkingConfig,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         generation_kwargs: dict[str, Any] | None = None,
         batch_size: int | None = None,
         model_card: str | None = None,
     ):
         thinker = Thinker(config, processing_class, model.get_output_embeddings().weight.size(0))
+        max_new_tokens = max_new_tokens or config.max_completion_length or 256
         engine = TransformersEngine(model, processing_class, max_new_tokens, generation_kwargs, batch_size)
         policy = ThinkingPolicy(model, thinker)
         super().__init__(policy, processing_class, engine, processing_class, model_card=model_card)
@@ -142,7 +143,7 @@ class ThinkingReasoner(LatentReasoner):
         cls,
         pretrained_model_name_or_path: str,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         generation_kwargs: dict[str, Any] | None = None,
         batch_size: int | None = None,
         model_init_kwargs: dict[str, Any] | None = None,

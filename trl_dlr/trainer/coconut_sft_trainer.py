@@ -305,7 +305,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         if num_latents == 0:
             return None
         markers = {"start_marker": args.start_latent_token, "end_marker": args.end_latent_token}
-        return ThinkingConfig(self.latent_type, num_latents, **markers)
+        limit = self.args.max_completion_length
+        return ThinkingConfig(self.latent_type, num_latents, **markers, max_completion_length=limit)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

@@ -30,7 +30,7 @@ from trl.trainer.utils import create_model_from_path, get_callable_name, is_asyn
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
-from ..models.hub import find_file, hub_arguments
+from ..models.hub import check_location, find_file, hub_arguments
 from .latent_grpo_config import LatentGRPOConfig
 from .policy_arguments import LatentPolicyArguments
 
@@ -59,6 +59,8 @@ def assemble(
     if args.chat_template_kwargs is None:
         args.chat_template_kwargs = policy.config.chat_template_kwargs
     policy.config.chat_template_kwargs = args.chat_template_kwargs
+    policy.config.main_model_dtype = str(main_model.dtype).removeprefix("torch.")
+    policy.config.max_completion_length = args.max_completion_length
     if processing_class is None:
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         processing_class = assistant_tokenizer(policy, main_model, main_processing_class, **hub)
@@ -83,6 +85,7 @@ def load_main_model(
         kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code, **(args.main_model_init_kwargs or {})}
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
+        check_location(main_model)
         main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
         main_model.config._commit_hash = kwargs.get("revision")  # which transformers no longer notes down
         return main_model
@@ -163,6 +166,7 @@ def build_policy(
         )
     init_kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if isinstance(model, str):
+        check_location(model)
         config = AutoConfig.from_pretrained(model, **hub_arguments(init_kwargs))
         if config.model_type == LatentPolicyConfig.model_type:
             model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **init_kwargs})

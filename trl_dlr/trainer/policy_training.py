@@ -14,6 +14,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..models import LatentPolicyModel
+from ..models.hub import location_of
 from ..models.latent_policy_config import DENSITIES
 from ..models.reasoner import BASE_POLICY, LatentReasoner
 from .callbacks import EngineCheckCallback
@@ -60,6 +61,8 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
         if not policy.config.name_or_path:
             policy.name_or_path = os.path.abspath(os.path.join(output_dir, BASE_POLICY))
             self._base_policy_state = policy.state_dict()
+        else:
+            policy.name_or_path = location_of(policy)
 
     def _check_engine(self) -> None:
         """Say in what the policy is trained, and make sure of it."""
@@ -141,6 +144,8 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
         with whole_files(output_dir or self.args.output_dir) as folder:
             super()._save(folder, state_dict)
             os.remove(os.path.join(folder, TRAINING_ARGS_NAME))  # a pickle; the card names what it held
+            if is_peft_model(self.accelerator.unwrap_model(self.model)):
+                self.policy.config.save_pretrained(folder)  # for what reads a model by its configuration
             self._save_beside_policy(folder)
             self._write_card(folder)
             self._saved_names = os.listdir(folder)

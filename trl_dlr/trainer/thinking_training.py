@@ -36,9 +36,11 @@ class ThinkingTrainingMixin(WholeCheckpointsMixin):
     def answering(self) -> Iterator[ThinkingReasoner]:
         """The model as a reasoner, for as long as it answers. While it does not think, it is given one latent."""
         model = self.accelerator.unwrap_model(self.model)
-        config = self.thinking_config or ThinkingConfig(self.latent_type, num_latents=1)
+        config = self.thinking_config or ThinkingConfig(
+            self.latent_type, num_latents=1, max_completion_length=self.args.max_completion_length
+        )
         with eval_mode(model):
-            yield ThinkingReasoner(model, self.processing_class, config, self.args.max_completion_length)
+            yield ThinkingReasoner(model, self.processing_class, config)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -56,6 +58,9 @@ class ThinkingTrainingMixin(WholeCheckpointsMixin):
         if not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
+        for config in getattr(self.accelerator.unwrap_model(self.model), "peft_config", {}).values():
+            if os.path.isdir(config.base_model_name_or_path or ""):  # a path that holds anywhere on this machine
+                config.base_model_name_or_path = os.path.abspath(config.base_model_name_or_path)
         with whole_files(output_dir or self.args.output_dir) as folder:
             super()._save(folder, state_dict)
             os.remove(os.path.join(folder, TRAINING_ARGS_NAME))  # a pickle
