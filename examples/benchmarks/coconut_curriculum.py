@@ -191,7 +191,9 @@ def main(args: CurriculumBenchmarkArguments) -> None:
     print(f"\n{'held-out accuracy':<20}{'mean':>8}   {'95%':<16} seeds {args.seeds}, {steps[0]} + {steps[1]} steps")
     for arm in results[0]:
         values = [accuracy[arm] for accuracy in results]
-        mean, low, high = mean_interval(values) if len(values) > 1 else (values[0], float("nan"), float("nan"))
+        mean, low, high = (
+            mean_interval(values, bounds=(0.0, 1.0)) if len(values) > 1 else (values[0], float("nan"), float("nan"))
+        )
         print(f"{arm:<20}{mean:>8.3f}   [{low:.3f}, {high:.3f}]   " + " ".join(f"{value:.3f}" for value in values))
     if args.output_json is not None:
         Path(args.output_json).write_text(json.dumps({"arguments": vars(args), "accuracy": results}, indent=2))

@@ -153,7 +153,9 @@ def main(args: WarmStartArguments) -> None:
     print(f"\n{'held-out accuracy':<26}{'mean':>8}   {'95%':<16} seeds {args.seeds}, {args.seconds:g} s an arm")
     for name in results[0]:
         values = [figures[name] for figures in results]
-        mean, low, high = mean_interval(values) if len(values) > 1 else (values[0], float("nan"), float("nan"))
+        mean, low, high = (
+            mean_interval(values, bounds=(0.0, 1.0)) if len(values) > 1 else (values[0], float("nan"), float("nan"))
+        )
         print(f"{name:<26}{mean:>8.3f}   [{low:.3f}, {high:.3f}]   " + " ".join(f"{value:.3f}" for value in values))
     if args.output_json is not None:
         Path(args.output_json).write_text(json.dumps(dict(zip(map(str, args.seeds), results, strict=True)), indent=2))

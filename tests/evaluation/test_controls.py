@@ -17,6 +17,7 @@ class EchoReasoner:
     """Writes down whose latents it was given."""
 
     controls = LatentReasoner.controls
+    engine = SimpleNamespace(num_truncated=0)
 
     def sample_latents(self, prompts, num_samples, deterministic):
         own = torch.tensor([float(int.from_bytes(prompt.encode(), "big")) for prompt in prompts], dtype=torch.float64)

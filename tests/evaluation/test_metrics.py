@@ -43,6 +43,7 @@ def test_mean_interval_by_hand():
     mean, low, high = mean_interval([1.0, 2.0, 3.0])
     assert (mean, low, high) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-6)
     assert mean_interval([0.25, 0.25]) == (0.25, 0.25, 0.25)
+    assert mean_interval([0.125, 0.25], bounds=(0.0, 1.0)) == (0.1875, 0.0, pytest.approx(0.9816, abs=1e-4))
 
 
 @pytest.mark.parametrize(("num_right", "num_questions"), [(0, 12), (3, 12), (12, 12), (1, 1), (700, 1319)])

@@ -173,7 +173,6 @@ def test_table_and_file_say_the_same(folder, capsys):
         row = re.search(rf"^{name} .*", stdout, flags=re.MULTILINE).group()
         assert f" {figures['pass@1']['mean']:.3f} [" in row and f" {figures['forward_tokens']:.1f} " in row
         sampled = name in ("policy", "fresh_head", "shuffled")
-        assert figures["pass@1"]["interval"] == ("seeds" if sampled else "questions")
         assert len(figures["pass@1"]["runs"]) == (3 if sampled else 1)
         assert figures["decoded"] == 15 * (4 if sampled else 1)
         assert ("pass@2" in figures) == ("majority@2" in figures) == sampled

@@ -7,12 +7,16 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..models import LatentPolicyModel
 from ..models.reasoner import LatentReasoner
+
+
+logger = get_logger(__name__)
 
 
 SAMPLED = ("own", "shuffled", "fresh_head")
@@ -61,10 +65,13 @@ def answer_questions(
     """
     if latents not in reasoner.controls:
         raise ValueError(f"`latents` must be one of {', '.join(reasoner.controls)}, got {latents!r}.")
+    if len(dataset) == 0:
+        raise ValueError("`dataset` must hold at least one question, and is empty.")
     if latents not in SAMPLED:
         num_samples = 1
     num_anchors = reasoner.policy.config.num_latents if latents == "anchors" else 0
     state, answers, prompts, own = PartialState(), [], list(dataset["prompt"]), None
+    before = reasoner.engine.num_truncated
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # Every process draws the latents of all questions, which are cheap: answers do not depend on how many there are
@@ -89,7 +96,14 @@ def answer_questions(
                 given = () if own is None else (own[chunk].flatten(0, 1), lengths[chunk].flatten())
                 texts = reasoner.decode([prompts[place] for place in chunk], *given, num_anchors=num_anchors)
                 answers += [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
-    return gather_object(answers)
+    answers = gather_object(answers)
+    if sum(gather_object([reasoner.engine.num_truncated - before])) == len(prompts) * num_samples:
+        logger.warning(
+            f"{description}: all {len(prompts) * num_samples} answers were cut off at {reasoner.engine.max_new_tokens} "
+            "tokens. If they are meant to end by themselves, raise `max_new_tokens` (in training, "
+            "`max_completion_length`)."
+        )
+    return answers
 
 
 @contextmanager

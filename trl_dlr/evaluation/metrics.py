@@ -64,7 +64,9 @@ def majority_at_k(completions: Sequence[str], is_correct: Sequence[bool], k: int
     return statistics.fmean(bool(is_correct[winner]) for winner in winners)
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+def mean_interval(
+    values: Sequence[float], level: float = 0.95, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float, float]:
     """
     Mean of independent runs, and its confidence interval by Student's t.
 
@@ -73,6 +75,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
             One value a run, at least two.
         level (`float`, *optional*, defaults to `0.95`):
             Confidence level.
+        bounds (`tuple[float, float]`, *optional*):
+            Ends that a mean cannot pass, `(0.0, 1.0)` for shares.
 
     Returns:
         `tuple[float, float, float]`: mean, lower and upper end. The interval is about repeating the runs, not about other
@@ -87,7 +91,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
     reach = stats.t.ppf((1 + level) / 2, df=len(values) - 1).item() * error
-    return mean, mean - reach, mean + reach
+    return mean, max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
 
 
 def wilson_interval(share: float, num_questions: int, level: float = 0.95) -> tuple[float, float]:
@@ -113,4 +117,5 @@ def wilson_interval(share: float, num_questions: int, level: float = 0.95) -> tu
     squared = statistics.NormalDist().inv_cdf((1 + level) / 2) ** 2 / num_questions
     center = share + squared / 2
     reach = math.sqrt(squared * (share * (1 - share) + squared / 4))
-    return max((center - reach) / (1 + squared), 0.0), min((center + reach) / (1 + squared), 1.0)
+    low, high = (center - reach) / (1 + squared), (center + reach) / (1 + squared)
+    return min(max(low, 0.0), share), max(min(high, 1.0), share)  # rounding must not leave the share outside

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from ..models.reasoner import LatentReasoner
 from .controls import SAMPLED, answer_questions, score_answers
-from .metrics import majority_at_k, mean_interval, pass_at_k, wilson_interval
+from .metrics import majority_at_k, pass_at_k, wilson_interval
 
 
 # name of a row -> latents that it is given
@@ -24,19 +24,31 @@ ROWS = {
     "fresh_head": "fresh_head",
     "shuffled": "shuffled",
 }
+LEGEND = {
+    "policy": "latents sampled by the policy",
+    "mean_latents": "the mean of every latent step",
+    "no_latents": "the question alone",
+    "plain_anchors": "as many plain tokens of the anchor text",
+    "zero_latents": "latents of 0",
+    "fresh_head": "latents of the policy with a latent head drawn anew",
+    "untrained": "latents of the policy before training",
+    "shuffled": "latents sampled for another question",
+    "pass@1": "share of right answers",
+    "pass@k": "chance that one of k samples is right",
+    "majority@k": "share of questions of which most of k samples agree on the right answer",
+    "truncated": "share of answers cut off at `max_new_tokens`",
+}
 
 
-def interval(values: list[float], num_questions: int) -> dict[str, float | str | list[float]]:
-    """Mean with its 95% interval: over seeds by Student's t, of a single run over questions by Wilson's score."""
-    if len(values) > 1:
-        mean, low, high = mean_interval(values)
-        return {"mean": mean, "low": low, "high": high, "interval": "seeds", "runs": values}
-    return {
-        "mean": values[0],
-        **dict(zip(("low", "high"), wilson_interval(values[0], num_questions), strict=True)),
-        "interval": "questions",
-        "runs": values,
-    }
+def interval(values: list[float], num_questions: int) -> dict[str, float | int | list[float]]:
+    """
+    Mean over runs with its 95% interval over questions. A question's mean over runs and samples lies between 0 and 1, so
+    Wilson's score covers what differs between questions and what differs between samples of one. Student's t over a few
+    runs would know of the second alone, go beyond 0 and 1, and be empty where the runs agree.
+    """
+    mean = statistics.fmean(values)
+    low, high = wilson_interval(mean, num_questions)
+    return {"mean": mean, "low": low, "high": high, "num_questions": num_questions, "runs": values}
 
 
 def evaluate_row(
@@ -75,16 +87,17 @@ def evaluate_row(
 
     Returns:
         `dict`: `pass@1`, `pass@k` and `majority@k`, each with its mean, 95% interval and runs; the mean number of tokens
-        of an answer, answers decoded, tokens through the main model and seconds, of a run.
+        of an answer, the share of answers that were cut off, answers decoded, tokens through the main model and seconds,
+        of a run.
     """
     engine, runs = reasoner.engine, []
-    counters = ("num_decoded", "num_completion_tokens", "num_forward_tokens")
+    counters = ("num_decoded", "num_completion_tokens", "num_truncated", "num_forward_tokens")
     for seed in seeds if latents in SAMPLED else seeds[:1]:
         before, start = [getattr(engine, counter) for counter in counters], time.perf_counter()
         answers = answer_questions(reasoner, dataset, latents, num_samples, batch_size, seed, f"{name}, seed {seed}")
         seconds = time.perf_counter() - start
         work = [getattr(engine, counter) - count for counter, count in zip(counters, before, strict=True)]
-        num_decoded, num_answer_tokens, num_tokens = (
+        num_decoded, num_answer_tokens, num_truncated, num_tokens = (
             sum(counts) for counts in zip(*gather_object([work]), strict=True)
         )
         rewards = score_answers(dataset, answers, reward)
@@ -97,8 +110,8 @@ def evaluate_row(
             run[f"majority@{k}"] = statistics.fmean(
                 majority_at_k(texts, row, k) for texts, row in zip(answers, is_correct, strict=True)
             )
-        work = {"answer_tokens": num_answer_tokens / num_decoded, "decoded": num_decoded}
-        runs.append((run, {**work, "forward_tokens": num_tokens, "seconds": seconds}))
+        work = {"answer_tokens": num_answer_tokens / num_decoded, "truncated": num_truncated / num_decoded}
+        runs.append((run, {**work, "decoded": num_decoded, "forward_tokens": num_tokens, "seconds": seconds}))
     figures = {figure: interval([run[figure] for run, _ in runs], len(is_correct)) for figure in runs[0][0]}
     return figures | {figure: statistics.fmean(work[figure] for _, work in runs) for figure in runs[0][1]}
 
@@ -114,5 +127,13 @@ def print_table(results: dict[str, dict]) -> None:
             if isinstance(value, dict):
                 cells.append(f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
             else:
-                cells.append("-" if value is None else f"{value:.1f}")
+                cells.append("-" if value is None else f"{value:.{2 if column == 'truncated' else 1}f}")
         print(f"{name:<14}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    print()
+    for name in (*results, *columns):
+        if meaning := LEGEND.get(name) or LEGEND.get(f"{name.partition('@')[0]}@k"):
+            print(f"{name:<14}{meaning}")
+    num_questions = next(iter(results.values()))["pass@1"]["num_questions"]
+    print(
+        f"{'[low, high]':<14}95% interval by Wilson's score, as for other questions of the kind of these {num_questions}"
+    )
