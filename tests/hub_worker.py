@@ -13,6 +13,7 @@ from pathlib import Path
 
 import huggingface_hub.utils._http
 from peft import LoraConfig
+from transformers import pipeline
 from trl import TrlParser
 
 from tests.hub_server import inject
@@ -177,6 +178,10 @@ def pull(folder: Path) -> dict:
     adapter = LatentReasoner.from_pretrained("user/adapter", revision="first", **load)
     seen["adapter"] = answers(adapter)
     seen["reasoner"] = answers(LatentReasoner.from_pretrained("user/bare", **load))
+    loading = {"main_model": MAIN_MODEL, "reasoner_kwargs": {"max_new_tokens": 8}}
+    for name, repository in {"policy": "user/policy", "adapter": "user/bare"}.items():
+        pipe = pipeline("latent-reasoning", model=repository, **loading)
+        seen[f"pipeline_of_{name}"] = [text["generated_text"] for (text,) in pipe(QUESTIONS, batch_size=2)]
     seen["head"] = adapter.value_head is not None
     seen["thinking"] = answers(ThinkingReasoner.from_pretrained("user/thinking", max_new_tokens=8))
     copy = LatentReasoner.from_pretrained("user/copy", revision="v1", max_new_tokens=8)
@@ -203,6 +208,7 @@ def demo(folder: Path) -> dict:
         reasoners.append(reasoner_class(*args)) or reasoners[0]
     )
     arguments = ["--config", "examples/configs/demo.yaml", "--output_dir", str(folder / "run"), "--max_steps", "4"]
+    arguments += ["--main_model_name_or_path", script["SMOLLM2_HUB"]]
     arguments += ["--num_eval_questions", "4", "--num_eval_samples", "2", "--per_device_train_batch_size", "32"]
     arguments += ["--exploration_check_prompts", "0", "--push_to_hub", "true", "--hub_model_id", "user/demo"]
     parser = TrlParser([script[name] for name in ("ScriptArguments", "LatentGRPOConfig", "ModelConfig")])

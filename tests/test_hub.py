@@ -69,7 +69,13 @@ def test_a_policy_is_pushed_with_all_it_needs_and_nothing_to_unpickle(hub, pushe
         *(".gitattributes", "README.md", "config.json", "model.safetensors", "value_head.safetensors"),
         *("tokenizer.json", "tokenizer_config.json", "eval_results.json", "all_results.json", "report/rewards.png"),
     }
-    adapter = {"README.md", "adapter_config.json", "adapter_model.safetensors", "value_head.safetensors"}
+    adapter = {
+        "README.md",
+        "config.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "value_head.safetensors",
+    }
     adapter |= {".gitattributes", "tokenizer.json", "tokenizer_config.json"}
     adapter |= {f"{BASE_POLICY}/config.json", f"{BASE_POLICY}/model.safetensors"}
     assert set(hub.files("user/adapter", "first")) == set(hub.files("user/bare")) == adapter
@@ -105,6 +111,11 @@ def test_private_repositories_and_revisions(hub, pushed, pulled):
 def test_a_download_goes_on_after_a_cut_and_the_cache_serves_without_a_connection(pushed, pulled):
     assert pulled["after_cut"] == pulled["offline"] == pulled["policy"]
     assert pulled["offline_adapter"] == pulled["adapter"]
+
+
+def test_pipelines_of_a_policy_and_of_an_adapter(pulled):
+    assert pulled["pipeline_of_policy"] == pulled["policy"]["texts"]
+    assert pulled["pipeline_of_adapter"] == pulled["reasoner"]["texts"]
 
 
 def test_a_reasoner_keeps_the_card_that_it_was_loaded_with(hub, pushed, pulled):

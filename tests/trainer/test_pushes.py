@@ -48,6 +48,20 @@ def test_a_snapshot_stays_as_it_was(tmp_path, monkeypatch, has_links):
     assert contents(snapshot) == before
 
 
+def test_a_main_model_in_a_folder_of_this_machine_is_not_named(tmp_path):
+    folders = {"main": str(tmp_path / "main"), BASE_POLICY: "user/main"}
+    for name, main_model in folders.items():
+        (tmp_path / "policy" / name).mkdir(parents=True)
+        config = {"model_type": "latent_policy", "main_model_name_or_path": main_model}
+        (tmp_path / "policy" / name / "config.json").write_text(json.dumps(config))
+    snapshot = Path(take_snapshot(str(tmp_path / "policy"), str(tmp_path / "snapshots")))
+    found = {name: json.loads((snapshot / name / "config.json").read_text()) for name in folders}
+    assert found["main"] == {"model_type": "latent_policy", "main_model_name_or_path": None}
+    assert found[BASE_POLICY]["main_model_name_or_path"] == "user/main"
+    kept = json.loads((tmp_path / "policy" / "main" / "config.json").read_text())
+    assert kept["main_model_name_or_path"] == folders["main"]  # of the run itself
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_training_writes_meanwhile_is_not_in_an_upload(tmp_path, monkeypatch, fails):
     trainer = make_trainer(tmp_path)

@@ -186,11 +186,11 @@ def evaluate_latents(
     highest = rewards.nan_to_num(-torch.inf).amax(1)
     is_mixed = highest > rewards.nan_to_num(torch.inf).amin(1)
     figures = {
-        "reward": rewards.nanmean().item(),
-        "accuracy": (correct[is_judged] > 0).float().mean().item(),
-        "format": (formatted[~formatted.isnan()] > 0).float().mean().item(),
-        "pass_at_k": (correct > 0).any(dim=1)[is_judged.any(dim=1)].float().mean().item(),
-        "mixed": is_mixed[is_scored.any(dim=1)].float().mean().item(),
+        "reward": rewards.double().nanmean().item(),
+        "accuracy": (correct[is_judged] > 0).double().mean().item(),
+        "format": (formatted[~formatted.isnan()] > 0).double().mean().item(),
+        "pass_at_k": (correct > 0).any(dim=1)[is_judged.any(dim=1)].double().mean().item(),
+        "mixed": is_mixed[is_scored.any(dim=1)].double().mean().item(),
     }
     if format_reward is None:
         del figures["format"]

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData, hf_hub_download, try_to_load_from_cache
@@ -63,6 +64,15 @@ def find_file(
 
 # Keyword arguments of `from_pretrained` that say where files come from, rather than what becomes of them
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "code_revision")
+
+
+def leave_out_folders(folder: str) -> None:
+    """Have the configurations of what is to be uploaded name no main model that is a folder of this machine."""
+    for path in Path(folder).rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name = config.get("main_model_name_or_path")
+        if name is not None and hub_name(name) is None:
+            path.write_text(json.dumps({**config, "main_model_name_or_path": None}, indent=2) + "\n", encoding="utf-8")
 
 
 def hub_arguments(init_kwargs: dict[str, Any] | None, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine, tokenize_prompts
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..rewards import majority_vote
-from .hub import find_file, hub_arguments, readable_push_errors, short_card
+from .hub import find_file, hub_arguments, leave_out_folders, readable_push_errors, short_card
 from .latent_policy import LatentPolicyModel, LatentPolicyOutput
 from .latent_policy_config import LatentPolicyConfig
 from .value_head import VALUE_HEAD_FILE, ValueHead
@@ -271,10 +271,13 @@ class LatentReasoner:
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            leave_out_folders(folder)
             with readable_push_errors(repo_id):
                 repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
                 if revision is not None:
                     api.create_branch(repo_id, branch=revision, exist_ok=True)
+                if isinstance(self.model, PeftModel):
+                    name_base_policy_beside(folder, repo_id)
                 card = self.model_card
                 if card is None:
                     try:
@@ -510,7 +513,8 @@ def load_main_model(
         main_model = config.main_model_name_or_path
         if main_model is None:
             raise ValueError(
-                f"`main_model` must be given: the policy {config.name_or_path!r} was trained for one that was built in memory."
+                f"`main_model` must be given: the policy {config.name_or_path!r} was trained for one that was built in memory "
+                "or, if it is from the Hub, lies in a folder of another machine."
             )
         init_kwargs = {"revision": config.main_model_revision, **init_kwargs}
     hub = hub_arguments(init_kwargs)
@@ -546,7 +550,10 @@ def policy_below(model: PeftModel) -> LatentPolicyModel:
     return model.unload()
 
 
-def name_base_policy_beside(folder: str) -> None:
-    """Have a saved adapter name the base policy in its folder, not where on this machine it came from."""
+def name_base_policy_beside(folder: str, repo_id: str = BASE_POLICY) -> None:
+    """
+    Have a saved adapter name the base policy in its folder, not where on this machine it came from. On the Hub that is
+    its own repository, which has the policy's configuration.
+    """
     path = Path(folder, "adapter_config.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": BASE_POLICY}, indent=2))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": repo_id}, indent=2))

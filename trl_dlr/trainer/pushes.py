@@ -18,7 +18,7 @@ from transformers.utils import PushInProgress
 from trl.data_utils import is_conversational
 
 from ..evaluation.report import PROBE_FILES, RUN_FILE
-from ..models.hub import DEFAULT_PROMPT, describe_push_failure, readable_push_errors
+from ..models.hub import DEFAULT_PROMPT, describe_push_failure, leave_out_folders, readable_push_errors
 from ..models.reasoner import BASE_POLICY, name_base_policy_beside, policy_below
 from .checkpoints import whole_files
 from .model_card import training_card
@@ -49,7 +49,9 @@ def take_snapshot(folder: str, parent: str) -> str:
     snapshot = tempfile.mkdtemp(dir=parent)
     pages = "report.html", RUN_FILE, *PROBE_FILES.values()
     ignored = shutil.ignore_patterns("_*", f"{PREFIX_CHECKPOINT_DIR}-*", *pages)
-    return shutil.copytree(folder, snapshot, ignore=ignored, copy_function=keep, dirs_exist_ok=True)
+    shutil.copytree(folder, snapshot, ignore=ignored, copy_function=keep, dirs_exist_ok=True)
+    leave_out_folders(snapshot)
+    return snapshot
 
 
 class PolicyPushesMixin:
@@ -210,7 +212,7 @@ class PolicyPushesMixin:
                 with whole_files(folder) as staged:
                     policy_below(model).save_pretrained(staged)
                 self._base_policy_is_saved = True
-            name_base_policy_beside(self.args.output_dir)
+            name_base_policy_beside(self.args.output_dir, self.hub_model_id or BASE_POLICY)
 
     @property
     def _what_is_left(self) -> str:
