@@ -385,7 +385,8 @@ def test_a_main_model_that_has_moved_is_said_where(main_folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["./nope", "/nope", "../nope/policy", "a/b/c", "outputs/", "~/policy"])
-def test_a_folder_that_does_not_exist_is_not_looked_for_on_the_hub(name, monkeypatch):
+def test_a_folder_that_does_not_exist_is_not_looked_for_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "hf_hub_download", lambda *args, **kwargs: pytest.fail("asked the Hub"))
     monkeypatch.setattr(hub.HfApi, "file_exists", lambda *args, **kwargs: pytest.fail("asked the Hub"))
     for load in (LatentReasoner, ThinkingReasoner):
