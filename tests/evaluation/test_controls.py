@@ -9,6 +9,7 @@ import torch
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
 from trl_dlr import LatentPolicyModel, fresh_layers
 from trl_dlr.evaluation import answer_questions, controls, evaluate_latents, score_answers
+from trl_dlr.evaluation.table import evaluate_row
 from trl_dlr.generation import TransformersEngine
 from trl_dlr.models.reasoner import LatentReasoner
 
@@ -79,6 +80,23 @@ def test_answers_without_a_reward_are_left_out():
     )
     expected = {"reward": (1 - 1 + 0 + 2) / 4, "accuracy": 2 / 3, "format": 2 / 3, "pass_at_k": 1.0, "mixed": 1.0}
     assert figures == pytest.approx(expected)
+
+
+def test_a_table_leaves_out_questions_without_a_reward():
+    class CountingReasoner(EchoReasoner):
+        engine = SimpleNamespace(num_decoded=0, num_completion_tokens=0, num_forward_tokens=0)
+
+        def decode(self, prompts, *args, **kwargs):
+            self.engine.num_decoded += len(prompts)
+            return super().decode(prompts, *args, **kwargs)
+
+    def judge(completions, prompts, **kwargs):
+        return [1.0, -1.0, 1.0, None, None, None]
+
+    figures = evaluate_row(CountingReasoner(), distinct(3), judge, "own", "policy", [0], 2, 2, 8)
+    assert figures["pass@1"]["mean"] == 0.5 and figures["pass@2"]["mean"] == 1.0
+    with pytest.raises(ValueError, match="`reward` must judge"):
+        evaluate_row(CountingReasoner(), distinct(3), lambda **kwargs: [None] * 6, "own", "policy", [0], 2, 2, 8)
 
 
 def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():

@@ -319,6 +319,8 @@ def test_accuracy_on_held_out_questions_is_evaluated(tmp_path, stage):
     trainer._answer = lambda dataset: [["=0"], ["=2"], ["=2"], ["=2"]]
     figures = trainer.evaluate()
     assert figures["eval_accuracy"] == 0.5 and figures["eval_loss"] > 0
+    trainer.reward_func = lambda completions, **kwargs: [1.0, None, None, None]
+    assert trainer.evaluate()["eval_accuracy"] == 1.0  # of what has a reward
     del trainer._answer
     answers = trainer._answer(trainer.eval_dataset)
     assert len(answers) == 4 and all(len(row) == 1 for row in answers)

@@ -104,6 +104,8 @@ def evaluate_row(
         is_judged = ~rewards.isnan().any(dim=1)  # the reward has an opinion on all of a question's answers
         answers = [texts for texts, is_kept in zip(answers, is_judged.tolist(), strict=True) if is_kept]
         is_correct = (rewards[is_judged] > 0).tolist()
+        if not is_correct:
+            raise ValueError("`reward` must judge all answers to at least one question, got `None` for each of them.")
         run = {"pass@1": statistics.fmean(statistics.fmean(row) for row in is_correct)}
         if latents in SAMPLED and k > 1:
             run[f"pass@{k}"] = statistics.fmean(pass_at_k(len(row), sum(row), k) for row in is_correct)

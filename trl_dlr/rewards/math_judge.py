@@ -36,7 +36,8 @@ def _forget() -> None:
     _process, _lock = None, threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget)  # the parent goes on asking
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget)  # the parent goes on asking
 
 
 @atexit.register
@@ -53,7 +54,7 @@ def _start() -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     _process = subprocess.Popen([sys.executable, __file__, str(SECONDS)], env=paths, **pipes)
-    if not _process.stdout.readline():
+    if "ready\n" not in _process.stdout:
         _stop()
         raise RuntimeError("math-verify could not be started in a process of its own, which has printed why.")
 
@@ -98,6 +99,7 @@ def _serve(seconds: float) -> None:
     from math_verify import LatexExtractionConfig, parse, verify
 
     logging.disable()
+    replies, sys.stdout = sys.stdout, sys.stderr
     config = [LatexExtractionConfig(boxed_match_priority=-1)]
 
     def judge(*expressions: str) -> bool:
@@ -107,7 +109,7 @@ def _serve(seconds: float) -> None:
 
     judge("x + 1", r"\frac{2x + 2}{2}")  # builds the parser's tables
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    print("ready", flush=True)
+    print("ready", file=replies, flush=True)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # whose signal ends the process
         start = time.process_time()
@@ -116,7 +118,7 @@ def _serve(seconds: float) -> None:
         except Exception:
             is_same = False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps([is_same, time.process_time() - start]), flush=True)
+        print(json.dumps([is_same, time.process_time() - start]), file=replies, flush=True)
 
 
 if __name__ == "__main__":

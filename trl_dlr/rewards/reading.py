@@ -93,13 +93,13 @@ NUMBER = re.compile(_NUMBER, re.VERBOSE)
 _ANY_NUMBER = re.sub(r"\?P<\w+>", "?:", _NUMBER)
 
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-SCALES |= {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9}
+SCALES |= {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "mn": 10**6, "bn": 10**9, "lakh": 10**5, "crore": 10**7}
 SCALE = re.compile(rf"\s*({'|'.join(SCALES)})s?(?!\w)")
 UNIT = re.compile(r"(?:[^\W\d_]\.?|[\s'\"%)\]}/-]|(?<=[a-z])\s?\^\{?[23]\}?|(?<=[a-z])[23](?!\w))*")
 NO_UNIT = re.compile(
     r"\s?[-/]?\s?(?![mglLsdhCFKWVAJN][23]?\b|a\s[a-z])[a-zA-Z](?![a-zA-Z'])"  # a variable, as in 18x
     r"|.*\b(?:plus|minus|multiplied|divided|squared|cubed|factorial|half|halves|thirds|tenths|hundredths|thousandths|or|is|are"
-    r"|was|were|not|never|cannot)\b|.*n't\b",
+    r"|was|were|be|not|never|cannot|wrong|incorrect)\b|.*n't\b",
     re.DOTALL,
 )
 PREFIX = re.compile(
@@ -172,12 +172,12 @@ def listed_numbers(text: str) -> list[Number] | None:
 
 _SMALL = (
     r"think|believe|say|be|been|that|it|it's|this|the|a|final|correct|right|answer|total|result|is|was|equals?|to|really"
-    r"|possibly|necessarily|definitely|exactly"
+    r"|possibly|necessarily|definitely|exactly|make|give|get|have"
 )
 DENIED = re.compile(
-    rf"(?:\b(?:not|never|cannot|neither|nor|instead\s+of|anything\s+but)|n't)\s+(?:(?:{_SMALL})\W+)*{_ANY_NUMBER}"
+    rf"(?:\b(?:not?|never|cannot|neither|nor|by\s+no\s+means|instead\s+of|far\s+from|(?:anything|all)\s+but)|n't)\s+(?:(?:{_SMALL})\W+)*{_ANY_NUMBER}"
     rf"|(?:{_ANY_NUMBER}\s+)?(?:\w+\s+)?than\s+{_ANY_NUMBER}"
-    rf"|{_ANY_NUMBER}\s+(?:(?:is|was|would\s+be)\s*(?:n't|not|never|wrong|incorrect|false)|can't|cannot)\b",
+    rf"|{_ANY_NUMBER}\s+(?:(?:is|was|would\s+be|does)\s*(?:\w+ly\s+)?(?:n't|not|never|wrong|incorrect|false)|can't|cannot)\b",
     re.VERBOSE | re.IGNORECASE,
 )
 JOINED = re.compile(  # a list, a range or an operation
@@ -186,8 +186,9 @@ JOINED = re.compile(  # a list, a range or an operation
          | \b(?:or|and|to|maybe|perhaps|plus|minus|times|of|(?:divided|multiplied)\s+by)\b )+ {_ANY_NUMBER}(?P=unit))+""",
     re.VERBOSE,
 )
+SAME = re.compile(r"(?:[\s,;.]|\bor\b)*")  # between numbers that are said twice
 SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])(?<!approx)[.!?](?=[\s\"')*_]|$)|\n")
-CLAUSE_END = re.compile(r",\s|;|\b(?:so|thus|hence|therefore|then|but)\b")
+CLAUSE_END = re.compile(r",\s|;|\b(?:so|thus|hence|therefore|then)\b")
 REASON = re.compile(r"\b(?:because|since|if|when|where|although|though)\b")
 STATES = re.compile(
     r"(?<![<>!])=>?|->|→|⇒|\\(?:[lL]ong)?[rR]ightarrow|\\implies|:(?!\d)"
@@ -209,7 +210,8 @@ def stated_number(text: str) -> Number | None:
 
     def keep_if_same(match: re.Match) -> str:
         numbers = list(NUMBER.finditer(match[0]))
-        return match[0][numbers[-1].start() :] if len({_value(number, "") for number in numbers}) == 1 else ""
+        is_same = len({_value(number, "") for number in numbers}) == 1 and SAME.fullmatch(NUMBER.sub(" ", match[0]))
+        return match[0][numbers[-1].start() :] if is_same else ""
 
     text = JOINED.sub(keep_if_same, DENIED.sub("", text))
     ends = [0, *(end.end() for end in SENTENCE_END.finditer(text)), len(text)]
