@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from trl_dlr import LatentGRPOConfig
+from trl_dlr.trainer.options import GroupArguments
 from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
 from trl_dlr.trainer.remedy_arguments import RemedyArguments
 
@@ -23,7 +24,8 @@ CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 def test_the_configuration_table_has_every_field_and_its_default():
     rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", CONFIGURATION, flags=re.MULTILINE))
     of_grpo = [field for field in fields(LatentGRPOConfig) if field.name in LatentGRPOConfig.__annotations__]
-    own = {field.name: field.default for field in (*fields(LatentPolicyArguments), *fields(RemedyArguments), *of_grpo)}
+    inherited = [field for base in (LatentPolicyArguments, RemedyArguments, GroupArguments) for field in fields(base)]
+    own = {field.name: field.default for field in (*inherited, *of_grpo)}
     assert {name: ast.literal_eval(default) for name, default in rows.items()} == own
 
 
