@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, Lfm2Config, Lfm2ForCausalLM
 
-from tests.tiny import random_main_model, tiny_tokenizer
+from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
 from trl_dlr.generation import TransformersEngine
 
 
@@ -30,8 +30,20 @@ def plain_greedy(model, ids, latent_embeds, max_new_tokens):
     return completion
 
 
+def hybrid_main_model():
+    """Of convolutions and attention, which keep different things in a cache."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    layer_types = ["conv", "full_attention", "conv"]
+    kwargs = {"layer_types": layer_types, "num_hidden_layers": 3, "initializer_range": 0.2}
+    tokens = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    return Lfm2ForCausalLM(Lfm2Config(**sizes, **kwargs, **tokens)).eval()
+
+
+@pytest.mark.parametrize("make_main_model", [random_main_model, hybrid_main_model])
 @torch.no_grad()
-def test_shared_prompts_and_padding_give_the_tokens_of_each_row_alone(engine):
+def test_shared_prompts_and_padding_give_the_tokens_of_each_row_alone(make_main_model):
+    engine = TransformersEngine(make_main_model(), tiny_tokenizer(), max_new_tokens=12)
     latent_embeds = 2 * torch.randn(6, 3, 64)
     num_samples = torch.tensor([2, 1, 3])
     together = engine.generate(ids_of(PROMPTS), latent_embeds, num_samples)

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.generation.test_vllm_server_engine import free_port
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr.generation import TransformersEngine, VLLMEngine, VLLMServerEngine
+from trl_dlr.generation import vllm_engine as vllm_module
 
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +127,44 @@ def test_without_vllm_it_says_how_to_install_it(monkeypatch):
 def test_tensor_parallelism_is_left_to_the_server():
     with pytest.raises(ValueError, match="vllm serve main --enable-prompt-embeds --tensor-parallel-size 2"):
         VLLMEngine("main", *pieces(random_main_model(), tiny_tokenizer()), 12, llm_kwargs={"tensor_parallel_size": 2})
+
+
+class FakeLLM:
+    """A vLLM that multiplies embeddings by `scale` where it is given them."""
+
+    scale = 1.0
+
+    def __init__(self, model, **kwargs):
+        self.main_model = random_main_model(initializer_range=0.2)
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64))
+
+    def generate(self, inputs, params, use_tqdm):
+        outputs = []
+        for row in inputs:
+            if "prompt_embeds" in row:
+                logits = self.main_model(inputs_embeds=self.scale * row["prompt_embeds"][None]).logits
+            else:
+                logits = self.main_model(torch.tensor([row["prompt_token_ids"]])).logits
+            likely = logits[0, -1].topk(getattr(params, "logprobs", 1)).indices.tolist()
+            output = SimpleNamespace(token_ids=likely[:1], logprobs=[dict.fromkeys(likely)])
+            outputs.append(SimpleNamespace(outputs=[output]))
+        return outputs
+
+
+@pytest.mark.parametrize("scale", [1.0, 45.0])
+def test_a_vllm_that_reads_embeddings_differently_than_tokens_is_refused(monkeypatch, scale):
+    fake = ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = FakeLLM, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: fake)
+    monkeypatch.setattr(FakeLLM, "scale", scale)
+    monkeypatch.setattr(vllm_module, "PROBE_TEXTS", ("A12", "B1", "C123456"))
+    arguments = "main", *pieces(random_main_model(initializer_range=0.2), tiny_tokenizer()), 12
+    if scale == 1.0:
+        assert VLLMEngine(*arguments).max_model_len == 64
+    else:  # as of Gemma, whose embeddings are scaled already
+        with pytest.raises(ValueError, match="differently from the main model's embeddings than from its tokens"):
+            VLLMEngine(*arguments)
 
 
 @pytest.mark.vllm

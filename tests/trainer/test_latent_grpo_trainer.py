@@ -49,7 +49,6 @@ def make_trainer(
         "max_steps": 8,
         "num_generations": 4,
         "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
         "num_iterations": 2,
         "max_completion_length": 4,
         "learning_rate": 1e-3,

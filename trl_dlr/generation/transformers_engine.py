@@ -104,7 +104,7 @@ class TransformersEngine(DecodingEngine):
                 **{CACHE_ARGUMENT: cache},
                 use_cache=True,
             )
-            cache.batch_select_indices(prompt_of)
+            cache.reorder_cache(prompt_of)
             # Rows with fewer latents have them on the right, after a masked gap: the first token is read off the last one
             is_latent = [mask.new_ones(len(latents)) for latents in latent_embeds]
             latents = pad_sequence(latent_embeds, batch_first=True, padding_side="left")
@@ -141,7 +141,7 @@ class TransformersEngine(DecodingEngine):
                 return completions
             keep = (~is_finished).nonzero().squeeze(1)
             alive, completion_ids = alive[keep], completion_ids[keep]
-            cache.batch_select_indices(keep)
+            cache.reorder_cache(keep)
             new_ids = completion_ids[:, done:]
             embeds = torch.cat([embeds[keep], self.model.get_input_embeddings()(new_ids)], dim=1)
             mask = torch.cat([mask[keep], mask.new_ones(new_ids.shape)], dim=1)

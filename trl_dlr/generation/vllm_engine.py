@@ -15,6 +15,11 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 from .engine import DecodingEngine, prompt_embeds
 
 
+# A main model is known by how it continues these
+PROBE_TEXTS = ("The capital of France is", "1, 2, 3, 4, 5,", "Once upon a")
+PROBE_CANDIDATES = 5
+
+
 class VLLMEngine(DecodingEngine):
     """
     Decodes with a [`vllm.LLM`] of this process, which holds a copy of the main model of its own.
@@ -44,8 +49,8 @@ class VLLMEngine(DecodingEngine):
 
     Raises:
         `ImportError`: vLLM is not installed.
-        `ValueError`: `tensor_parallel_size` is above 1, `max_model_len` leaves no room for `max_new_tokens`, or
-        `generation_kwargs` set what the engine sets.
+        `ValueError`: `tensor_parallel_size` is above 1, `max_model_len` leaves no room for `max_new_tokens`,
+        `generation_kwargs` set what the engine sets, or vLLM reads embeddings of this main model differently than tokens.
     """
 
     def __init__(
@@ -84,6 +89,28 @@ class VLLMEngine(DecodingEngine):
         self.embed_tokens = embed_tokens
         self.max_model_len = self.llm.llm_engine.model_config.max_model_len
         self.check_length(1, 0)
+        self._check_embeddings(processing_class)
+
+    @torch.no_grad()
+    def _check_embeddings(self, processing_class: PreTrainedTokenizerBase) -> None:
+        """The next token after a prompt must be the same from its embeddings as from its tokens."""
+        from vllm import SamplingParams
+
+        prompts, greedy = probe_prompts(processing_class), {"temperature": 0.0, "max_tokens": 1, "detokenize": False}
+        embeds = prompt_embeds(self.embed_tokens, prompts, range(len(prompts)), None)
+        candidates = SamplingParams(**greedy, logprobs=PROBE_CANDIDATES)
+        from_ids = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], candidates, use_tqdm=False)
+        from_embeds = self.llm.generate(
+            [{"prompt_embeds": row} for row in embeds], SamplingParams(**greedy), use_tqdm=False
+        )
+        for ids_output, embeds_output in zip(from_ids, from_embeds, strict=True):
+            # Near ties may fall either way in bfloat16
+            if embeds_output.outputs[0].token_ids[0] not in ids_output.outputs[0].logprobs[0]:
+                raise ValueError(
+                    "vLLM continues a text differently from the main model's embeddings than from its tokens. It scales "
+                    "those of some architectures, such as Gemma, once more, and would decode nonsense after latents. Use "
+                    "the transformers engine (`use_vllm=False`) for this main model."
+                )
 
     def _describe_limit(self, length):
         return f"vLLM's `max_model_len={self.max_model_len}`. Set it to at least {length}."
@@ -96,6 +123,11 @@ class VLLMEngine(DecodingEngine):
         sampling_params = SamplingParams(**{"detokenize": False, **self.fields, "max_tokens": self.max_new_tokens})
         outputs = self.llm.generate(inputs, sampling_params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def probe_prompts(processing_class: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Tokens of [`PROBE_TEXTS`]."""
+    return [processing_class(text, add_special_tokens=False)["input_ids"] for text in PROBE_TEXTS]
 
 
 def sampling_fields(max_new_tokens: int, eos_token_ids: list[int], generation_kwargs: dict | None) -> dict:

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from .engine import DecodingEngine, prompt_embeds
-from .vllm_engine import sampling_fields
+from .vllm_engine import PROBE_CANDIDATES, probe_prompts, sampling_fields
 
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 PASSING_STATUS = (500, 502, 503, 504)  # an engine that has died answers 500 until its server is started again
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between tries
 HEARTBEAT = 5.0  # seconds between looks at a server that has not answered yet
-PROBE_TEXTS = ("The capital of France is", "1, 2, 3, 4, 5,", "Once upon a")
-PROBE_CANDIDATES = 5
 # What a server's `generation_config.json` would decide otherwise
 NEUTRAL = {
     "top_p": 1.0,
@@ -135,8 +133,8 @@ class VLLMServerEngine(DecodingEngine):
     @torch.no_grad()
     def _check_main_model(self, processing_class: PreTrainedTokenizerBase) -> None:
         """The next token after a prompt must be the same from its embeddings as from its tokens."""
-        prompts = [processing_class(text, add_special_tokens=False)["input_ids"] for text in PROBE_TEXTS]
-        embeds = [row.cpu() for row in prompt_embeds(self.embed_tokens, prompts, [0, 1, 2], None)]
+        prompts = probe_prompts(processing_class)
+        embeds = [row.cpu() for row in prompt_embeds(self.embed_tokens, prompts, range(len(prompts)), None)]
         fields = {**NEUTRAL, "temperature": 0.0, "max_tokens": 1}
         try:
             from_embeds = self._complete(embeds, fields)

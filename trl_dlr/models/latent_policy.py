@@ -547,7 +547,7 @@ class LatentPolicyModel(PreTrainedModel):
         hidden_states = self._run_assistant(
             attention_mask, input_ids=input_ids, use_cache=True, **{CACHE_ARGUMENT: cache}
         ).last_hidden_state
-        cache.batch_select_indices(rows)
+        cache.reorder_cache(rows)
         return cache, attention_mask[rows], hidden_states[rows, -1:]
 
     @torch.no_grad()
@@ -585,7 +585,7 @@ class LatentPolicyModel(PreTrainedModel):
             noise = self.draw_noise(shape)
         else:  # step by step, so that fewer latents are the same first ones
             noise = torch.cat([self.draw_noise((shape[0], 1, shape[2])) for _ in range(shape[1])], dim=1)
-        self.check_length(int(attention_mask.sum(1).max()))
+        self.check_length(input_ids.size(1))
         stop_draws = None
         if self.config.learn_stop:
             stop_draws = noise.new_full(shape[:2], 0.5) if deterministic else torch.rand(shape[:2], device=rows.device)

@@ -281,7 +281,7 @@ class Thinker:
             logits = output.logits[:, -1]
             states = output.hidden_states[-1][:, -1] if self.latents.needs_hidden_states else None
             if not drawn:
-                cache.batch_select_indices(rows)
+                cache.reorder_cache(rows)
                 logits, mask = logits[rows], mask[rows]
                 states = None if states is None else states[rows]
             if config.stop_at_end_marker:

@@ -258,7 +258,7 @@ def decode(
     embeds = embed(prompt_ids)
     forward(embeds, prompt_length)
     prompt_of = torch.zeros(rows, dtype=torch.long)
-    cache.batch_select_indices(prompt_of)
+    cache.reorder_cache(prompt_of)
     latents = torch.zeros(rows, num_latents, embed.embedding_dim)
     embeds = torch.cat([embeds[prompt_of], latents.to(embeds)], dim=1)  # `generate` wants all of it
     length = prompt_length + num_latents
