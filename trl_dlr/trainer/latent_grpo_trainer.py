@@ -785,8 +785,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
     def _load_rng_state(self, checkpoint: str | None):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and self.prescreener is not None:
-            self.prescreener.load_head(checkpoint)
-            self.prescreener.load_state(checkpoint)
+            self.prescreener.load(checkpoint)
 
     def _load_best_model(self):
         super()._load_best_model()

@@ -113,7 +113,9 @@ class Prescreener:
     def load_head(self, folder: str) -> None:
         self.head.load_state_dict(load_file(os.path.join(folder, VALUE_HEAD_FILE)))
 
-    def load_state(self, folder: str) -> None:
+    def load(self, folder: str) -> None:
+        """Load what [`save_head`] and [`save_state`] wrote."""
+        self.load_head(folder)
         path, device = os.path.join(folder, self.STATE_FILE), self.reward_range.device
         tensors = {name: tensor.to(device) for name, tensor in load_file(path).items()}
         self.reward_range = tensors.pop("reward_range")
