@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import TrlParser
 
 from trl_dlr import LatentPolicyConfig, LatentReasoner
+from trl_dlr.cli.arguments import file_loader
 from trl_dlr.evaluation import check_main_model
 from trl_dlr.evaluation.table import ROWS, evaluate_row, print_table
 from trl_dlr.generation import TransformersEngine
@@ -98,7 +99,7 @@ def find_main_model(
 
 def load_test_questions(script_args: ScriptArguments) -> tuple[Dataset, Callable[..., list[float]]]:
     """Held-out questions, and the reward that judges answers to them."""
-    is_file = script_args.dataset_name.endswith((".json", ".jsonl"))
+    is_file = file_loader(script_args.dataset_name) is not None
     if is_file and script_args.eval_dataset_name is None:
         script_args.eval_dataset_name = script_args.dataset_name
     dataset = load_questions(script_args)[1]

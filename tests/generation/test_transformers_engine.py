@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Lfm2Config, Lfm2ForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerFast
 
 from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
 from trl_dlr.generation import TransformersEngine
+from trl_dlr.generation.text import StopStrings
 
 
 PROMPTS = ["A12", "B1", "C123456"]
@@ -168,10 +170,130 @@ def test_a_main_models_own_generation_config_does_not_change_what_is_greedy(engi
     assert penalized.generate(ids_of(PROMPTS), latent_embeds) != expected
 
 
-@pytest.mark.parametrize("name", ["max_new_tokens", "num_return_sequences", "num_beams"])
+OF_THE_MAIN_MODEL = [
+    {"num_beams": 3},
+    {"num_beams": 2, "num_return_sequences": 2},
+    {"no_repeat_ngram_size": 1},
+    {"suppress_tokens": list(range(2, 12))},
+    {"begin_suppress_tokens": list(range(2, 12))},
+    {"forced_eos_token_id": 3},
+    {"guidance_scale": 1.5},
+    {"bad_words_ids": [[token] for token in range(2, 12)]},
+    {"stop_strings": list("0123456789=")},
+    {"min_length": 50},
+    {"max_length": 3},
+    {"max_time": 1e-9},
+    {"cache_implementation": "static"},
+    {"use_cache": False},
+    {"return_dict_in_generate": True, "output_scores": True},
+    {"prompt_lookup_num_tokens": 2},
+    {"exponential_decay_length_penalty": (1, 2.0)},
+    {"repetition_penalty": 3.0, "do_sample": True, "temperature": 3.0},
+]
+
+
+@pytest.mark.parametrize("settings", OF_THE_MAIN_MODEL, ids=lambda settings: "-".join(settings))
+def test_greedy_is_greedy_whatever_the_main_model_says(settings):
+    main_model, latent_embeds = often_ending_main_model(), torch.randn(3, 2, 64)
+    expected = [
+        plain_greedy(main_model, ids, embeds, 12) for ids, embeds in zip(ids_of(PROMPTS), latent_embeds, strict=True)
+    ]
+    for name, value in settings.items():
+        setattr(main_model.generation_config, name, value)
+    own = main_model.generation_config
+    engine = TransformersEngine(main_model, tiny_tokenizer(), max_new_tokens=12)
+    assert engine.generate(ids_of(PROMPTS), latent_embeds) == expected
+    assert "".join(engine.stream(ids_of(PROMPTS)[2], latent_embeds[2:])) == engine.decode(expected[2:])[0]
+    assert main_model.generation_config is own and own.to_diff_dict().items() >= settings.items()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["max_new_tokens", "num_return_sequences", "num_beams", "cache_implementation", "forced_eos_token_id", "max_time"]
+    + ["begin_suppress_tokens", "guidance_scale", "stop", "temprature"],
+)
 def test_a_row_has_one_completion(name):
-    with pytest.raises(ValueError, match=f"generation_kwargs.*must not set {name}.*max_completion_length"):
+    with pytest.raises(ValueError, match=f"generation_kwargs.*must not set {name}:.*max_completion_length.*do_sample"):
         TransformersEngine(random_main_model(), tiny_tokenizer(), 5, {name: 2})
+
+
+def test_what_only_sampling_reads_is_refused_without_it():
+    with pytest.raises(ValueError, match="sets temperature, top_k, which have no meaning.*do_sample=True"):
+        TransformersEngine(random_main_model(), tiny_tokenizer(), 5, {"top_k": 5, "temperature": 0.5})
+
+
+# ---- Stop strings ----
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_stop_strings_end_rows(batch_size):
+    main_model, tokenizer, latent_embeds = often_ending_main_model(), tiny_tokenizer(), 2 * torch.randn(9, 3, 64)
+    num_samples = torch.tensor([4, 2, 3])
+    plain = TransformersEngine(main_model, tokenizer, 12)
+    whole = plain.generate(ids_of(PROMPTS), latent_embeds, num_samples)
+    texts = [[tokenizer.decode(ids[:n]) for n in range(1, len(ids) + 1)] for ids in whole]
+    pairs = [tokenizer.decode(ids[n : n + 2]) for ids in whole for n in range(len(ids) - 2)]
+    stop = next(pair for pair in pairs if any(pair not in text[-1] for text in texts))  # not in all of them
+    engine = TransformersEngine(main_model, tokenizer, 12, {"stop_strings": stop}, batch_size)
+    completions = engine.generate(ids_of(PROMPTS), latent_embeds, num_samples)
+    rows = torch.arange(3).repeat_interleave(num_samples).tolist()
+    for row, ids, before, text, embeds in zip(rows, completions, whole, texts, latent_embeds, strict=True):
+        has_stop = stop in text[-1]
+        assert ids == (before[: 1 + [stop in part for part in text].index(True)] if has_stop else before)
+        assert engine.is_finished(ids) == (has_stop or 1 in before)
+        assert "".join(engine.stream(ids_of(PROMPTS)[row], embeds[None])) == engine.decode([ids])[0]
+
+
+def test_rows_that_a_stop_string_has_ended_are_decoded_no_further():
+    main_model = random_main_model()
+    engine = TransformersEngine(main_model, tiny_tokenizer(), 12, {"stop_strings": list(VOCABULARY)})
+    num_passes, forward = [], main_model.forward
+    main_model.forward = lambda *args, **kwargs: num_passes.append(1) or forward(*args, **kwargs)
+    completions = engine.generate(ids_of(PROMPTS), torch.randn(3, 2, 64))
+    assert [len(ids) for ids in completions] == [1, 1, 1] and len(num_passes) == 1
+
+
+def byte_tokenizer():
+    """A token for every byte."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", extra_special_tokens=["<stop>"])
+
+
+def test_a_stop_string_may_be_part_of_a_token_or_many():
+    tokenizer = byte_tokenizer()
+    text = "naïve\n\nQ: 3é<stop>4"
+    ids = tokenizer(text)["input_ids"]
+    for stop, end in (
+        ("ï", "naï"),
+        ("\n\nQ", "naïve\n\nQ"),
+        ("é", "naïve\n\nQ: 3é"),
+        ("<stop>", text[:-1]),
+        ("ve", "naïve"),
+    ):
+        stop_strings = StopStrings(stop, tokenizer)
+        assert tokenizer.decode(stop_strings.cut(ids)) == end
+        lengths = [n for n in range(1, len(ids) + 1) if stop_strings(torch.tensor([ids[:n]]), None).item()]
+        assert lengths[0] == len(stop_strings.cut(ids))
+    none = StopStrings(["x", "4<stop>"], tokenizer)
+    assert none.cut(ids) == ids and not none.are_in(ids)
+    with pytest.raises(ValueError, match="stop_strings.*at least one text that is not empty"):
+        StopStrings([""], tokenizer)
+
+
+# ---- Text ----
+
+
+def test_special_tokens_are_part_of_the_text_but_for_those_of_control():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<answer>", "</answer>"], "bos_token": "<bos>"})
+    main_model = random_main_model(vocab_size=len(tokenizer))
+    engine = TransformersEngine(main_model, tokenizer, max_new_tokens=12)
+    engine.eos_token_ids.append(tokenizer.convert_tokens_to_ids("A"))  # an end that is no special token
+    ids = [*tokenizer("<answer>3</answer>")["input_ids"], tokenizer.eos_token_id]
+    with_control = [tokenizer.bos_token_id, tokenizer.pad_token_id, *ids, tokenizer.convert_tokens_to_ids("A")]
+    assert engine.decode([ids, with_control]) == ["<answer> 3 </answer>"] * 2
 
 
 def test_nothing_to_decode_is_nothing_done(engine):

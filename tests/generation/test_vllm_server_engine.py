@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.tiny import random_main_model, tiny_tokenizer
-from trl_dlr.generation import TransformersEngine, VLLMServerEngine, vllm_server_engine
+from trl_dlr.generation import TransformersEngine, VLLMServerEngine, vllm_engine, vllm_server_engine
 
 
 PROMPTS = [[5, 6, 7], [8, 4], [5, 9, 10, 11, 12]]
@@ -219,6 +219,17 @@ def test_fields_are_sent_and_the_servers_own_defaults_are_not_used(server, main_
     }
 
 
+def test_stop_strings_end_rows_as_with_transformers(server, main_model):
+    longest = max(expected_tokens(main_model), key=len)
+    stop_strings = [tiny_tokenizer().decode(longest[:1]), "none of these"]
+    kwargs = {"generation_kwargs": {"stop_strings": stop_strings}}
+    engine = connect(server.url, main_model, **kwargs)
+    completions = engine.generate(*rollout())  # this server goes on, which a real one would not
+    assert (server.bodies[-1]["stop"], server.bodies[-1]["skip_special_tokens"]) == (stop_strings, False)
+    assert completions == TransformersEngine(main_model, tiny_tokenizer(), 12, **kwargs).generate(*rollout())
+    assert completions != expected_tokens(main_model)
+
+
 def test_an_absent_server_is_named(main_model):
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ConnectionError, match=f"server at {url} was away for 0.3 seconds.*refused.*Start it with"):
@@ -318,7 +329,7 @@ def test_a_server_without_the_flag_is_recognized(main_model):
     ],
 )
 def test_another_main_model_is_recognized(main_model, monkeypatch, kwargs, message):
-    monkeypatch.setattr(vllm_server_engine, "PROBE_TEXTS", ("A12", "B3+", "C*4"))  # words of the tiny tokenizer
+    monkeypatch.setattr(vllm_engine, "PROBE_TEXTS", ("A12", "B3+", "C*4"))  # words of the tiny tokenizer
     monkeypatch.setattr(vllm_server_engine, "PROBE_CANDIDATES", 1)
     with serve(random_main_model(**kwargs)) as server, pytest.raises(ValueError, match=message):
         connect(server.url, main_model)
@@ -355,7 +366,16 @@ def test_a_context_that_is_too_short_is_refused(main_model):
         ({"timeout": 0}, "`timeout` must be positive"),
         ({"batch_size": 0}, "`batch_size` must be positive"),
         ({"num_concurrent": 0}, "`num_concurrent` must be positive"),
+        (
+            {"url": "http://me:secret@localhost:8000"},
+            r"`base_url` must not hold a user name or a password: neither.*sent\.$",
+        ),
         ({"generation_kwargs": {"n": 2, "max_tokens": 5}}, "must not set max_tokens, n"),
+        ({"generation_kwargs": {"repetition_penalty": 1.1}}, "must not set repetition_penalty.*temperature, .* apply"),
+        ({"generation_kwargs": {"presence_penalty": 0.1}}, "must not set presence_penalty"),
+        ({"generation_kwargs": {"frequency_penalty": 0.1}}, "must not set frequency_penalty"),
+        ({"generation_kwargs": {"do_sample": True}}, "must not set do_sample"),
+        ({"generation_kwargs": {"top_p": 0.9}}, "sets top_p, which has no meaning for greedy.*`temperature` above 0"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(main_model, kwargs, message):

@@ -48,6 +48,9 @@ from trl_dlr.trainer.remedy_arguments import RemedyArguments
         ({"top_p": 0.9}, "top_p.*greedily"),
         ({"top_k": 5}, "top_k.*greedily"),
         ({"min_p": 0.1}, "min_p.*greedily"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1.*no meaning.*greedily.*generation_kwargs"),
+        ({"cache_implementation": "static"}, "cache_implementation='static'.*no meaning.*dynamic"),
+        ({"vllm_importance_sampling_mode": "token_mask"}, "vllm_importance_sampling_mode.*no token is trained on"),
     ],
 )
 def test_bad_input(tmp_path, kwargs, message):
@@ -93,18 +96,17 @@ def test_whole_groups_are_evaluated(tmp_path, config, kwargs, expected):
         assert args.per_device_eval_batch_size == expected
 
 
-@pytest.mark.parametrize("strategy", ["no", "steps"])
-def test_groups_that_evaluation_cannot_hold(tmp_path, strategy):
+def test_groups_that_evaluation_cannot_hold(tmp_path):
     for config in (LatentGRPOConfig, SoftTokenGRPOConfig):
         for size in ({"num_generations": 16}, {"num_generations_eval": 16}):
-            kwargs = {
-                "per_device_train_batch_size": 16,
-                "per_device_eval_batch_size": 24,
-                "eval_strategy": strategy,
-                **size,
-            }
+            sizes = {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 24, **size}
             with pytest.raises(ValueError, match="24.*16"):
-                config(str(tmp_path), bf16=False, eval_steps=1, **kwargs)
+                config(str(tmp_path), bf16=False, eval_strategy="steps", eval_steps=1, **sizes)
+            args = config(str(tmp_path), bf16=False, **sizes)  # of no account without evaluation
+            with pytest.raises(
+                ValueError, match=f"eval_batch_size=24.*whole groups of `{next(iter(size))}=16`.*multiple"
+            ):
+                args.check_evaluation()
 
 
 def test_policy_fields_have_the_policys_own_defaults(tmp_path):

@@ -810,7 +810,7 @@ def test_unfit_datasets_and_foreign_configurations_are_refused(tmp_path):
     with pytest.raises(ValueError, match="args.*LatentGRPOConfig.*GRPOConfig"):
         LatentGRPOTrainer(**common, args=GRPOConfig(str(tmp_path), bf16=False), train_dataset=tiny_dataset(4, 0))
     tokenizers = {"processing_class": tiny_tokenizer(), "main_processing_class": tiny_tokenizer()}
-    chat = Dataset.from_list([{"prompt": [{"role": "user", "content": "A12"}]}])
+    chat = Dataset.from_list([{"prompt": [{"role": "user", "content": "A12"}]}] * 4)
     with pytest.raises(ValueError, match="processing_class.*no chat template.*conversational"):
         LatentGRPOTrainer(**common, **tokenizers, args=args, train_dataset=chat)
     with pytest.raises(ValueError, match="main_processing_class.*must be given"):

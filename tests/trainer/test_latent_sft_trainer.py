@@ -60,7 +60,7 @@ def test_templates_are_given_what_the_policy_was_trained_with(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}{{ ending }}"
     chats = {"processing_class": tokenizer, "main_processing_class": tokenizer}
-    rows = [{"prompt": [{"role": "user", "content": "A12"}], "completion": "=3"}]
+    rows = [{"prompt": [{"role": "user", "content": "A12"}], "completion": "=3"}] * 2
     kwargs = {"train_dataset": Dataset.from_list(rows), "trainer_kwargs": chats}
     trainer = make_sft_trainer(tmp_path, chat_template_kwargs='{"ending": "++"}', **kwargs)
     row = trainer.train_dataset[0]

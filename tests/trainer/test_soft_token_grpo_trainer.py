@@ -292,6 +292,12 @@ def test_evaluation_reports_the_held_out_reward(tmp_path):
     ("kwargs", "message"),
     [
         ({"num_latents": 0}, "`num_latents` must be at least 1, got 0"),
+        ({"generation_kwargs": {"num_beams": 2}}, "`generation_kwargs` must not set num_beams"),
+        (
+            {"generation_kwargs": {"temperature": 0.5}},
+            "`generation_kwargs` must not set temperature",
+        ),
+        ({"generation_kwargs": {"repetition_penalty": 2}}, "`generation_kwargs` must not set repetition_penalty"),
         ({"soft_token_temperature": 0.0}, "`soft_token_temperature` must be a number above 0, got 0.0"),
         ({"latent_top_k": 100}, "`latent_top_k` must be at most the vocabulary's 25 tokens, got 100"),
         ({"soft_token_score": "mine"}, "`soft_token_score` must be one of exact, lepo, latent_grpo, got 'mine'"),

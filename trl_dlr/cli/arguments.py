@@ -3,6 +3,7 @@
 """Arguments that training commands share, and what they stand for: models and questions."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel
@@ -13,6 +14,8 @@ from ..trainer.construction import load_main_model
 from ..trainer.policy_arguments import LatentPolicyArguments
 
 
+FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 ASSISTANTS = {"first_layers": first_layers, "fresh_layers": fresh_layers}
 QUESTION_COLUMNS = ("question", "problem")
 ANSWER_COLUMNS = ("answer", "solution")
@@ -31,7 +34,7 @@ class RunArguments:
         assistant_num_layers (`int`, *optional*, defaults to `4`):
             Layers of an assistant made from the main model (`model_name_or_path` `first_layers` or `fresh_layers`).
         dataset_name (`str`, *optional*):
-            Hub dataset, or a local JSON or JSONL file, with a column `prompt`, `question` or `problem`.
+            Hub dataset, or a local file (JSON, JSONL, CSV or Parquet), with a column `prompt`, `question` or `problem`.
         dataset_config (`str`, *optional*):
             Configuration of a Hub dataset.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
@@ -51,7 +54,9 @@ class RunArguments:
     )
     policy: str | None = field(default=None, metadata={"help": "Saved policy to go on from."})
     assistant_num_layers: int = field(default=4, metadata={"help": "Layers of an assistant made from the main model."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub dataset, or local JSON or JSONL file."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub dataset, or local JSON, JSONL, CSV or Parquet file."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on, such as 'train[:128]'."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with eval_strategy."})
@@ -104,11 +109,20 @@ def load_dataset_split(
     name: str, config: str | None, split: str, system_prompt: str | None, prompt_template: str | None
 ) -> Dataset:
     """One split, with a column `prompt` and the gold answers as `answer`."""
-    if name.endswith((".json", ".jsonl")):
-        dataset = load_dataset("json", data_files=name, split=split)
-    else:
-        dataset = load_dataset(name, config, split=split)
-    return with_prompts(dataset, system_prompt, prompt_template)
+    return with_prompts(load_rows(name, config, split), system_prompt, prompt_template)
+
+
+def file_loader(name: str) -> str | None:
+    """Loader of `datasets` for a local file, which may be compressed; `None` for a folder or a name on the Hub."""
+    suffixes = [suffix for suffix in Path(name).suffixes if suffix not in COMPRESSIONS]
+    return FILE_LOADERS.get(suffixes[-1]) if suffixes else None
+
+
+def load_rows(name: str, config: str | None, split: str) -> Dataset:
+    """One split of a Hub dataset, or of a local file, which has one split, `"train"`."""
+    if (loader := file_loader(name)) is not None:
+        return load_dataset(loader, data_files=name, split=split)
+    return load_dataset(name, config, split=split)
 
 
 def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_template: str | None = None) -> Dataset:
@@ -118,11 +132,14 @@ def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_temp
     if "prompt" not in columns and question is None:
         raise ValueError(f"`dataset_name` must have a column 'prompt', 'question' or 'problem', has {columns}.")
 
+    if prompt_template is not None and "{question}" not in prompt_template:
+        raise ValueError(f"`prompt_template` must have {{question}} in it, got {prompt_template!r}.")
+
     def prompt(row: dict) -> dict:
-        if prompt_template is not None:
-            return {"prompt": prompt_template.format(question=row[question])}
+        if prompt_template is not None:  # in which other braces are text
+            return {"prompt": prompt_template.replace("{question}", str(row[question]))}
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-        return {"prompt": [*system, {"role": "user", "content": row[question]}]}
+        return {"prompt": [*system, {"role": "user", "content": str(row[question])}]}
 
     if "prompt" not in columns:
         dataset = dataset.map(prompt)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..evaluation.table import ROWS, evaluate_row, print_table
 from ..rewards import correctness_reward
-from .arguments import load_dataset_split
+from .arguments import file_loader, load_dataset_split
 from .parser import command_parser
 from .reasoner import ReasonerArguments
 
@@ -28,7 +28,7 @@ class EvalArguments(ReasonerArguments):
 
     Args:
         dataset_name (`str`, *optional*):
-            Hub dataset, or a local JSON or JSONL file, with a column `prompt`, `question` or `problem`.
+            Hub dataset, or a local file (JSON, JSONL, CSV or Parquet), with a column `prompt`, `question` or `problem`.
         dataset_config (`str`, *optional*):
             Configuration of a Hub dataset.
         dataset_split (`str`, *optional*):
@@ -55,7 +55,7 @@ class EvalArguments(ReasonerArguments):
     """
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub dataset, or local JSON or JSONL file; must be set."}
+        default=None, metadata={"help": "Hub dataset, or local JSON, JSONL, CSV or Parquet file; must be set."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str | None = field(default=None, metadata={"help": "Split, such as 'test[:100]'."})
@@ -83,8 +83,7 @@ class EvalArguments(ReasonerArguments):
 
 
 def main(args: EvalArguments) -> None:
-    is_file = args.dataset_name.endswith((".json", ".jsonl"))
-    split = args.dataset_split or ("train" if is_file else "test")  # a file has one split, of that name
+    split = args.dataset_split or ("test" if file_loader(args.dataset_name) is None else "train")
     questions = args.dataset_name, args.dataset_config, split, args.system_prompt, args.prompt_template
     dataset = load_dataset_split(*questions)
     if args.num_questions is not None:

@@ -81,7 +81,7 @@ def check_main_model(
     for start in tqdm(range(0, len(prompts), batch_size), "Main model alone"):
         chunk = slice(start, start + batch_size)
         answer_ids = engine.generate(prompt_ids[chunk])
-        answers += processing_class.batch_decode(answer_ids, skip_special_tokens=True)
+        answers += engine.decode(answer_ids)
         log_probs += completion_log_probs(engine.model, prompt_ids[chunk], completion_ids[chunk])[0]
     log_probs = torch.cat(log_probs)
     if recorded is None:

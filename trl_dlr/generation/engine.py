@@ -5,10 +5,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from .text import StopStrings, decode_completions
 
 
 class DecodingEngine(ABC):
@@ -24,6 +27,8 @@ class DecodingEngine(ABC):
             Its tokenizer.
         max_new_tokens (`int`):
             Completion tokens at most.
+        stop_strings (`str` or `list[str]`, *optional*):
+            Texts that end a completion, which they are part of.
 
     Attributes:
         max_new_tokens (`int`):
@@ -47,8 +52,11 @@ class DecodingEngine(ABC):
         generation_config: GenerationConfig,
         processing_class: PreTrainedTokenizerBase,
         max_new_tokens: int,
+        stop_strings: str | list[str] | None = None,
     ):
+        self.processing_class = processing_class
         self.max_new_tokens = max_new_tokens
+        self.stop_strings = None if stop_strings is None else StopStrings(stop_strings, processing_class)
         self.max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.max_model_len = None  # tokens that the decoder takes, if it has a limit of its own
         eos = generation_config.eos_token_id
@@ -87,8 +95,8 @@ class DecodingEngine(ABC):
                 Latents of each row, the first ones, if not all; at least one.
 
         Returns:
-            `list[list[int]]`: completion tokens of each row, up to and with the end-of-sequence token, or
-            `max_new_tokens` of them if it did not come.
+            `list[list[int]]`: completion tokens of each row, up to and with the end-of-sequence token or the one that
+            completes a stop string, or `max_new_tokens` of them if neither came.
         """
         counts = [1] * len(prompt_ids) if num_samples is None else num_samples.tolist()
         rows = [place for place, count in enumerate(counts) for _ in range(count)]
@@ -101,7 +109,7 @@ class DecodingEngine(ABC):
             latent_embeds = [embeds[:length] for embeds, length in zip(latent_embeds, lengths, strict=True)]
         num_latents = [0] if latent_embeds is None else [len(embeds) for embeds in latent_embeds]
         self.check_length(max(len(ids) for ids in prompt_ids), max(num_latents))
-        completions = [self._until_eos(ids) for ids in self._decode(prompt_ids, rows, latent_embeds)]
+        completions = [self._until_end(ids) for ids in self._decode(prompt_ids, rows, latent_embeds)]
         read = set(rows) if self.shares_prompts else rows
         num_tokens = sum(map(len, completions))
         self.num_decoded += len(rows)
@@ -133,7 +141,7 @@ class DecodingEngine(ABC):
     ) -> list[list[int]]:
         """
         Completion tokens of each row; `rows` names the prompt of each, and `latent_embeds` are `(num_latents, hidden_size)`
-        of each. What follows an end of sequence is cut off.
+        of each. What follows an end of sequence or a stop string is cut off.
         """
 
     def check_length(self, prompt_length: int, num_latents: int) -> None:
@@ -154,9 +162,46 @@ class DecodingEngine(ABC):
         """What `max_model_len` is, and how to have it admit `length` tokens."""
         raise NotImplementedError
 
-    def _until_eos(self, ids: list[int]) -> list[int]:
+    def is_finished(self, ids: list[int]) -> bool:
+        """Whether a completion came to its end, rather than to the limit of `max_new_tokens`."""
+        return ids[-1] in self.eos_token_ids or (self.stop_strings is not None and self.stop_strings.are_in(ids))
+
+    def decode(self, completion_ids: list[list[int]]) -> list[str]:
+        """Completions as text, see [`decode_completions`]."""
+        return decode_completions(completion_ids, self.processing_class, self.eos_token_ids)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
         end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), len(ids) - 1)
-        return ids[: end + 1]
+        return ids[: end + 1] if self.stop_strings is None else self.stop_strings.cut(ids[: end + 1])
+
+
+def check_generation_kwargs(generation_kwargs: dict[str, Any], allowed: tuple[str, ...], of: str) -> None:
+    """
+    Refuse fields that cannot apply to completions of an engine.
+
+    Args:
+        generation_kwargs (`dict`):
+            What a user set.
+        allowed (`tuple[str]`):
+            Fields that apply.
+        of (`str`):
+            What has those fields, for the message.
+    """
+    if unfit := sorted(generation_kwargs.keys() - set(allowed)):
+        raise ValueError(
+            f"`generation_kwargs` must not set {', '.join(unfit)}: a row has one completion, which ends at an "
+            "end-of-sequence token, a stop string or after `max_completion_length` tokens. Of the fields of "
+            f"{of}, {', '.join(allowed)} apply."
+        )
+
+
+def check_sampling(generation_kwargs: dict[str, Any], fields: tuple[str, ...], remedy: str) -> None:
+    """Refuse fields that only apply to sampled tokens, where decoding is greedy."""
+    if unfit := [name for name in fields if name in generation_kwargs]:
+        raise ValueError(
+            f"`generation_kwargs` sets {', '.join(unfit)}, which {'has' if len(unfit) == 1 else 'have'} no meaning for "
+            f"greedy decoding. {remedy}, or leave it out."
+        )
 
 
 def prompt_embeds(

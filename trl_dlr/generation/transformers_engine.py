@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import is_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     DynamicCache,
@@ -19,7 +20,25 @@ from transformers import (
 )
 
 from ..models.cache import CACHE_ARGUMENT
-from .engine import DecodingEngine
+from .engine import DecodingEngine, check_generation_kwargs, check_sampling
+from .text import StopStrings, control_ids
+
+
+# Of `GenerationConfig`, what applies to rows that are decoded together, in several passes, one token after the other
+SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+GENERATION_FIELDS = (
+    "do_sample",
+    *SAMPLING_FIELDS,
+    "stop_strings",
+    "min_new_tokens",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "sequence_bias",
+    "renormalize_logits",
+    "remove_invalid_values",
+)
 
 
 class TransformersEngine(DecodingEngine):
@@ -37,7 +56,8 @@ class TransformersEngine(DecodingEngine):
         max_new_tokens (`int`):
             Completion tokens at most.
         generation_kwargs (`dict`, *optional*):
-            Further fields of [`~transformers.GenerationConfig`]. Decoding is greedy unless they say otherwise.
+            Further fields of [`~transformers.GenerationConfig`]. Decoding is greedy unless they say otherwise: of the
+            model's own generation configuration, only the end-of-sequence tokens count.
         batch_size (`int`, *optional*):
             Rows decoded together at most. If `None`, all.
     """
@@ -52,30 +72,26 @@ class TransformersEngine(DecodingEngine):
         generation_kwargs: dict | None = None,
         batch_size: int | None = None,
     ):
-        super().__init__(model.config, model.generation_config, processing_class, max_new_tokens)
+        generation_kwargs = dict(generation_kwargs or {})
+        check_generation_kwargs(generation_kwargs, GENERATION_FIELDS, "`GenerationConfig`")
+        if not generation_kwargs.get("do_sample"):
+            check_sampling(generation_kwargs, SAMPLING_FIELDS, "Set `do_sample=True` as well")
+        stop_strings = generation_kwargs.pop("stop_strings", None)
+        super().__init__(model.config, model.generation_config, processing_class, max_new_tokens, stop_strings)
         self.model = model
-        self.processing_class = processing_class
         self.batch_size = batch_size
-        fixed = {"max_new_tokens", "num_return_sequences", "num_beams", "pad_token_id", "eos_token_id"}
-        if taken := sorted(fixed & (generation_kwargs or {}).keys()):
-            raise ValueError(
-                f"`generation_kwargs` must not set {', '.join(taken)}: a row has one completion, which ends at an "
-                "end-of-sequence token or after `max_completion_length` tokens."
-            )
-        # `generate` would take from the model's own generation config what is not said here
-        neutral = {"do_sample": False, "min_new_tokens": 0, "repetition_penalty": 1.0}
-        if (generation_kwargs or {}).get("do_sample"):
-            neutral |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-        self.generation_kwargs = {**neutral, **(generation_kwargs or {})}
-        self.generation_kwargs |= {"pad_token_id": self.pad_token_id, "eos_token_id": self.eos_token_ids}
+        neutral = {"do_sample": False, "min_new_tokens": 0}
+        if generation_kwargs.get("do_sample"):
+            neutral["top_k"] = 0  # `generate` has another default
+        ids = {"pad_token_id": self.pad_token_id, "eos_token_id": self.eos_token_ids}
+        self.generation_kwargs = {**neutral, **generation_kwargs, **ids, "bos_token_id": processing_class.bos_token_id}
         GenerationConfig(**self.generation_kwargs)  # which refuses what does not fit, before anything is decoded
-        self._half_finished = HalfFinished(self.eos_token_ids)
 
     def _decode(self, prompt_ids, rows, latent_embeds):
         by_length = sorted(range(len(rows)), key=lambda place: (len(prompt_ids[rows[place]]), rows[place]))
         batch_size = self.batch_size or len(rows)
         completions = [[]] * len(rows)
-        with contiguous_lm_head(self.model):
+        with contiguous_lm_head(self.model), nothing_inherited(self.model):
             for start in range(0, len(rows), batch_size):
                 places = by_length[start : start + batch_size]
                 batch_embeds = None if latent_embeds is None else [latent_embeds[place] for place in places]
@@ -116,13 +132,13 @@ class TransformersEngine(DecodingEngine):
         completions = [[]] * len(rows)
         alive = torch.arange(len(rows), device=device)  # rows that have not finished
         completion_ids = input_ids.new_empty(len(rows), 0)
-        eos = torch.tensor(self.eos_token_ids, device=device)
         while True:
             done = completion_ids.size(1)
             limits = {
                 "max_new_tokens": self.max_new_tokens - done,
                 "min_new_tokens": max(self.generation_kwargs["min_new_tokens"] - done, 0),
             }
+            ended = HalfEnded(self.eos_token_ids, self.stop_strings)
             # `generate` wants embeddings of the full length; those in the cache are only counted
             completion_ids = self.model.generate(
                 input_ids=completion_ids,
@@ -130,9 +146,9 @@ class TransformersEngine(DecodingEngine):
                 attention_mask=mask,
                 **{CACHE_ARGUMENT: cache},
                 generation_config=GenerationConfig(**{**self.generation_kwargs, **limits}),
-                stopping_criteria=StoppingCriteriaList([self._half_finished]),
+                stopping_criteria=StoppingCriteriaList([ended]),
             )
-            is_finished = torch.isin(completion_ids, eos).any(dim=1)
+            is_finished = ended.has_ended
             if completion_ids.size(1) >= self.max_new_tokens:
                 is_finished[:] = True
             for row, ids in zip(alive[is_finished].tolist(), completion_ids[is_finished].tolist(), strict=True):
@@ -166,18 +182,20 @@ class TransformersEngine(DecodingEngine):
             limit = self.max_new_tokens
         embeds = self.model.get_input_embeddings()(torch.tensor([prompt_ids], device=self.model.device))
         embeds = torch.cat([embeds, latent_embeds.to(embeds)], dim=1)
-        pieces, failure = TextIteratorStreamer(self.processing_class, skip_special_tokens=True), []
+        pieces, failure = CompletionStreamer(self.processing_class, self.eos_token_ids), []
         is_wanted = StillWanted()
+        ended = HalfEnded(self.eos_token_ids, self.stop_strings)
 
         def write():
             try:
-                self.model.generate(
-                    inputs_embeds=embeds,
-                    attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
-                    generation_config=GenerationConfig(**self.generation_kwargs, max_new_tokens=limit),
-                    stopping_criteria=StoppingCriteriaList([is_wanted]),
-                    streamer=pieces,
-                )
+                with nothing_inherited(self.model):
+                    self.model.generate(
+                        inputs_embeds=embeds,
+                        attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
+                        generation_config=GenerationConfig(**self.generation_kwargs, max_new_tokens=limit),
+                        stopping_criteria=StoppingCriteriaList([is_wanted, ended]),
+                        streamer=pieces,
+                    )
             except Exception as error:  # which would end unseen in the thread, with the reader waiting
                 failure.append(error)
                 pieces.end()
@@ -207,6 +225,29 @@ def contiguous_lm_head(model: PreTrainedModel) -> Iterator[None]:
         contiguous.remove()
 
 
+@contextmanager
+def nothing_inherited(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` fills what a configuration leaves open from the model's own, which is put aside for the while."""
+    model = model.get_base_model() if is_peft_model(model) else model
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+class CompletionStreamer(TextIteratorStreamer):
+    """Text of one completion, piece by piece, as [`decode_completions`] makes it."""
+
+    def __init__(self, processing_class: PreTrainedTokenizerBase, eos_token_ids: list[int]):
+        super().__init__(processing_class, skip_special_tokens=False)
+        self.control = torch.tensor(sorted(control_ids(processing_class, eos_token_ids)))
+
+    def put(self, value: torch.Tensor):
+        super().put(value[~torch.isin(value, self.control)])
+
+
 class StillWanted(StoppingCriteria):
     """Stops a row that nobody reads any more."""
 
@@ -216,13 +257,23 @@ class StillWanted(StoppingCriteria):
         return torch.full((input_ids.size(0),), self.is_over, device=input_ids.device)
 
 
-class HalfFinished(StoppingCriteria):
-    """Stops a batch when half of its rows have ended, so that the others go on without them."""
+class HalfEnded(StoppingCriteria):
+    """
+    Stops rows that have ended, and a batch when half of its rows have, so that the others go on without them.
 
-    def __init__(self, eos_token_ids: list[int]):
+    Attributes:
+        has_ended (`torch.Tensor` of shape `(batch_size,)`):
+            Rows that an end token or a stop string has ended.
+    """
+
+    def __init__(self, eos_token_ids: list[int], stop_strings: StopStrings | None):
         self.eos_token_ids = eos_token_ids
+        self.stop_strings = stop_strings
+        self.has_ended = None
 
     def __call__(self, input_ids, scores, **kwargs):
-        eos = torch.tensor(self.eos_token_ids, device=input_ids.device)
-        is_finished = torch.isin(input_ids, eos).any(dim=1)
-        return torch.full_like(is_finished, 2 * int(is_finished.sum()) >= len(is_finished))
+        is_end = torch.isin(input_ids[:, -1], torch.tensor(self.eos_token_ids, device=input_ids.device))
+        if self.stop_strings is not None:
+            is_end = is_end | self.stop_strings(input_ids, scores)
+        self.has_ended = is_end if self.has_ended is None else self.has_ended | is_end
+        return self.has_ended | (2 * int(self.has_ended.sum()) >= len(is_end))

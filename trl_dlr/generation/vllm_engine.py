@@ -12,7 +12,21 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from .engine import DecodingEngine, prompt_embeds
+from .engine import DecodingEngine, check_generation_kwargs, check_sampling, prompt_embeds
+
+
+# Of `vllm.SamplingParams`, what applies to a completion after embeddings. Penalties look at a prompt's tokens, which there
+# are none of: they end the engine.
+VLLM_SAMPLING_FIELDS = ("top_p", "top_k", "min_p", "seed")
+VLLM_FIELDS = (
+    "temperature",
+    *VLLM_SAMPLING_FIELDS,
+    "stop_strings",
+    "min_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "structured_outputs",
+)
 
 
 # A main model is known by how it continues these
@@ -42,8 +56,8 @@ class VLLMEngine(DecodingEngine):
         max_new_tokens (`int`):
             Completion tokens at most.
         generation_kwargs (`dict`, *optional*):
-            Further fields of `vllm.SamplingParams`, such as `temperature`. Decoding is greedy unless they say
-            otherwise.
+            Further fields of `vllm.SamplingParams`, such as `temperature`, and `stop_strings`. Decoding is greedy
+            unless they say otherwise.
         llm_kwargs (`dict`, *optional*):
             Further arguments of `vllm.LLM`, such as `dtype`, `gpu_memory_utilization` and `max_model_len`.
 
@@ -64,7 +78,8 @@ class VLLMEngine(DecodingEngine):
         generation_kwargs: dict | None = None,
         llm_kwargs: dict | None = None,
     ):
-        super().__init__(config, generation_config, processing_class, max_new_tokens)
+        stop_strings = (generation_kwargs or {}).get("stop_strings")
+        super().__init__(config, generation_config, processing_class, max_new_tokens, stop_strings)
         self.fields = sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)
         llm_kwargs = {"enable_prompt_embeds": True, **(llm_kwargs or {})}
         if llm_kwargs.get("tensor_parallel_size", 1) > 1:
@@ -120,7 +135,8 @@ class VLLMEngine(DecodingEngine):
 
         embeds = prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)
         inputs = [{"prompt_embeds": row} for row in embeds]
-        sampling_params = SamplingParams(**{"detokenize": False, **self.fields, "max_tokens": self.max_new_tokens})
+        fields = {**self.fields, "max_tokens": self.max_new_tokens, "detokenize": self.stop_strings is not None}
+        sampling_params = SamplingParams(**fields)
         outputs = self.llm.generate(inputs, sampling_params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
@@ -132,14 +148,14 @@ def probe_prompts(processing_class: PreTrainedTokenizerBase) -> list[list[int]]:
 
 def sampling_fields(max_new_tokens: int, eos_token_ids: list[int], generation_kwargs: dict | None) -> dict:
     """Fields of `vllm.SamplingParams`: one greedy completion up to one of `eos_token_ids`, then `generation_kwargs`."""
-    # Only `eos_token_ids` end a completion, whatever vLLM reads in the main model's files
+    generation_kwargs = dict(generation_kwargs or {})
+    check_generation_kwargs(generation_kwargs, VLLM_FIELDS, "`vllm.SamplingParams`")
+    if not generation_kwargs.get("temperature"):
+        check_sampling(generation_kwargs, VLLM_SAMPLING_FIELDS, "Set `temperature` above 0 as well")
+    if (stop_strings := generation_kwargs.pop("stop_strings", None)) is not None:
+        generation_kwargs |= {"stop": stop_strings, "skip_special_tokens": False}  # which may be in them
+    # Only `eos_token_ids` and stop strings end a completion, whatever vLLM reads in the main model's files
     fixed = {"n": 1, "max_tokens": max_new_tokens, "stop_token_ids": eos_token_ids, "ignore_eos": True}
-    generation_kwargs = generation_kwargs or {}
-    if taken := sorted(fixed.keys() & generation_kwargs):
-        raise ValueError(
-            f"`generation_kwargs` must not set {', '.join(taken)}: a row has one completion, which ends at an "
-            "end-of-sequence token or after `max_completion_length` tokens."
-        )
     return {"temperature": 0.0, **generation_kwargs, **fixed}
 
 

@@ -62,8 +62,8 @@ class VLLMServerEngine(DecodingEngine):
         max_new_tokens (`int`):
             Completion tokens at most.
         generation_kwargs (`dict`, *optional*):
-            Further fields of `vllm.SamplingParams`, such as `temperature`. Decoding is greedy unless they say
-            otherwise.
+            Further fields of `vllm.SamplingParams`, such as `temperature`, and `stop_strings`. Decoding is greedy
+            unless they say otherwise.
         timeout (`float`, *optional*, defaults to `240.0`):
             Seconds to wait for a server that is away, and for the answer to one request.
         batch_size (`int`, *optional*, defaults to `16`):
@@ -95,11 +95,14 @@ class VLLMServerEngine(DecodingEngine):
         batch_size: int = 16,
         num_concurrent: int = 8,
     ):
-        super().__init__(config, generation_config, processing_class, max_new_tokens)
+        stop_strings = (generation_kwargs or {}).get("stop_strings")
+        super().__init__(config, generation_config, processing_class, max_new_tokens, stop_strings)
         for name, value in {"timeout": timeout, "batch_size": batch_size, "num_concurrent": num_concurrent}.items():
             if value <= 0:
                 raise ValueError(f"`{name}` must be positive, but is {value}.")
         url = urlsplit(base_url)
+        if url.username or url.password:
+            raise ValueError("`base_url` must not hold a user name or a password: neither would be sent.")
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"`base_url` must look like 'http://localhost:8000', but is {base_url!r}.")
         self.base_url = base_url.rstrip("/").removesuffix("/v1")

@@ -449,7 +449,7 @@ class LatentReasoner:
         else:
             num_samples = torch.full((len(prompts),), latents.size(0) // len(prompts))
             completion_ids = self.engine.generate(ids, self.policy.inject(latents), num_samples, lengths)
-        return self.main_processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+        return self.engine.decode(completion_ids)
 
 
 def load_policy(

@@ -10,9 +10,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicCache
 
+from ..generation.transformers_engine import nothing_inherited
 from .cache import CACHE_ARGUMENT
 from .hub import find_file
 from .soft_tokens import gumbel_noise, keep_candidates
@@ -313,6 +320,7 @@ class Thinker:
         latent_embeds: torch.Tensor,
         lengths: torch.Tensor,
         generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteria | None = None,
     ) -> torch.Tensor:
         """
         Tokens after given latents.
@@ -329,7 +337,9 @@ class Thinker:
             lengths (`torch.Tensor` of shape `(batch_size,)`):
                 How many of them each row has.
             generation_config ([`~transformers.GenerationConfig`]):
-                How tokens are drawn.
+                How tokens are drawn. Nothing else is: the model's own generation configuration does not count.
+            stopping_criteria ([`~transformers.StoppingCriteria`], *optional*):
+                What else ends an answer.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, answer_length)`: token ids, without the end marker.
@@ -338,11 +348,13 @@ class Thinker:
         end = torch.tensor(self.end_ids, dtype=torch.long, device=input_ids.device).expand(len(input_ids), -1)
         is_there = torch.arange(latent_embeds.size(1), device=lengths.device) < lengths.unsqueeze(1)
         parts = embed_tokens(input_ids), latent_embeds, embed_tokens(end)
-        return model.generate(
-            inputs_embeds=torch.cat([part.to(parts[0].dtype) for part in parts], dim=1),
-            attention_mask=torch.cat([attention_mask, is_there.to(attention_mask), torch.ones_like(end)], dim=1),
-            generation_config=generation_config,
-        )
+        with nothing_inherited(model):
+            return model.generate(
+                inputs_embeds=torch.cat([part.to(parts[0].dtype) for part in parts], dim=1),
+                attention_mask=torch.cat([attention_mask, is_there.to(attention_mask), torch.ones_like(end)], dim=1),
+                generation_config=generation_config,
+                stopping_criteria=StoppingCriteriaList([] if stopping_criteria is None else [stopping_criteria]),
+            )
 
     def embed_prompt_and_completion(
         self,

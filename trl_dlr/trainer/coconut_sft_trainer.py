@@ -28,17 +28,19 @@ from trl.trainer.utils import get_config_model_id
 
 from ..evaluation.controls import score_answers
 from ..generation import tokenize_prompts
+from ..generation.text import decode_completions
 from ..models.hidden_thoughts import add_hidden_thoughts
 from ..models.hub import hub_arguments
 from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, positions
 from ..rewards import correctness_reward
 from .coconut_sft_config import MARKERS, CoconutSFTConfig
-from .construction import check_chat_templates, load_causal_lm, refuse_fsdp
+from .construction import check_adapter, load_causal_lm, refuse_fsdp
 from .curriculum import CurriculumMixin
+from .dataset_checks import check_chat_templates
 from .markers import add_markers, train_markers
 from .thinking_training import ThinkingTrainingMixin
-from .worked_answers import tokenize_completions, with_worked_columns
+from .worked_answers import check_worked_datasets, tokenize_completions, with_worked_columns
 
 
 logger = get_logger(__name__)
@@ -169,6 +171,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         elif not isinstance(args, CoconutSFTConfig):
             raise ValueError(f"`args` must be a `CoconutSFTConfig`, got {type(args).__name__}.")
         refuse_fsdp(args)
+        check_worked_datasets(train_dataset, eval_dataset)
+        check_adapter(model, peft_config)
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         if isinstance(model, str):
             # Loaded here, so that it knows the markers before an adapter is put on it
@@ -225,7 +229,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         dataset = with_worked_columns(dataset, dataset_name, args.num_stages)
-        check_chat_templates(dataset, processing_class=processing_class)
+        check_chat_templates(dataset, f"{dataset_name}_dataset", processing_class=processing_class)
 
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
             prompts = tokenize_prompts(rows["prompt"], processing_class)
@@ -340,7 +344,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
                     thoughts = thinker.think(model, ids, mask, deterministic=True)
                     latents, lengths = thinker.latents.embed(embed_tokens, **thoughts.latents), thoughts.lengths
                 tokens = thinker.answer(model, ids, mask, latents, lengths, greedy)
-                answers += [[text] for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+                texts = decode_completions(tokens.tolist(), tokenizer, [tokenizer.eos_token_id])
+                answers += [[text] for text in texts]
         return gather_object(answers)
 
     # ---- Checkpoints ----

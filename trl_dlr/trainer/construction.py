@@ -5,15 +5,13 @@
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model, parse_flag_from_env, set_seed
-from datasets import Dataset
-from peft import PeftConfig
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftType
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
-from trl.data_utils import is_conversational
+from transformers.pytorch_utils import Conv1D
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import create_model_from_path, get_callable_name, is_async_callable
 
@@ -55,6 +53,7 @@ def assemble(
         hub = hub_arguments(args.main_model_init_kwargs, args.trust_remote_code)
         main_processing_class = load_tokenizer(main_model, "main_processing_class", **hub)
     model = build_policy(model, main_model, main_processing_class, args)
+    check_adapter(model, None)
     policy = model.get_base_model() if is_peft_model(model) else model
     if args.chat_template_kwargs is None:
         args.chat_template_kwargs = policy.config.chat_template_kwargs
@@ -233,8 +232,32 @@ def assistant_tokenizer(
     return load_tokenizer(policy.assistant, "processing_class", **hub)
 
 
+def check_adapter(model: Any, peft_config: PeftConfig | None) -> None:
+    """Refuse what is no adapter of a model's modules, or needs more than the input."""
+    if peft_config is None and not isinstance(model, str) and is_peft_model(model):
+        peft_config = model.active_peft_config
+    if peft_config is None:
+        return
+    if not isinstance(peft_config, PeftConfig):
+        raise ValueError(
+            f"`peft_config` must be a `PeftConfig`, such as `LoraConfig`, got {type(peft_config).__name__}."
+        )
+    needs_more = peft_config.is_prompt_learning or peft_config.peft_type == PeftType.POLY
+    if needs_more or not hasattr(peft_config, "target_modules"):
+        raise ValueError(
+            f"`peft_config` must be of an adapter of modules, such as `LoraConfig`, got {type(peft_config).__name__}: what "
+            "is read are questions and latents, without virtual tokens, numbers of tasks or other adapters."
+        )
+
+
 def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> PeftConfig:
     """`peft_config` aimed at the assistant, with the projection layers trained in full and saved with the adapter."""
+    check_adapter(policy, peft_config)
+    if not hasattr(peft_config, "modules_to_save"):
+        raise ValueError(
+            "`peft_config` must be of an adapter that can save whole modules beside it (`modules_to_save`), such as "
+            f"`LoraConfig`, got {type(peft_config).__name__}: the projection layers are trained in full."
+        )
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = None  # a latent policy is none of PEFT's tasks
     projection = [
@@ -244,16 +267,36 @@ def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> Pe
     ]
     peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), *projection})
     if peft_config.target_modules is None:
-        model_type = policy.config.assistant_config.model_type
-        if model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        model_type, tuner = (
+            policy.config.assistant_config.model_type,
+            PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type],
+        )
+        defaults = getattr(tuner, "target_module_mapping", {})
+        if model_type not in defaults:
             raise ValueError(
-                f"`peft_config.target_modules` must be set: PEFT knows no default for an assistant of type {model_type!r}."
+                f"`peft_config.target_modules` must be set: PEFT knows no default of {type(peft_config).__name__} for an "
+                f"assistant of type {model_type!r}."
             )
-        peft_config.target_modules = set(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[model_type])
+        peft_config.target_modules = set(defaults[model_type])
     elif peft_config.target_modules == "all-linear":  # of the assistant
-        linear = {name.split(".")[-1] for name, m in policy.assistant.named_modules() if isinstance(m, nn.Linear)}
-        peft_config.target_modules = linear
+        modules = policy.assistant.named_modules()
+        peft_config.target_modules = {name.split(".")[-1] for name, m in modules if isinstance(m, (nn.Linear, Conv1D))}
     return peft_config
+
+
+def as_reward_funcs(reward_funcs: Any) -> Any:
+    """What was given as `reward_funcs`, as TRL takes it, each with its name in the error if it raises."""
+    if isinstance(reward_funcs, tuple):
+        reward_funcs = list(reward_funcs)
+    several = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    for reward_func in several:
+        if reward_func is not None and not isinstance(reward_func, str) and not callable(reward_func):
+            raise ValueError(
+                "`reward_funcs` must be functions, models or names of models, one or a list of them, got "
+                f"{type(reward_func).__name__}."
+            )
+    named = [f if f is None or isinstance(f, (str, nn.Module)) else naming_itself(f) for f in several]
+    return named if isinstance(reward_funcs, list) else named[0]
 
 
 def naming_itself(reward_func: Callable) -> Callable:
@@ -313,32 +356,3 @@ def check_reduction(config: LatentPolicyConfig, latent_logp_reduction: str) -> N
             "`latent_logp_reduction='mean'` divides a log-density by the size of a latent, but "
             f"`soft_token_score={config.soft_token_score!r}` is no sum over the vocabulary. Leave it at 'sum'."
         )
-
-
-def check_dataset(dataset: Any, name: str) -> None:
-    """Refuse columns that a text-only trainer would ignore."""
-    for split in dataset.values() if isinstance(dataset, dict) else [dataset]:
-        columns = getattr(split, "column_names", None) or []
-        if found := {"image", "images", "environment"} & set(columns):
-            raise ValueError(
-                f"`{name}` has a column {sorted(found)[0]!r}, but this trainer reads text prompts alone. "
-                "Remove the column."
-            )
-
-
-def check_chat_templates(dataset: Any, **processing_classes: PreTrainedTokenizerBase) -> None:
-    """Refuse conversational prompts for a tokenizer that has no chat template."""
-    first = next(iter(dataset), {}) if dataset is not None else {}
-    for name, processing_class in processing_classes.items():
-        if is_conversational(first) and processing_class.chat_template is None:
-            raise ValueError(
-                f"`{name}` has no chat template, but the prompts are conversational. Set its `chat_template`, or give "
-                "prompts as text."
-            )
-
-
-def longest_prompts(dataset: Any, num_rows: int = 16) -> Iterable:
-    """The longest prompts of a map-style dataset by characters, without tokenizing all of it."""
-    if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names:
-        return []
-    return sorted(dataset["prompt"], key=lambda prompt: len(str(prompt)), reverse=True)[:num_rows]

@@ -23,6 +23,13 @@ REFUSED_OPTIONS = {
     "top_p": "the main model decodes greedily",
     "top_k": "the main model decodes greedily",
     "min_p": "the main model decodes greedily",
+    "repetition_penalty": "the main model decodes greedily; what its tokens should be kept from goes into `generation_kwargs`",
+    "cache_implementation": "a question's cache is repeated for its trajectories, which takes a dynamic one",
+    "transformers_continuous_batching_config": "it generates from token ids, not from embeddings",
+    "vllm_importance_sampling_cap": "no token is trained on, so none is weighed",
+    "vllm_importance_sampling_clip_min": "no token is trained on, so none is weighed",
+    "vllm_importance_sampling_clip_max": "no token is trained on, so none is weighed",
+    "vllm_importance_sampling_mode": "no token is trained on, so none is weighed",
 }
 LOGP_REDUCTIONS = ("sum", "mean")
 SELECTIONS = ("top_random", "top_bottom", "top", "random")

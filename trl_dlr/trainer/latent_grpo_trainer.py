@@ -20,6 +20,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad, use_adapter
 
 from ..generation import tokenize_prompts
+from ..generation.text import as_completions
 from ..models import LatentPolicyOutput
 from ..models.distributions import Density, concatenate, put_rows
 from ..models.latent_policy import disable_dropout
@@ -29,16 +30,14 @@ from .callbacks import EpochOrderCallback, ExplorationCheckCallback
 from .checkpoints import share_weights
 from .construction import (
     adapter_for_policy,
+    as_reward_funcs,
     assemble,
     build_engine,
-    check_chat_templates,
-    check_dataset,
     check_optimizer,
     check_reduction,
     check_stop,
-    longest_prompts,
-    naming_itself,
 )
+from .dataset_checks import check_chat_templates, check_datasets, longest_prompts
 from .latent_grpo_config import LatentGRPOConfig
 from .losses import clamp_log_ratio, contrastive_loss
 from .policy_training import PolicyTrainingMixin
@@ -177,17 +176,16 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             args = LatentGRPOConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentGRPO")
         elif not isinstance(args, LatentGRPOConfig):
             raise ValueError(f"`args` must be a `LatentGRPOConfig`, got {type(args).__name__}.")
-        check_dataset(train_dataset, "train_dataset")
-        check_dataset(eval_dataset, "eval_dataset")
+        check_datasets(train_dataset, eval_dataset, args)
 
         model, main_model, main_processing_class, processing_class = assemble(
             model, main_model, main_processing_class, processing_class, args, quantization_config
         )
         policy = model.get_base_model() if is_peft_model(model) else model
         check_stop(policy, args)
-        check_chat_templates(
-            train_dataset, processing_class=processing_class, main_processing_class=main_processing_class
-        )
+        tokenizers = {"processing_class": processing_class, "main_processing_class": main_processing_class}
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            check_chat_templates(dataset, name, args.chat_template_kwargs, **tokenizers)
         check_optimizer(optimizers[0], main_model)
         check_reduction(policy.config, args.latent_logp_reduction)
         engine = build_engine(main_model, main_processing_class, args)
@@ -229,11 +227,6 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
                 "`sync_ref_model=True` needs a reference model of its own: set `beta` above 0 and no `peft_config`."
             )
 
-        if isinstance(reward_funcs, list):
-            reward_funcs = [f if isinstance(f, (str, torch.nn.Module)) else naming_itself(f) for f in reward_funcs]
-        elif reward_funcs is not None and not isinstance(reward_funcs, (str, torch.nn.Module)):
-            reward_funcs = naming_itself(reward_funcs)
-
         # TRL would look for its reference model on the Hub and estimate the KL from samples; ours has a closed form. Its
         # vLLM would serve the trained model; ours serves the frozen one.
         use_vllm = args.use_vllm
@@ -241,7 +234,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         try:
             super().__init__(
                 model=model,
-                reward_funcs=reward_funcs,
+                reward_funcs=as_reward_funcs(reward_funcs),
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -309,11 +302,12 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
     def _generate(self, prompts: list):
         self._assistant_prompt_ids, *_ = self._tokenize_prompts(prompts)
         with self._main_model_speaks():
-            _, *outputs = super()._generate(prompts)
-        if self.prescreener is not None:
-            self._log_completion_lengths(outputs[0])
+            _, completion_ids, tool_mask, _, *others = super()._generate(prompts)
+        if self.prescreener is not None or self.engine.stop_strings is not None:
+            self._log_completion_lengths(completion_ids)
+        completions = as_completions(self.engine.decode(completion_ids), prompts)  # as an evaluation has them
         # The policy is scored on its own reading of the prompt
-        return self._assistant_prompt_ids, *outputs
+        return self._assistant_prompt_ids, completion_ids, tool_mask, completions, *others
 
     def _log_completion_lengths(self, completion_ids: list[list[int]]) -> None:
         """TRL's figures of completions, over the decoded ones."""
@@ -366,7 +360,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         # TRL wants a completion in every row: an empty one where nothing was decoded
         completion_ids = [next(decoded_ids) if chosen else self.eos_token_ids[:1] for chosen in is_decoded.tolist()]
         self._main_prompt_ids = prompt_ids
-        self._is_truncated = torch.tensor([ids[-1] not in self.eos_token_ids for ids in completion_ids])
+        self._is_truncated = torch.tensor([not self.engine.is_finished(ids) for ids in completion_ids])
         tokens, rows = float(self.engine.num_forward_tokens - tokens_before), float(len(is_decoded))
         sums = torch.tensor([tokens, is_decoded.sum().item(), rows], device=device)
         tokens, num_decoded, rows = self.accelerator.reduce(sums, "sum").tolist()
@@ -772,6 +766,10 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
     def _save_beside_policy(self, folder: str) -> None:
         if self.prescreener is not None:
             self.prescreener.save_head(folder)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        self.args.check_evaluation()
+        return super().get_eval_dataloader(eval_dataset)
 
     def _get_train_sampler(self, dataset=None):
         self._epoch_order.sampler = super()._get_train_sampler(dataset)

@@ -22,11 +22,12 @@ from ..models.latent_policy import disable_dropout
 from ..models.likelihood import given_latents
 from ..models.reasoner import LatentReasoner
 from ..rewards import correctness_reward
-from .construction import adapter_for_policy, assemble, check_chat_templates, check_optimizer
+from .construction import adapter_for_policy, assemble, check_optimizer
 from .curriculum import CurriculumMixin
+from .dataset_checks import check_chat_templates
 from .latent_sft_config import LatentSFTConfig
 from .policy_training import PolicyTrainingMixin
-from .worked_answers import tokenize_completions, with_worked_columns
+from .worked_answers import check_worked_datasets, tokenize_completions, with_worked_columns
 
 
 def train_part(policy: LatentPolicyModel, parts: list[str] | None) -> None:
@@ -177,6 +178,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
                 f"{args.num_stages * args.latents_per_stage} latents, but `model` has {policy.config.num_latents}."
             )
         check_optimizer(optimizers[0], main_model)
+        check_worked_datasets(train_dataset, eval_dataset)
         train_part(policy, args.trained_parts)
         if peft_config is not None and not is_peft_model(model):
             peft_config = adapter_for_policy(policy, peft_config)
@@ -213,10 +215,9 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         dataset = with_worked_columns(dataset, dataset_name, args.num_stages)
-        check_chat_templates(
-            dataset, processing_class=processing_class, main_processing_class=self.main_processing_class
-        )
         kwargs = args.chat_template_kwargs
+        tokenizers = {"processing_class": processing_class, "main_processing_class": self.main_processing_class}
+        check_chat_templates(dataset, f"{dataset_name}_dataset", kwargs, **tokenizers)
 
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
             return {

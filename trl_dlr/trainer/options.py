@@ -83,11 +83,15 @@ class GroupArguments:
     )
 
     def __post_init__(self):
-        name = "num_generations_eval" if self.num_generations_eval else "num_generations"
-        size = getattr(self, name)
         if self.per_device_eval_batch_size is None:
+            size = self.num_generations_eval or self.num_generations
             self.per_device_eval_batch_size = size * max(1, self.per_device_train_batch_size // size)
         super().__post_init__()
+
+    def check_evaluation(self) -> None:
+        """Refuse evaluation batches that cannot hold all answers to a question."""
+        name = "num_generations_eval" if self.num_generations_eval else "num_generations"
+        size = getattr(self, name)
         if self.per_device_eval_batch_size * self.world_size % size != 0:
             raise ValueError(
                 f"`per_device_eval_batch_size={self.per_device_eval_batch_size}` on {self.world_size} processes must hold "

@@ -67,7 +67,8 @@ class LatentPolicyArguments:
 
         main_model_init_kwargs (`str` or `dict[str, Any]`, *optional*):
             Keyword arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], used when `main_model` is a
-            string. If `dtype` is not given, the checkpoint's own is used.
+            string. If `dtype` is not given, the checkpoint's own is used. `revision`, `token`, `cache_dir` and the like
+            are used for its tokenizer as well, as those of `model_init_kwargs` are for the assistant's.
         allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
             Whether to go on, with a warning, when the policy was built for a main model with other weights.
 

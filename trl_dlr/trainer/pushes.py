@@ -15,7 +15,6 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import HubStrategy
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import PushInProgress
-from trl.data_utils import is_conversational
 
 from ..evaluation.report import PROBE_FILES, RUN_FILE
 from ..models.hub import DEFAULT_PROMPT, describe_push_failure, leave_out_folders, readable_push_errors
@@ -70,7 +69,7 @@ class PolicyPushesMixin:
 
     def _write_card(self, folder: str, tags: list[str] | None = None) -> None:
         policy, prompt = self.policy, DEFAULT_PROMPT  # not one of the dataset's, which may be private
-        if isinstance(self.train_dataset, Dataset) and is_conversational(self.train_dataset[0]):
+        if isinstance(self.train_dataset, Dataset) and not isinstance(self.train_dataset[0]["prompt"], str):
             prompt = [{"role": "user", "content": DEFAULT_PROMPT}]
         card = training_card(
             self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
 
+from ..generation.engine import check_generation_kwargs
+from ..generation.transformers_engine import GENERATION_FIELDS, SAMPLING_FIELDS
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import LATENT_TYPES, ThinkingConfig
 from .options import GroupArguments, ReportableArguments, refuse_options
@@ -114,6 +116,12 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
         super().__post_init__()
         refuse_options(self, REFUSED_OPTIONS, GRPOConfig, "SoftTokenGRPOTrainer")
         self.check_remedies()
+        own = set(SAMPLING_FIELDS) & self.__dataclass_fields__.keys() | {"repetition_penalty"}
+        check_generation_kwargs(
+            self.generation_kwargs or {},
+            tuple(name for name in GENERATION_FIELDS if name not in own),
+            "`GenerationConfig` that the configuration does not have itself",
+        )
         thinking = self.thinking_config()  # which checks its fields
         if self.soft_token_score not in SOFT_TOKEN_SCORES:
             raise ValueError(

@@ -14,19 +14,22 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, pad
 
+from ..generation.text import StopStrings, as_completions, decode_completions
 from ..models.hub import hub_arguments
 from ..models.latent_policy import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import Thinker, Thoughts, positions
 from .checkpoints import share_weights
 from .construction import (
-    check_dataset,
+    as_reward_funcs,
+    check_adapter,
     init_kwargs_were_used,
     load_causal_lm,
     load_tokenizer,
     reference_is_a_copy,
     refuse_fsdp,
 )
+from .dataset_checks import check_chat_templates, check_datasets
 from .losses import clamp_log_ratio
 from .remedies import RemediesMixin
 from .rollouts import ResumableRolloutsMixin
@@ -144,11 +147,13 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         elif not isinstance(args, SoftTokenGRPOConfig):
             raise ValueError(f"`args` must be a `SoftTokenGRPOConfig`, got {type(args).__name__}.")
         refuse_fsdp(args)
-        check_dataset(train_dataset, "train_dataset")
-        check_dataset(eval_dataset, "eval_dataset")
+        check_datasets(train_dataset, eval_dataset, args)
+        check_adapter(model, peft_config)
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         if processing_class is None:
             processing_class = load_tokenizer(model, "processing_class", **hub)
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            check_chat_templates(dataset, name, args.chat_template_kwargs, processing_class=processing_class)
         is_named = isinstance(model, str)
         if is_named:
             model, quantization_config = load_causal_lm(model, args, quantization_config), None
@@ -157,7 +162,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         with init_kwargs_were_used() if is_named else nullcontext(), reference_is_a_copy(model):
             super().__init__(
                 model=model,
-                reward_funcs=reward_funcs,
+                reward_funcs=as_reward_funcs(reward_funcs),
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -176,12 +181,21 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         self.max_completion_length += args.num_latents + len(self.thinker.end_ids)
         self._soft_token_score = SOFT_TOKEN_SCORES[args.soft_token_score]
 
+        # Beside the configuration of tokens, and with it in another form
+        stop_strings, self.generation_config.stop_strings = self.generation_config.stop_strings, None
+        self._stop_strings = None if stop_strings is None else StopStrings(stop_strings, processing_class)
+
         # What the hooks below hand to each other between a rollout and its loss
         self._thoughts = None  # of the rows being generated
+        self._num_given = None  # end tokens that they were given after a stop string
         self._rewards = None  # total rewards of all processes' rows, NaN where there is none
         self._to_score = None  # stored latents and lengths of the rows being scored
         self._old_logps = None
         self._scored = None  # log-probabilities of the latest scoring pass
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        self.args.check_evaluation()
+        return super().get_eval_dataloader(eval_dataset)
 
     # ---- Rollout: latents, then tokens ----
 
@@ -211,10 +225,17 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
             thoughts = self._thoughts = self.thinker.think(model, *prompts)
             thought = time.perf_counter()
             embeds = self.thinker.latents.embed(model.get_input_embeddings(), **thoughts.latents)
-            answers = self.thinker.answer(model, *prompts, embeds, thoughts.lengths, self.generation_config)
+            settings = self.generation_config, self._stop_strings
+            answers = self.thinker.answer(model, *prompts, embeds, thoughts.lengths, *settings)
         eos = torch.tensor(self.eos_token_ids, device=answers.device)
         is_after_eos = torch.isin(answers, eos).int().cumsum(1) - torch.isin(answers, eos).int() > 0
         answer_ids = [row[~after].tolist() for row, after in zip(answers, is_after_eos, strict=True)]
+        self._num_given = [0] * len(answer_ids)
+        if self._stop_strings is not None:
+            # An answer that one has ended is closed with an end token, which TRL looks for, and which is not trained on
+            written = [self._stop_strings.cut(ids) for ids in answer_ids]
+            self._num_given = [int(self._stop_strings.are_in(ids)) for ids in written]
+            answer_ids = [ids + self.eos_token_ids[:n] for ids, n in zip(written, self._num_given, strict=True)]
         self._log_thoughts(mode, thoughts)
         self._metrics[mode]["time/think"].append(thought - start)
         self._metrics[mode]["time/answer"].append(time.perf_counter() - thought)
@@ -227,15 +248,17 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         self._metrics[mode]["latent/ended_fraction"].append(has_ended.mean().item())
 
     def _generate(self, prompts: list):
-        prompt_ids, answer_ids, _, *others = super()._generate(prompts)
+        prompt_ids, answer_ids, _, _, *others = super()._generate(prompts)
+        completions = as_completions(decode_completions(answer_ids, self._tokenizer, self.eos_token_ids), prompts)
         end_ids, lengths = self.thinker.end_ids, self._thoughts.lengths.tolist()
         placeholder, is_scored = self.thinker.placeholder_id, int(self.thinker.latents.is_scored)
         completion_ids = [[placeholder] * n + end_ids + ids for n, ids in zip(lengths, answer_ids, strict=True)]
-        # TRL's mask of what the model itself has chosen: neither the end marker nor latents that are not drawn
+        # TRL's mask of what the model itself has chosen: neither markers nor latents that are not drawn
         tool_mask = [
-            [is_scored] * n + [0] * len(end_ids) + [1] * len(ids) for n, ids in zip(lengths, answer_ids, strict=True)
+            [is_scored] * n + [0] * len(end_ids) + [1] * (len(ids) - given) + [0] * given
+            for n, ids, given in zip(lengths, answer_ids, self._num_given, strict=True)
         ]
-        return prompt_ids, completion_ids, tool_mask, *others
+        return prompt_ids, completion_ids, tool_mask, completions, *others
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         skipped = [n + len(self.thinker.end_ids) for n in self._thoughts.lengths.tolist()]

@@ -2,13 +2,24 @@
 
 """Questions with worked answers, steps before a completion, as supervised trainers read them."""
 
+from typing import Any
+
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+
+from .dataset_checks import check_prompts, check_rows, splits
 
 
 def as_text(completion: str | list[dict[str, str]]) -> str:
     """A standard completion, or a conversational one of a single message."""
     return completion if isinstance(completion, str) else completion[0]["content"]
+
+
+def check_worked_datasets(train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuse datasets without rows. Their columns are checked when they are prepared."""
+    for given, name in ((train_dataset, "train_dataset"), (eval_dataset, "eval_dataset")):
+        for split_name, split in splits(given, name).items():
+            check_rows(split, split_name)
 
 
 def with_worked_columns(dataset: Dataset, dataset_name: str, num_stages: int) -> Dataset:
@@ -34,6 +45,14 @@ def with_worked_columns(dataset: Dataset, dataset_name: str, num_stages: int) ->
             raise ValueError(f"`{dataset_name}_dataset` must have a column {name!r} or {other!r}, has {columns}.")
         if name not in columns:
             dataset = dataset.add_column(name, dataset[other])
+    check_prompts(dataset, f"{dataset_name}_dataset")
+    for index, completion in enumerate(dataset["completion"]):
+        is_message = isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict)
+        if not isinstance(completion[0].get("content") if is_message else completion, str):
+            raise ValueError(
+                f"`{dataset_name}_dataset` has a 'completion' that is neither a text nor a list of one message with a text "
+                f"as 'content', in row {index}: {str(completion)[:200]!r}."
+            )
     if "answer" not in columns:
         dataset = dataset.add_column("answer", [as_text(completion) for completion in dataset["completion"]])
     if num_stages > 0 and "steps" not in columns:

@@ -1,0 +1,181 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Datasets that a trainer could not use are refused when it is built, in words that say what to do."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOConfig
+
+
+OTHER_NAMES = ("question", "problem", "query", "instruction", "input", "text")  # of a column of prompts
+NUM_STREAMED = 16  # rows of a stream that are looked at
+
+
+def check_datasets(train_dataset: Any, eval_dataset: Any, args: GRPOConfig) -> None:
+    """
+    Refuse datasets of prompts that reinforcement learning could not use.
+
+    Args:
+        train_dataset (`Any`):
+            What was given as the training dataset.
+        eval_dataset (`Any`):
+            What was given as the evaluation dataset, or `None`.
+        args ([`~trl.GRPOConfig`] with [`GroupArguments`]):
+            Configuration, which says how many different prompts a rollout takes.
+
+    Raises:
+        `ValueError`: if there are too few rows, no column `"prompt"`, or prompts that are no text, or if evaluation
+        batches do not hold whole groups.
+    """
+    if not isinstance(train_dataset, (Dataset, IterableDataset)):
+        hint = ""
+        if isinstance(train_dataset, dict):
+            hint = f" Pass one of its splits, {', '.join(map(repr, train_dataset))}."
+        raise ValueError(
+            "`train_dataset` must be a `Dataset` or an `IterableDataset` with a column 'prompt', got "
+            f"{type(train_dataset).__name__}.{hint}"
+        )
+    for name, dataset in {"train_dataset": train_dataset, **splits(eval_dataset, "eval_dataset")}.items():
+        check_rows(dataset, name)
+        check_prompts(dataset, name)
+    if eval_dataset is not None:
+        args.check_evaluation()
+    num_prompts = args.generation_batch_size // args.num_generations
+    if (num_rows := count_rows(train_dataset, num_prompts)) < num_prompts:
+        raise ValueError(
+            f"`train_dataset` has {num_rows} of the {num_prompts} rows that a rollout takes "
+            f"(`generation_batch_size={args.generation_batch_size}` / `num_generations={args.num_generations}`), so "
+            "nothing would be trained on. Add rows, raise `num_generations`, or lower `per_device_train_batch_size`, "
+            "which `generation_batch_size` is a multiple of."
+        )
+
+
+def splits(dataset: Any, name: str) -> dict[str, Dataset | IterableDataset]:
+    """The datasets that were given as one or as several, by what they are called in messages."""
+    several = {f"{name}[{split!r}]": part for split, part in dataset.items()} if isinstance(dataset, dict) else {}
+    return {
+        name: part
+        for name, part in (several or {name: dataset}).items()
+        if isinstance(part, (Dataset, IterableDataset))
+    }
+
+
+def count_rows(dataset: Dataset | IterableDataset, at_most: int) -> int:
+    if isinstance(dataset, Dataset):
+        return len(dataset)
+    return sum(1 for _ in itertools.islice(dataset, at_most))
+
+
+def check_rows(dataset: Dataset | IterableDataset, name: str) -> None:
+    """Refuse a dataset without rows."""
+    if count_rows(dataset, 1) == 0:
+        raise ValueError(f"`{name}` has no rows. Check what it was loaded or filtered from.")
+
+
+def read_prompts(dataset: Dataset | IterableDataset) -> Iterator[Any]:
+    """Prompts of all rows, or of the first ones of a stream."""
+    if isinstance(dataset, Dataset):
+        return iter(dataset["prompt"])
+    return (row["prompt"] for row in itertools.islice(dataset, NUM_STREAMED))
+
+
+def check_prompts(dataset: Dataset | IterableDataset, name: str) -> None:
+    """
+    Refuse a dataset without a column `"prompt"` of texts or conversations, or with images.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset with rows.
+        name (`str`):
+            Its name in messages.
+    """
+    columns = dataset.column_names or list(next(iter(dataset)))
+    if found := {"image", "images", "environment"} & set(columns):
+        raise ValueError(
+            f"`{name}` has a column {sorted(found)[0]!r}, but this trainer reads text prompts alone. Remove the column."
+        )
+    if "prompt" not in columns:
+        hint = ""
+        if other := next((column for column in OTHER_NAMES if column in columns), None):
+            hint = f" Rename it: `dataset.rename_column({other!r}, 'prompt')`."
+        elif "messages" in columns:
+            hint = " Make one of what comes before the answer in 'messages'."
+        raise ValueError(f"`{name}` must have a column 'prompt', has {columns}.{hint}")
+    for index, prompt in enumerate(read_prompts(dataset)):
+        if (found := what_is_wrong_with(prompt)) is not None:
+            problem, remedy = found
+            raise ValueError(
+                f"`{name}` has a 'prompt' in row {index} that {problem}, got {str(prompt)[:200]!r}. {remedy}."
+            )
+
+
+def what_is_wrong_with(prompt: Any) -> tuple[str, str] | None:
+    """Why a prompt can be neither tokenized nor rendered, and what to do, or `None` if it can."""
+    empty = "is empty", "Remove the row"
+    if isinstance(prompt, str):
+        return None if prompt.strip() else empty
+    if not isinstance(prompt, list):
+        return f"is a {type(prompt).__name__}", "Give a text or a list of messages"
+    for message in prompt:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return "is no list of messages", "Give each of them a 'role' and a 'content', or give a text"
+        content = message.get("content")
+        if isinstance(content, list):
+            return "has a list of parts as 'content'", "Join their texts into one: this trainer reads text alone"
+        if not isinstance(content, str) and not message.get("tool_calls"):
+            return f"has a {type(content).__name__} as 'content'", "Give a text"
+    return None if any((message.get("content") or "").strip() for message in prompt) else empty
+
+
+def check_chat_templates(
+    dataset: Any,
+    name: str,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    **processing_classes: PreTrainedTokenizerBase,
+) -> None:
+    """
+    Refuse conversational prompts for a tokenizer that cannot render them. One prompt with each sequence of roles is tried.
+
+    Args:
+        dataset (`Any`):
+            Dataset of checked prompts, several of them, or `None`.
+        name (`str`):
+            Its name in messages.
+        chat_template_kwargs (`dict`, *optional*):
+            Keyword arguments for the chat templates.
+        **processing_classes ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizers, by the names of the arguments that give them.
+    """
+    for split_name, split in splits(dataset, name).items():
+        kinds = {}
+        for index, prompt in enumerate(read_prompts(split)):
+            if isinstance(prompt, list):
+                kinds.setdefault(tuple(message["role"] for message in prompt), (index, prompt))
+        for processing_name, processing_class in processing_classes.items():
+            if kinds and processing_class.chat_template is None:
+                raise ValueError(
+                    f"`{processing_name}` has no chat template, but the prompts of `{split_name}` are conversational. Set its "
+                    "`chat_template`, or give prompts as text."
+                )
+            for roles, (index, prompt) in kinds.items():
+                try:
+                    processing_class.apply_chat_template(
+                        prompt, add_generation_prompt=True, tokenize=False, **(chat_template_kwargs or {})
+                    )
+                except Exception as error:  # of the template's author's choice
+                    raise ValueError(
+                        f"The chat template of `{processing_name}` cannot render row {index} of `{split_name}`, with the roles "
+                        f"{', '.join(roles)}: {error}. Give conversations that it takes (a template without a system role "
+                        "wants that text in the user's message), or set another `chat_template`."
+                    ) from error
+
+
+def longest_prompts(dataset: Any, num_rows: int = 16) -> Iterable:
+    """The longest prompts of a map-style dataset by characters, without tokenizing all of it."""
+    if not isinstance(dataset, Dataset):
+        return []
+    return sorted(dataset["prompt"], key=lambda prompt: len(str(prompt)), reverse=True)[:num_rows]
