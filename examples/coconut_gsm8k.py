@@ -23,9 +23,10 @@ import logging
 
 from sft_gsm8k import with_targets
 from train_gsm8k import ScriptArguments, load_questions, save_and_end
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_dlr import CoconutSFTConfig, CoconutSFTTrainer
+from trl_dlr.cli.parser import CommandParser
 
 
 def main(script_args: ScriptArguments, training_args: CoconutSFTConfig, model_args: ModelConfig) -> None:
@@ -54,4 +55,4 @@ def main(script_args: ScriptArguments, training_args: CoconutSFTConfig, model_ar
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, CoconutSFTConfig, ModelConfig)).parse_args_and_config())
+    main(*CommandParser((ScriptArguments, CoconutSFTConfig, ModelConfig)).parse_args_and_config())

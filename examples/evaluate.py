@@ -28,10 +28,10 @@ from datasets import Dataset
 from peft import PeftModel
 from train_gsm8k import ScriptArguments, load_questions, load_smollm2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import TrlParser
 
 from trl_dlr import LatentPolicyConfig, LatentReasoner
 from trl_dlr.cli.arguments import file_loader
+from trl_dlr.cli.parser import CommandParser
 from trl_dlr.evaluation import check_main_model
 from trl_dlr.evaluation.table import ROWS, evaluate_row, print_table
 from trl_dlr.generation import TransformersEngine
@@ -174,4 +174,4 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((EvaluationArguments, ScriptArguments)).parse_args_and_config())
+    main(*CommandParser((EvaluationArguments, ScriptArguments)).parse_args_and_config())

@@ -21,8 +21,9 @@ formula, and the plan beside measurements.
 import sys
 
 from train_gsm8k import DEMO_CONFIG, ScriptArguments, load_smollm2
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
+from trl_dlr.cli.parser import CommandParser
 from trl_dlr.cli.plan import PlanArguments, PlannedConfig, plan_and_print, shapes_of
 
 
@@ -40,5 +41,5 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if not any(argument.split("=")[0] == "--config" for argument in arguments):
         arguments = ["--config", str(DEMO_CONFIG), *arguments]
-    parser = TrlParser((PlanArguments, ScriptArguments, PlannedConfig, ModelConfig))
+    parser = CommandParser((PlanArguments, ScriptArguments, PlannedConfig, ModelConfig))
     main(*parser.parse_args_and_config(arguments))

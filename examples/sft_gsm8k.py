@@ -31,9 +31,10 @@ from typing import Any
 
 from datasets import Dataset
 from train_gsm8k import ScriptArguments, build_models, load_questions, save_and_end
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from trl_dlr import LatentReportCallback, LatentSFTConfig, LatentSFTTrainer
+from trl_dlr.cli.parser import CommandParser
 from trl_dlr.evaluation import preflight
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward
@@ -85,4 +86,4 @@ def main(script_args: ScriptArguments, training_args: LatentSFTConfig, model_arg
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, LatentSFTConfig, ModelConfig)).parse_args_and_config())
+    main(*CommandParser((ScriptArguments, LatentSFTConfig, ModelConfig)).parse_args_and_config())

@@ -24,9 +24,10 @@ import logging
 
 import torch
 from train_gsm8k import ScriptArguments, load_questions, load_smollm2, print_table, save_and_end
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_dlr import SoftTokenGRPOConfig, SoftTokenGRPOTrainer, ThinkingReasoner
+from trl_dlr.cli.parser import CommandParser
 from trl_dlr.evaluation import evaluate_latents
 from trl_dlr.rewards import correctness_reward
 
@@ -83,4 +84,4 @@ def main(script_args: ScriptArguments, training_args: SoftTokenGRPOConfig, model
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, SoftTokenGRPOConfig, ModelConfig)).parse_args_and_config())
+    main(*CommandParser((ScriptArguments, SoftTokenGRPOConfig, ModelConfig)).parse_args_and_config())

@@ -44,10 +44,11 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentReportCallback
 from trl_dlr.cli.arguments import file_loader, load_rows, resolve_models, with_prompts
+from trl_dlr.cli.parser import CommandParser
 from trl_dlr.evaluation import evaluate_latents, write_report
 from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward, get_pattern_reward, get_tag_format_reward
@@ -319,5 +320,5 @@ if __name__ == "__main__":
     if not any(argument.split("=")[0] == "--config" for argument in arguments):
         print("Offline demo (examples/configs/demo.yaml); see --help and examples/configs for more.", flush=True)
         arguments = ["--config", str(DEMO_CONFIG), *arguments]
-    parser = TrlParser((ScriptArguments, LatentGRPOConfig, ModelConfig))
+    parser = CommandParser((ScriptArguments, LatentGRPOConfig, ModelConfig))
     main(*parser.parse_args_and_config(arguments))

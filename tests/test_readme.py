@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from trl import GRPOConfig
 
 from trl_dlr import LatentGRPOConfig
 from trl_dlr.trainer.options import GroupArguments
@@ -50,3 +51,13 @@ def test_the_versions_that_were_run_are_the_ends_of_what_is_allowed():
     assert {name for name, _, _ in rows} == set(ranges)
     for name, lowest, newest in rows:
         assert f">={lowest}" in map(str, ranges[name]) and newest in ranges[name], name
+
+
+def test_the_page_for_those_who_come_from_trl_has_every_default_that_differs():
+    page = (ROOT / "docs" / "migrating.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| `(.+?)` \|", page, flags=re.MULTILINE)
+    ours, trl = ({field.name: field.default for field in fields(config)} for config in (LatentGRPOConfig, GRPOConfig))
+    changed = {name: (trl[name], ours[name]) for name in trl if trl[name] != ours[name]}
+    assert {name: (ast.literal_eval(old), ast.literal_eval(new)) for name, old, new in rows} == changed
+    assert f"`max_steps=100` is {100 // ours['num_iterations']} rollouts" in page
+    assert f"{ours['exploration_check_prompts']} questions are answered" in page

@@ -3,11 +3,15 @@
 """Train reasoning in latent space with TRL: a small policy whose continuous latents steer a frozen main model."""
 
 import importlib
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 
 __version__ = version("trl_dlr")
+
+# Where bitsandbytes is installed, transformers and PEFT import it, and on a CPU it warns of a kernel that it can do without
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _MODULE_OF = {
     "CoconutSFTConfig": "trainer",

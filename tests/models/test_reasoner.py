@@ -13,7 +13,14 @@ from transformers import pipeline
 
 import trl_dlr.models.pipeline  # registers the task
 from tests.tiny import random_main_model, tiny_tokenizer
-from trl_dlr import LatentPolicyConfig, LatentPolicyModel, LatentReasoner, ThinkingReasoner, fresh_layers
+from trl_dlr import (
+    LatentPolicyConfig,
+    LatentPolicyModel,
+    LatentReasoner,
+    ThinkingConfig,
+    ThinkingReasoner,
+    fresh_layers,
+)
 from trl_dlr.generation import TransformersEngine, VLLMServerEngine
 from trl_dlr.models import hub
 from trl_dlr.models.reasoner import BASE_POLICY, load_policy, policy_below
@@ -466,6 +473,38 @@ def test_a_policy_that_is_a_pickle_is_not_loaded(policy_folder):
     path.unlink()
     with pytest.raises(OSError, match="no file named model.safetensors"):
         LatentReasoner.from_pretrained(policy_folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "value_head.safetensors", "config.json"])
+def test_a_file_that_was_cut_off_is_named(policy_folder, file):
+    path = Path(policy_folder, file)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"'{policy_folder}' has a file that is damaged or cut off"):
+        LatentReasoner.from_pretrained(policy_folder)
+
+
+def test_a_main_model_that_was_cut_off_is_named(policy_folder, main_folder, tmp_path):
+    shutil.copytree(main_folder, tmp_path / "main")
+    path = tmp_path / "main" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="main' has a file that is damaged or cut off"):
+        LatentReasoner.from_pretrained(policy_folder, str(tmp_path / "main"))
+
+
+def test_an_adapter_of_another_trainer_is_told_apart(main_folder, tmp_path):
+    main_model = type(random_main_model()).from_pretrained(main_folder)
+    get_peft_model(main_model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="is an adapter of '.*main', a model of type 'llama', and not of a latent policy"
+    ):
+        LatentReasoner.from_pretrained(str(tmp_path))
+
+
+def test_a_model_that_thinks_is_told_from_a_policy(main_folder, tmp_path):
+    main_model = type(random_main_model()).from_pretrained(main_folder)
+    ThinkingReasoner(main_model, tokenizer(), ThinkingConfig(num_latents=2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="thinks by itself: load it with `ThinkingReasoner`"):
+        LatentReasoner.from_pretrained(str(tmp_path))
 
 
 def test_a_policy_is_loaded_in_float32(policy_folder, main_folder, tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from trl import GRPOConfig
 from tests.tiny import LETTERS, random_main_model, tiny_dataset, tiny_tokenizer
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentPolicyModel, fresh_layers
 from trl_dlr.models import DiagonalGaussian
+from trl_dlr.trainer.callbacks import ExplorationCheckCallback
 
 
 def length_reward(completions, **kwargs):
@@ -697,6 +699,30 @@ def test_exploration_is_measured_before_training(tmp_path, constant, warns):
     assert trainer.state.num_input_tokens_seen == 0
     trainer.train()
     assert any("0% of the groups" in message for message in records.messages) == warns
+
+
+def test_the_exploration_check_decodes_what_a_rollout_holds_at_a_time(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, exploration_check_prompts=0)
+    sizes, generate = [], trainer._generate
+    monkeypatch.setattr(trainer, "_generate", lambda prompts: sizes.append(len(prompts)) or generate(prompts))
+    groups = trainer._explore(7)
+    per_rollout = max(trainer.args.generation_batch_size, trainer.num_generations)
+    assert max(sizes) <= per_rollout and sum(sizes) == 7 * trainer.num_generations and len(sizes) > 1
+    assert groups.shape == (7, trainer.num_generations)
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_a_dense_reward_is_described_by_its_spread(is_dense, caplog):
+    # What differs between questions is 100 times what differs among the answers to one
+    groups = 100.0 * torch.arange(4)[:, None] + torch.arange(8) / 8
+    if not is_dense:
+        groups = (groups > 50.0).float() * (torch.arange(8) % 2)
+    check = ExplorationCheckCallback(lambda num_prompts: groups)
+    with caplog.at_level(logging.INFO, "trl_dlr"):
+        check.on_train_begin(SimpleNamespace(exploration_check_prompts=4), SimpleNamespace(global_step=0), None)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert f"before training: {1.0 if is_dense else 0.75:.2f}" in said
+    assert ("a standard deviation of 0.306 among the answers to a question" in said) == is_dense
 
 
 def test_the_exploration_check_changes_nothing(tmp_path):

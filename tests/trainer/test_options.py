@@ -1,9 +1,11 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import logging
+import warnings
 from dataclasses import dataclass
 
 import pytest
+import torch
 from datasets import Dataset
 
 from tests.tiny import random_main_model, tiny_tokenizer
@@ -120,3 +122,19 @@ def test_no_secret_in_a_card_a_checkpoint_or_a_log(trainer_class, tmp_path, monk
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
     printed = capfd.readouterr()
     assert SECRET not in caplog.text + printed.out + printed.err
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+@pytest.mark.parametrize("value", [False, True])
+def test_the_configuration_itself_is_warned_of_nothing(tmp_path, config_class, value, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        args = config_class(str(tmp_path), gradient_checkpointing=value, **ON_CPU)
+    assert args.gradient_checkpointing is getattr(args, "activation_checkpointing", value) is value
+    assert not args.dataloader_pin_memory  # which torch warns of where there is no device to copy to
+    assert args.set_values().get("gradient_checkpointing") == (None if value is default_checkpointing(args) else value)
+
+
+def default_checkpointing(args):
+    return type(args).__dataclass_fields__["gradient_checkpointing"].default

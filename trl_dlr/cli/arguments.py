@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from trl import ModelConfig, get_quantization_config
 
 from ..models import first_layers, fresh_layers
+from ..models.hub import check_location
 from ..trainer.construction import load_main_model
 from ..trainer.policy_arguments import LatentPolicyArguments
 
@@ -68,6 +69,8 @@ class RunArguments:
         for name in ("main_model_name_or_path", "dataset_name"):
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` must be set: pass --{name}, or name it in the --config file.")
+        for name in filter(None, (self.main_model_name_or_path, self.policy)):
+            check_location(name)
 
 
 def resolve_models(

@@ -6,10 +6,13 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from .parser import command_parser
 from .reasoner import ReasonerArguments
 
 
+QUESTIONS_TOGETHER = 16
 EPILOG = """examples:
   trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" "What is 5 + 6?"
   trl-dlr generate --policy user/policy --prompts_file questions.txt --num_samples 8 --selection majority"""
@@ -63,16 +66,18 @@ class GenerateArguments(ReasonerArguments):
 
 def main(args: GenerateArguments) -> None:
     prompts = [args.prompt(question, args.is_chat, args.system_prompt) for question in args.prompts]
-    answers = args.load().generate(
-        prompts, num_samples=args.num_samples, do_sample=args.do_sample, selection=args.selection, seed=args.seed
-    )
-    for question, text in zip(args.prompts, answers.texts, strict=True):
-        print(f"> {question}\n{text}\n")
+    reasoner, rows = args.load(), []
+    settings = {"num_samples": args.num_samples, "do_sample": args.do_sample, "selection": args.selection}
+    torch.manual_seed(args.seed)
+    for start in range(0, len(prompts), QUESTIONS_TOGETHER):  # so that answers appear as they come
+        chunk = slice(start, start + QUESTIONS_TOGETHER)
+        answers = reasoner.generate(prompts[chunk], **settings)
+        scores = [None] * len(answers.texts) if answers.scores is None else answers.scores.tolist()
+        for row in zip(args.prompts[chunk], answers.texts, answers.candidates, scores, strict=True):
+            rows.append(dict(zip(("prompt", "text", "candidates", "scores"), row, strict=True)))
+            print(f"> {row[0]}\n{row[1]}\n", flush=True)
     if args.output_json is not None:
-        scores = [None] * len(prompts) if answers.scores is None else answers.scores.tolist()
-        names = ("prompt", "text", "candidates", "scores")
-        rows = zip(args.prompts, answers.texts, answers.candidates, scores, strict=True)
-        Path(args.output_json).write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2))
+        Path(args.output_json).write_text(json.dumps(rows, indent=2))
 
 
 def run(argv: list[str], prog: str) -> None:

@@ -1,9 +1,14 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""The parser of a command, with help that can be read."""
+"""The parser of a command, with help that can be read and errors that say what was meant."""
 
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+import difflib
+import sys
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterable
+from typing import Any
 
+import yaml
 from trl import TrlParser
 
 
@@ -11,7 +16,61 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """Defaults beside the arguments, and examples as they are to be typed."""
 
 
-def command_parser(dataclass_types: tuple[type, ...], prog: str | None, doc: str, epilog: str) -> TrlParser:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question for `name`, which is unknown, if one of those known is spelt much like it."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class CommandParser(TrlParser):
+    """A [`~trl.TrlParser`] that ends with exit code 2, and a hint, at what does not parse."""
+
+    others: tuple[ArgumentParser, ...] = ()  # whose arguments may stand among this one's
+
+    def parse_args_and_config(
+        self,
+        args: Iterable[str] | None = None,
+        return_remaining_strings: bool = False,
+        fail_with_unknown_args: bool = True,
+        separate_remaining_strings: bool = False,
+    ) -> tuple[Any, ...]:
+        args = sys.argv[1:] if args is None else list(args)
+        config, rest = self._read_config(args)
+        if fail_with_unknown_args:  # before any is judged by its value: one that is missing may be misspelt
+            actions = [action for parser in (self, *self.others) for action in parser._actions]
+            of_config = [f"--{name}" for name in config if name not in {"env", *(action.dest for action in actions)}]
+            self._check_unknown([*of_config, *self.parse_known_args(rest)[1]], actions)
+        *parsed, of_config, of_cli = super().parse_args_and_config(args, True, separate_remaining_strings=True)
+        if return_remaining_strings:
+            return (*parsed, of_config, of_cli) if separate_remaining_strings else (*parsed, [*of_config, *of_cli])
+        return tuple(parsed)
+
+    def _read_config(self, args: list[str]) -> tuple[dict[str, Any], list[str]]:
+        """What a YAML file holds that is named among the arguments, and the arguments without it."""
+        if "--config" not in args:
+            return {}, args
+        place = args.index("--config")
+        if place + 1 == len(args):
+            self.error("--config needs the path of a YAML file")
+        with open(args[place + 1], encoding="utf-8") as file:
+            try:
+                config = yaml.safe_load(file)
+            except yaml.YAMLError as error:
+                self.error(f"{args[place + 1]} is no YAML: {' '.join(str(error).split())}")
+        if not isinstance(config, dict):
+            self.error(f"{args[place + 1]} must hold lines like 'learning_rate: 1e-4', but is {config!r:.80}")
+        return config, args[:place] + args[place + 2 :]
+
+    def _check_unknown(self, unknown: list[str], actions: list[Action]) -> None:
+        known = [name for action in actions for name in action.option_strings]
+        names = [argument.partition("=")[0] for argument in unknown if argument.startswith("--")]
+        names = [name for name in names if name not in known] if names else unknown
+        if names:
+            hints = "".join(did_you_mean(name, known) for name in names)
+            self.error(f"unrecognized arguments: {' '.join(names)}{'.' if hints else ''}{hints}")
+
+
+def command_parser(dataclass_types: tuple[type, ...], prog: str | None, doc: str, epilog: str) -> CommandParser:
     """
     Parser of a command.
 
@@ -25,7 +84,7 @@ def command_parser(dataclass_types: tuple[type, ...], prog: str | None, doc: str
         epilog (`str`):
             Examples, and what else there is to know.
     """
-    return TrlParser(
+    return CommandParser(
         dataclass_types,
         prog=prog,
         usage="%(prog)s [--config FILE] [--ARGUMENT VALUE ...]",  # there can be hundreds; the list below has them

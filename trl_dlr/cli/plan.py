@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
 from ..models import LatentPolicyConfig, LatentPolicyModel
+from ..models.assistants import with_few_layers
 from ..models.hub import has_code_of_its_own, hub_arguments
 from ..trainer import LatentGRPOConfig
 from ..trainer.construction import adapter_for_policy
@@ -96,7 +97,7 @@ def shapes_of(
                 main_config, dtype=dtype or torch.float32, trust_remote_code=has_code_of_its_own(main_config)
             )
         if model in ASSISTANTS:
-            config = ASSISTANTS[model](main_model, assistant_num_layers).config
+            config = with_few_layers(main_model, assistant_num_layers).config  # shapes alone: nothing is copied
         else:
             hub = hub_arguments(training_args.model_init_kwargs, training_args.trust_remote_code)
             config = AutoConfig.from_pretrained(model, **{"revision": model_args.model_revision, **hub})

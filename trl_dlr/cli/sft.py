@@ -2,12 +2,12 @@
 
 """`trl-dlr sft`: a supervised start of a latent policy on gold answers."""
 
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from ..trainer import LatentSFTConfig, LatentSFTTrainer
 from .arguments import RunArguments
 from .launch import EPILOG, launch, run_script
-from .parser import command_parser
+from .parser import CommandParser, command_parser
 from .train import train_and_save
 
 
@@ -15,7 +15,7 @@ def main(args: RunArguments, training_args: LatentSFTConfig, model_args: ModelCo
     train_and_save(LatentSFTTrainer, args, training_args, model_args)
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
+def make_parser(prog: str | None = None) -> CommandParser:
     return command_parser((RunArguments, LatentSFTConfig, ModelConfig), prog, __doc__, EPILOG)
 
 

@@ -3,17 +3,20 @@
 """`trl-dlr train`: reinforcement learning of a latent policy."""
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from .. import rewards
 from ..trainer import LatentGRPOConfig, LatentGRPOTrainer, LatentReportCallback, LatentSFTTrainer
 from ..trainer.policy_arguments import LatentPolicyArguments
 from .arguments import RunArguments, load_split, resolve_models
 from .launch import EPILOG, launch, run_script
-from .parser import command_parser
+from .parser import CommandParser, command_parser, did_you_mean
 
 
 REWARDS = {name: getattr(rewards, name) for name in ("correctness_reward", "tag_format_reward")}
@@ -35,18 +38,46 @@ class TrainArguments(RunArguments):
         metadata={"help": f"Reward functions: {', '.join(REWARDS)}, or import paths such as 'my_rewards.brevity'."},
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.reward_funcs:
+            find_reward(name)
+
+
+def find_reward(name: str) -> tuple[str, str]:
+    """
+    Module and name of a reward function. The module is looked for, in the working directory too, and not executed: so a
+    wrong name is told before any process is launched.
+    """
+    module, _, function = name.rpartition(".")
+    if name in REWARDS:
+        return rewards.__name__, name
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        is_there = importlib.util.find_spec(module) is not None if module else False
+    except ImportError:  # of a package that it would be in
+        is_there = False
+    if not is_there:
+        raise ValueError(
+            f"`reward_funcs` must be some of {', '.join(REWARDS)} or import paths such as 'my_rewards.brevity', but there is "
+            f"no {name if not module else f'module {module}'!r}.{did_you_mean(name, REWARDS)}"
+        )
+    return module, function
+
 
 def load_reward(name: str) -> Callable[..., list[float]]:
     """A reward function by its name, or by an import path relative to the working directory."""
-    if name in REWARDS:
-        return REWARDS[name]
-    module, _, function = name.rpartition(".")
+    module_name, function = find_reward(name)
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, ValueError, AttributeError) as error:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ValueError(f"`reward_funcs`: {module_name!r} cannot be imported: {error!r}") from error
+    if not callable(getattr(module, function, None)):
         raise ValueError(
-            f"`reward_funcs` must be some of {', '.join(REWARDS)} or import paths, but {name!r} cannot be loaded: {error}"
-        ) from error
+            f"`reward_funcs`: {module_name!r} has no function {function!r}.{did_you_mean(function, dir(module))}"
+        )
+    return getattr(module, function)
 
 
 def main(args: TrainArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
@@ -84,7 +115,7 @@ def train_and_save(
     trainer.accelerator.end_training()
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
+def make_parser(prog: str | None = None) -> CommandParser:
     return command_parser((TrainArguments, LatentGRPOConfig, ModelConfig), prog, __doc__, EPILOG)
 
 

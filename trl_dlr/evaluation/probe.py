@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from tqdm.auto import tqdm
 
 from ..generation import DecodingEngine, TransformersEngine
 from ..models.reasoner import LatentReasoner
@@ -156,7 +157,7 @@ def take_probe(
     found, trajectories = [], []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in range(0, len(questions), batch_size):
+        for start in tqdm(range(0, len(questions), batch_size), "Answers for the report", leave=False):
             rows = questions.select(range(start, min(start + batch_size, len(questions))))
             prompts = list(rows["prompt"])
             alone = _judge(reward_func, rows, reasoner.decode(prompts), 1)

@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedModel
 from .hub import has_code_of_its_own
 
 
-def _with_few_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+def with_few_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     """A backbone of the model's architecture, newly initialized in float32."""
     total = model.config.get_text_config().num_hidden_layers
     if not 1 <= num_layers <= total:
@@ -36,7 +36,7 @@ def first_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedMode
         num_layers (`int`):
             Number of layers to keep.
     """
-    backbone = _with_few_layers(main_model, num_layers)
+    backbone = with_few_layers(main_model, num_layers)
     source = main_model.base_model.state_dict()
     backbone.load_state_dict({name: source[name] for name in backbone.state_dict()})
     return backbone
@@ -53,7 +53,7 @@ def fresh_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedMode
         num_layers (`int`):
             Number of layers.
     """
-    backbone = _with_few_layers(main_model, num_layers)
+    backbone = with_few_layers(main_model, num_layers)
     embeddings: nn.Embedding = backbone.get_input_embeddings()
     with torch.no_grad():
         embeddings.weight.copy_(main_model.get_input_embeddings().weight)

@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .latent_policy_config import LatentPolicyConfig
@@ -25,6 +26,18 @@ def check_location(name: str) -> None:
     """Refuse a path to nothing, before the Hub is asked for it as if it were a name there."""
     if not os.path.isdir(name) and hub_name(str(name)) is None:
         raise ValueError(f"The folder {str(name)!r} does not exist (working directory: {os.getcwd()}).")
+
+
+@contextmanager
+def readable_damage(name: str) -> Iterator[None]:
+    """Say of a file of `name` that cannot be read that it is damaged."""
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{str(name)!r} has a file that is damaged or cut off ({error}). Save, copy or download it again; a run's last "
+            "checkpoint has the policy too."
+        ) from error
 
 
 def location_of(model: PreTrainedModel) -> str | None:

@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput
 from .cache import CACHE_ARGUMENT, is_checkpointed
 from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
 from .fingerprint import fingerprints_match, warn_of_cast, weights_fingerprint
-from .hub import has_code_of_its_own, hub_name, location_of
+from .hub import has_code_of_its_own, hub_name, location_of, readable_damage
 from .injection import LatentInjector
 from .latent_policy_config import LatentPolicyConfig
 from .soft_token_policy import SoftTokenHead, SoftTokenInjector, vocabulary_size
@@ -175,7 +175,8 @@ class LatentPolicyModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """As [`~transformers.PreTrainedModel.from_pretrained`]."""
-        loaded = super().from_pretrained(*args, **kwargs)
+        with readable_damage(args[0] if args else kwargs["pretrained_model_name_or_path"]):
+            loaded = super().from_pretrained(*args, **kwargs)
         policy = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True`
         # Loading puts new parameters, all trainable, in place of those that were built
         policy.get_input_embeddings().requires_grad_(not policy.config.freeze_embeddings)
@@ -284,6 +285,11 @@ class LatentPolicyModel(PreTrainedModel):
 
     def get_output_embeddings(self) -> None:
         return None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The name that TRL and PEFT ask for, without the warning of it that newer versions of transformers give."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def check_main_model(self, main_model: PreTrainedModel, allow_mismatch: bool = False) -> None:
         """

@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine, tokenize_prompts
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..rewards import majority_vote
-from .hub import find_file, hub_arguments, leave_out_folders, readable_push_errors, short_card
+from .hub import find_file, hub_arguments, leave_out_folders, readable_damage, readable_push_errors, short_card
 from .latent_policy import LatentPolicyModel, LatentPolicyOutput
 from .latent_policy_config import LatentPolicyConfig
+from .thinking import THINKING_FILE
 from .value_head import VALUE_HEAD_FILE, ValueHead
 
 
@@ -201,7 +202,8 @@ class LatentReasoner:
         value_head = None
         if (path := find_file(name, VALUE_HEAD_FILE, **hub)) is not None:  # not there if it was trained without one
             value_head = ValueHead(config.num_latents * config.feature_size, config.hidden_size)
-            value_head.load_state_dict(load_file(path))
+            with readable_damage(name):
+                value_head.load_state_dict(load_file(path))
             value_head.to(device)
         card_path = find_file(name, "README.md", **hub)
         model_card = None if card_path is None else Path(card_path).read_text(encoding="utf-8")
@@ -465,25 +467,42 @@ def load_policy(
     name, hub = pretrained_model_name_or_path, {"token": token, "cache_dir": cache_dir}
     here = {"revision": revision, **hub}
     kwargs = {"dtype": torch.float32, "use_safetensors": True}
-    if find_file(name, "adapter_config.json", **here) is None:
-        path = find_file(name, "config.json", **here)
-        found = None if path is None else json.loads(Path(path).read_text()).get("model_type")
-        if found != LatentPolicyConfig.model_type:
-            raise ValueError(
-                f"{name!r} holds neither a policy (a `config.json` of type {LatentPolicyConfig.model_type!r}, found "
-                f"{found!r}) nor an adapter of one (`adapter_config.json`)."
+    with readable_damage(name):
+        if find_file(name, "adapter_config.json", **here) is None:
+            found = _model_type(name, **here)
+            if found != LatentPolicyConfig.model_type:
+                hint = ""
+                if find_file(name, THINKING_FILE, **here) is not None:
+                    hint = " It is a model that thinks by itself: load it with `ThinkingReasoner`."
+                raise ValueError(
+                    f"{name!r} holds neither a policy (a `config.json` of type {LatentPolicyConfig.model_type!r}, found "
+                    f"{found!r}) nor an adapter of one (`adapter_config.json`).{hint}"
+                )
+            return LatentPolicyModel.from_pretrained(name, **kwargs, **here)
+        if find_file(name, f"{BASE_POLICY}/config.json", **here) is not None:
+            # In a local folder, transformers below 5.23 would take the adapter for what `subfolder` holds
+            base_name, subfolder = (
+                (os.path.join(name, BASE_POLICY), "") if Path(name).is_dir() else (name, BASE_POLICY)
             )
-        return LatentPolicyModel.from_pretrained(name, **kwargs, **here)
-    if find_file(name, f"{BASE_POLICY}/config.json", **here) is not None:
-        # In a local folder, transformers below 5.23 would take the adapter for what `subfolder` holds
-        base_name, subfolder = (os.path.join(name, BASE_POLICY), "") if Path(name).is_dir() else (name, BASE_POLICY)
-        base = LatentPolicyModel.from_pretrained(base_name, subfolder=subfolder, **kwargs, **here)
-    else:
-        config = PeftConfig.from_pretrained(name, **here)
-        base = LatentPolicyModel.from_pretrained(
-            config.base_model_name_or_path, **kwargs, revision=config.revision, **hub
-        )
-    return PeftModel.from_pretrained(base, name, **here)
+            base = LatentPolicyModel.from_pretrained(base_name, subfolder=subfolder, **kwargs, **here)
+        else:
+            config = PeftConfig.from_pretrained(name, **here)
+            there = {"revision": config.revision, **hub}
+            found = _model_type(config.base_model_name_or_path, **there)
+            if found != LatentPolicyConfig.model_type:
+                raise ValueError(
+                    f"{name!r} is an adapter of {config.base_model_name_or_path!r}, a model of type {found!r}, and not of a "
+                    "latent policy: another trainer, such as TRL's `GRPOTrainer`, has trained it. Load it with PEFT's "
+                    "`AutoPeftModelForCausalLM`, or if it thinks by itself with `ThinkingReasoner`."
+                )
+            base = LatentPolicyModel.from_pretrained(config.base_model_name_or_path, **kwargs, **there)
+        return PeftModel.from_pretrained(base, name, **here)
+
+
+def _model_type(name: str, **hub) -> str | None:
+    """What the configuration of a folder or repository says that it is."""
+    path = find_file(name, "config.json", **hub)
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
 
 
 def load_main_model(
@@ -528,7 +547,8 @@ def load_main_model(
                 "`--main_model_name_or_path`)."
             ) from error
         kwargs = {"dtype": config.main_model_dtype or "auto", **init_kwargs}
-        main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
+        with readable_damage(main_model):
+            main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
         main_model.config._commit_hash = hub.get("revision")  # which transformers no longer notes down
     if main_processing_class is None:
         name = main_model.config.name_or_path

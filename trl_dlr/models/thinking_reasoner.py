@@ -10,7 +10,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import TransformersEngine
-from .hub import DEFAULT_PROMPT, find_file
+from .hub import DEFAULT_PROMPT, find_file, readable_damage
 from .latent_policy import LatentPolicyOutput
 from .reasoner import LatentReasoner
 from .thinking import Thinker, ThinkingConfig
@@ -181,11 +181,12 @@ class ThinkingReasoner(LatentReasoner):
         name, hub = pretrained_model_name_or_path, {"revision": revision, "token": token, "cache_dir": cache_dir}
         config = ThinkingConfig.from_pretrained(name, **hub)
         kwargs = {"dtype": "auto", "trust_remote_code": trust_remote_code, **(model_init_kwargs or {}), **hub}
-        if find_file(name, "adapter_config.json", **hub) is not None:
-            # With the tokenizer beside it, PEFT makes room for the tokens that the base model lacks
-            model = AutoPeftModelForCausalLM.from_pretrained(name, **kwargs).merge_and_unload()
-        else:
-            model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        with readable_damage(name):
+            if find_file(name, "adapter_config.json", **hub) is not None:
+                # With the tokenizer beside it, PEFT makes room for the tokens that the base model lacks
+                model = AutoPeftModelForCausalLM.from_pretrained(name, **kwargs).merge_and_unload()
+            else:
+                model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
         if not hasattr(model, "hf_device_map"):
             model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         tokenizer = AutoTokenizer.from_pretrained(

@@ -49,23 +49,38 @@ class EpochOrderCallback(TrainerCallback):
                 torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
 
 
+def fraction_mixed(groups: torch.Tensor) -> float:
+    """Share of groups, shape `(num_groups, G)`, whose rewards differ: the only ones that teach anything. NaN is none."""
+    highest, lowest = groups.nan_to_num(-torch.inf).amax(dim=1), groups.nan_to_num(torch.inf).amin(dim=1)
+    return (highest > lowest).float().mean().item()
+
+
 class ExplorationCheckCallback(TrainerCallback):
     """
     Says before the first step whether there is anything to learn from.
 
     Args:
-        measure (`Callable[[int], float]`):
-            Share of groups with differing rewards on a number of prompts.
+        measure (`Callable[[int], torch.Tensor]`):
+            Rewards of groups on a number of prompts, shape `(num_groups, G)`, NaN where there is none.
     """
 
-    def __init__(self, measure: Callable[[int], float]):
+    def __init__(self, measure: Callable[[int], torch.Tensor]):
         self.measure = measure
 
     def on_train_begin(self, args: LatentGRPOConfig, state, control, **kwargs):
         if state.global_step > 0 or args.exploration_check_prompts == 0:
             return
-        share = self.measure(args.exploration_check_prompts)
+        groups = self.measure(args.exploration_check_prompts)
+        share = fraction_mixed(groups)
         logger.info(f"Groups with mixed rewards before training: {share:.2f}")
+        scored = groups[~groups.isnan()]
+        if share == 1.0 and 2 * len(scored.unique()) > len(scored):
+            within = torch.stack([group[~group.isnan()].std() for group in groups]).mean()
+            logger.info(
+                "Hardly two rewards are alike, so with this reward every group counts as mixed, whatever there is to learn. "
+                f"Read its spread instead: a standard deviation of {within:.3g} among the answers to a question, and of "
+                f"{scored.std():.3g} among all. What differs between questions alone teaches nothing."
+            )
         if share < MIN_MIXED_GROUPS:
             logger.warning(
                 f"Only {share:.0%} of the groups have differing rewards before training, on "

@@ -28,7 +28,7 @@ from trl.trainer.utils import create_model_from_path, get_callable_name, is_asyn
 from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
-from ..models.hub import check_location, find_file, hub_arguments
+from ..models.hub import check_location, find_file, hub_arguments, readable_damage
 from .latent_grpo_config import LatentGRPOConfig
 from .policy_arguments import LatentPolicyArguments
 
@@ -63,6 +63,10 @@ def assemble(
     if processing_class is None:
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         processing_class = assistant_tokenizer(policy, main_model, main_processing_class, **hub)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # which Trainer would align with a warning
+        token = getattr(processing_class, name)
+        for config in (policy.config, policy.generation_config):
+            setattr(config, name, getattr(config, name, None) if token is None else token)
     return model, main_model, main_processing_class, processing_class
 
 
@@ -85,7 +89,8 @@ def load_main_model(
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
         check_location(main_model)
-        main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
+        with readable_damage(main_model):
+            main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
         main_model.config._commit_hash = kwargs.get("revision")  # which transformers no longer notes down
         return main_model
     if quantization_config is not None:

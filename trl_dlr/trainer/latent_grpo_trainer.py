@@ -13,6 +13,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
+from tqdm.auto import tqdm
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -26,7 +27,7 @@ from ..models.distributions import Density, concatenate, put_rows
 from ..models.latent_policy import disable_dropout
 from ..models.likelihood import given_latents
 from ..models.value_head import ValueHead
-from .callbacks import EpochOrderCallback, ExplorationCheckCallback
+from .callbacks import EpochOrderCallback, ExplorationCheckCallback, fraction_mixed
 from .checkpoints import share_weights
 from .construction import (
     adapter_for_policy,
@@ -265,7 +266,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
         self._epoch_order = EpochOrderCallback()
         self.add_callback(self._epoch_order)
-        self.add_callback(ExplorationCheckCallback(self.measure_exploration))
+        self.add_callback(ExplorationCheckCallback(self._explore))
 
         # What the hooks below hand to each other between a rollout and its losses
         self._assistant_prompt_ids = None  # the policy's reading of the prompts
@@ -429,15 +430,8 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         rewards = (rewards_per_func * self.reward_weights.to(device)).nansum(dim=1)
         self._rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
-        self._metrics[mode]["frac_reward_mixed"].append(self._fraction_mixed(num_generations))
+        self._metrics[mode]["frac_reward_mixed"].append(fraction_mixed(self._rewards.view(-1, num_generations)))
         return rewards_per_func
-
-    def _fraction_mixed(self, num_generations: int) -> float:
-        """Share of groups whose scored trajectories differ in reward: the only ones that teach anything."""
-        is_scored = ~self._rewards.isnan()
-        highest = self._rewards.masked_fill(~is_scored, -torch.inf).view(-1, num_generations).amax(dim=1)
-        lowest = self._rewards.masked_fill(~is_scored, torch.inf).view(-1, num_generations).amin(dim=1)
-        return (highest > lowest).float().mean().item()
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -735,26 +729,36 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         Share of groups with differing rewards over the first `num_prompts` training prompts, under the policy as it
         is. Only such groups have advantages other than 0. Leaves metrics and random numbers as they were.
         """
+        return fraction_mixed(self._explore(num_prompts))
+
+    def _explore(self, num_prompts: int) -> torch.Tensor:
+        """Rewards of the first prompts' groups before training, shape `(num_groups, G)`, NaN where there is none."""
         per_process = -(-num_prompts // self.accelerator.num_processes)
+        size = max(1, self.args.generation_batch_size // self.accelerator.num_processes // self.num_generations)
         rows = itertools.islice(
             itertools.cycle(self.train_dataset), self.accelerator.process_index * per_process, None
         )
-        inputs = [row for row in itertools.islice(rows, per_process) for _ in range(self.num_generations)]
-        prompts = [row["prompt"] for row in inputs]
+        rows, rewards = list(itertools.islice(rows, per_process)), []
+        is_quiet = self.args.disable_tqdm or not self.accelerator.is_main_process
         metrics, tokens_seen = copy.deepcopy(self._metrics), self.state.num_input_tokens_seen
         self._decodes_all, was_training = True, self.model.training
         self.model.train()  # groups are those of training
         try:
             with torch.random.fork_rng():
-                _, completion_ids, _, completions, *_ = self._generate(prompts)
-                self._calculate_rewards(inputs, prompts, completions, completion_ids)
+                for start in tqdm(range(0, per_process, size), "Exploration check", disable=is_quiet, leave=False):
+                    chunk = rows[start : start + size]  # what a rollout holds
+                    inputs = [row for row in chunk for _ in range(self.num_generations)]
+                    prompts = [row["prompt"] for row in inputs]
+                    _, completion_ids, _, completions, *_ = self._generate(prompts)
+                    self._calculate_rewards(inputs, prompts, completions, completion_ids)
+                    rewards.append(self._rewards.view(-1, self.num_generations))
         finally:
             self._decodes_all = False
             self.model.train(was_training)
         self._metrics, self.state.num_input_tokens_seen = metrics, tokens_seen
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()
-        return self._fraction_mixed(self.num_generations)
+        return torch.cat(rewards)
 
     def _checkpoint_record(self) -> dict[str, Any]:
         record = super()._checkpoint_record()

@@ -6,6 +6,8 @@ import re
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
+import torch
+
 
 SECRET_NAME = re.compile(
     r"(^|[_-])(token|api[_-]?key|access[_-]?key|secret([_-]?key)?|password|credentials?|authorization|auth)$", re.I
@@ -50,7 +52,14 @@ class ReportableArguments:
 
     def __post_init__(self):
         self._set_fields = [field.name for field in fields(self) if getattr(self, field.name) != default_of(field)]
+        for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            # TRL's names for what newer versions of transformers call otherwise, with a warning of the old ones
+            new = old.replace("gradient", "activation")
+            if getattr(self, new, False) is None:
+                setattr(self, new, getattr(self, old))
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # for copies to a device; torch warns where there is none
 
     def set_values(self) -> dict[str, Any]:
         """Fields that were given another value than their default, as they are now."""
