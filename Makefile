@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-vllm test-versions test-lowest test-newest lint clean
+.PHONY: demo test test-numeric test-slow test-vllm test-versions test-lowest test-newest lint clean
 
 # The torch that the tests run with. Which build it is, CPU or CUDA, is up to your package index; TORCH=... takes another.
 TORCH ?= torch==2.13.0
@@ -23,6 +23,11 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What calculates, once more without the processor's vector instructions, which round differently
+test-numeric: $(VENV)/.ready
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 --dist loadfile -k "not distributed and not faults" \
+		tests/models tests/generation tests/evaluation tests/trainer
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow

@@ -6,12 +6,21 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each, in the processes they start too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import tempfile
+
 import pytest
 import torch
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def pytest_configure(config):
+    if "TRAINED_MODELS" not in os.environ:  # of this session: xdist's workers inherit it
+        folder = tempfile.TemporaryDirectory()
+        os.environ["TRAINED_MODELS"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(autouse=True)

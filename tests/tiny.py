@@ -1,9 +1,13 @@
 """A tiny world in which latents are needed: a main model that can calculate, once it is told with which operation."""
 
 import functools
+import os
+from pathlib import Path
 
 import torch
 from datasets import Dataset
+from filelock import FileLock
+from safetensors.torch import load_model, save_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -54,9 +58,19 @@ def trained_main_model(
     """
     A main model that continues `[letter][a][b][op][op]` with `=result`, or after as many [op] as `num_hints` says, in
     turn. The letter is noise to it. With a `hint`, it learns to write `[op][op]` too, in that share of examples the
-    letter's own and else any: a start for a model that thinks by itself.
+    letter's own and else any: a start for a model that thinks by itself. It is trained once a session.
     """
-    main_model = random_main_model(seed).train()
+    main_model = random_main_model(seed)
+    path = Path(os.environ["TRAINED_MODELS"], f"{seed}_{steps}_{batch_size}_{hint}_{num_hints}.safetensors")
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            train_main_model(main_model.train(), seed, steps, batch_size, hint, num_hints)
+            save_model(main_model, path)
+    load_model(main_model, path)
+    return main_model.eval()
+
+
+def train_main_model(main_model, seed, steps, batch_size, hint, num_hints) -> None:
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(main_model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
@@ -82,7 +96,6 @@ def trained_main_model(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    return main_model.eval()
 
 
 def tiny_dataset(num_rows: int, seed: int, held_out: bool = False) -> Dataset:

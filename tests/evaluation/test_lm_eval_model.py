@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import lm_eval
 import pytest
@@ -14,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from tests.evaluation.test_preflight import make_reasoner
+from tests.launch import ROOT, run_python
 from tests.tiny import tiny_dataset
 from trl_dlr.evaluation.lm_eval_model import LatentReasonerLM
 from trl_dlr.generation import VLLMServerEngine
@@ -22,7 +19,6 @@ from trl_dlr.models.reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward
 
 
-ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "examples" / "lm_eval"
 GREEDY = {"do_sample": False, "until": []}
 
@@ -65,8 +61,8 @@ def test_a_vote_is_on_what_stands_before_the_stop_strings(reasoner, monkeypatch)
 
 def test_the_length_of_answers_is_the_tasks_or_else_the_models(reasoner):
     lm = LatentReasonerLM(reasoner, batch_size=5)
-    whole, short = answers_of(lm, CONTEXTS), answers_of(lm, CONTEXTS, max_gen_toks=2)
-    assert short == [" ".join(text.split()[:2]) for text in whole] != whole
+    whole, short = answers_of(lm, CONTEXTS), answers_of(lm, CONTEXTS, max_gen_toks=1)
+    assert short == [text.split()[0] for text in whole] != whole
     assert answers_of(lm, CONTEXTS) == whole
     assert reasoner.engine.max_new_tokens == 3
 
@@ -95,7 +91,7 @@ def test_likelihoods_are_given_the_latents_of_the_context(reasoner, num_samples)
 def test_what_the_model_answers_is_greedy_and_nothing_else(reasoner):
     lm = LatentReasonerLM(reasoner, batch_size=3)
     answers = [text.replace(" ", "") for text in answers_of(lm, CONTEXTS, max_gen_toks=2)]
-    others = [f"{text[:-1]}{(int(text[-1]) + 1) % 10}" for text in answers]
+    others = [text[0] + ("8" if text[1] == "7" else "7") for text in answers]
     pairs = list(zip(CONTEXTS * 2, answers + others, strict=True))
     found = lm.loglikelihood(requests_of("loglikelihood", pairs))
     assert [is_greedy for _, is_greedy in found] == [True] * 5 + [False] * 5
@@ -111,7 +107,7 @@ def test_assistant_and_main_model_each_render_a_conversation_their_own_way():
     contexts = [lm.apply_chat_template([{"role": "user", "content": text}]) for text in CONTEXTS]
     chats = [[{"role": "user", "content": text}] for text in CONTEXTS]
     expected = reasoner.generate(chats).texts
-    assert answers_of(lm, contexts) == expected != answers_of(lm, CONTEXTS)
+    assert answers_of(lm, contexts) == expected
     assert lm.chat_template(True) == main_tokenizer.chat_template
     pairs = [(contexts[0], "=3"), (CONTEXTS[0], "=3")]
     chat, plain = (lm.loglikelihood(requests_of("loglikelihood", [pair]))[0] for pair in pairs)
@@ -178,12 +174,10 @@ def test_its_own_command_is_that_of_the_harness(tmp_path):
     model_args = (
         f"pretrained={tmp_path / 'policy'},main_model={tmp_path / 'main'},max_gen_toks=3,do_sample=true,seed=1"
     )
-    command = [sys.executable, "-m", "trl_dlr.evaluation.lm_eval_model", "--model", "trl_dlr", "--batch_size", "4"]
+    command = ["-m", "trl_dlr.evaluation.lm_eval_model", "--model", "trl_dlr", "--batch_size", "4"]
     command += ["--model_args", model_args, "--include_path", TASKS, "--tasks", "questions_file"]
     command += ["--metadata", f"data_file={tmp_path / 'questions.jsonl'}", "--output_path", tmp_path / "out"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    )
+    result = run_python(*command)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "|questions_file|" in result.stdout
     found = json.loads(next((tmp_path / "out").rglob("results*.json")).read_text())

@@ -11,8 +11,13 @@ from trl_dlr.models.reasoner import LatentReasoner
 
 
 def make_reasoner(**kwargs):
+    """
+    Of an untrained policy, whose mean latents say little more than "add": its answers are right where the letter says
+    so, whatever the processor makes of a training, and its samples are wrong now and then.
+    """
     main_model, tokenizer = trained_main_model(), tiny_tokenizer()
-    policy = make_policy(main_model, **{"num_latents": 2, "anchor_text": "++", **kwargs})
+    anchors = {"num_latents": 2, "injection": "anchors", "anchor_text": "++", "injection_scale": 2.0}
+    policy = make_policy(main_model, **{**anchors, **kwargs})
     return LatentReasoner(policy, tokenizer, TransformersEngine(main_model, tokenizer, 3), tokenizer)
 
 

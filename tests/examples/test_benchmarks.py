@@ -4,29 +4,21 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.launch import ROOT, run_python
 
-BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+
+BENCHMARKS = ROOT / "examples" / "benchmarks"
 TINY = ["--shape", "tiny", "--max_completion_length", "4", "--repeats", "2", "--warmup", "1"]
 
 
 def run(script, tmp_path, *arguments):
     """Standard output and the JSON's content."""
     path = tmp_path / "figures.json"
-    result = subprocess.run(
-        [sys.executable, BENCHMARKS / script, *TINY, "--output_json", path, *arguments],
-        capture_output=True,
-        text=True,
-        # One thread: operations this small only wait for a second one
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-    )
+    result = run_python(BENCHMARKS / script, *TINY, "--output_json", path, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     content = json.loads(path.read_text())
     assert content["benchmark"] == Path(script).stem

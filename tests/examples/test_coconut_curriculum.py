@@ -1,26 +1,19 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.launch import ROOT, run_python
 
-BENCHMARK = Path(__file__).parents[2] / "examples" / "benchmarks" / "coconut_curriculum.py"
+
+BENCHMARK = ROOT / "examples" / "benchmarks" / "coconut_curriculum.py"
 ARMS = ["start", "step", "token", "cot", "none"]
 
 
 def run(folder, *arguments):
     path = folder / "figures.json"
-    result = subprocess.run(
-        [sys.executable, BENCHMARK, "--output_json", path, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
+    result = run_python(BENCHMARK, "--output_json", path, *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout, json.loads(path.read_text())
 

@@ -1,21 +1,18 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 from trl import ModelConfig, TrlParser
 
+from tests.launch import ROOT, run_python
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import CoconutSFTConfig
 from trl_dlr.models.thinking import ThinkingConfig
 
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 CONFIG = EXAMPLES / "configs" / "coconut_gsm8k.yaml"
 sys.path.insert(0, str(EXAMPLES))
@@ -48,13 +45,7 @@ def test_it_trains_on_worked_answers(tmp_path, adapter):
     if adapter:
         settings |= {"use_peft": True, "lora_target_modules": "all-linear"}
     arguments = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / "coconut_gsm8k.py", "--config", CONFIG, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-    )
+    result = run_python(EXAMPLES / "coconut_gsm8k.py", "--config", CONFIG, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "\nbefore  loss " in result.stdout and "\nafter   loss " in result.stdout
     assert ThinkingConfig.from_pretrained(tmp_path / "out").num_latents == 3

@@ -1,15 +1,12 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.launch import ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
+
 CONFIGS = ROOT / "examples" / "configs"
 ARCHITECTURES = CONFIGS / "architectures"
 PAPER = ["--config", CONFIGS / "paper_llama2_7b.yaml"]
@@ -18,13 +15,7 @@ PAPER += ["--model_name_or_path", ARCHITECTURES / "llama_1.3b", "--num_processes
 
 
 def run(tmp_path, *arguments, fails=False):
-    result = subprocess.run(
-        [sys.executable, ROOT / "examples" / "plan_memory.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-    )
+    result = run_python(ROOT / "examples" / "plan_memory.py", *arguments, cwd=tmp_path)
     assert (result.returncode != 0) == fails, result.stderr[-3000:]
     assert not list(tmp_path.iterdir())
     table = dict(re.findall(r"^([a-z ]+?) +([\d.]+)$", result.stdout, flags=re.MULTILINE))

@@ -4,16 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from trl import ModelConfig, TrlParser
 
+from tests.launch import ROOT, run_python
 from tests.tiny import tiny_tokenizer, trained_main_model
 from trl_dlr import LatentPolicyModel, LatentSFTConfig
 
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted((EXAMPLES / "configs").glob("sft_*.yaml"))
 sys.path.insert(0, str(EXAMPLES))
@@ -83,13 +82,7 @@ def test_two_stages_one_after_the_other(tmp_path):
         common |= {"main_model_name_or_path": "main", "num_eval_questions": 8, "max_completion_length": 4}
         common |= {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "max_steps": 6}
         arguments = [str(part) for name, value in (common | settings).items() for part in (f"--{name}", value)]
-        result = subprocess.run(
-            [sys.executable, EXAMPLES / script, *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path,
-        )
+        result = run_python(EXAMPLES / script, *arguments, cwd=tmp_path)
         assert result.returncode == 0, result.stderr[-3000:]
         return result.stdout
 

@@ -1,34 +1,25 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from trl import ModelConfig, TrlParser
 
+from tests.launch import ROOT, Job, run_python
 from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
 from trl_dlr import CoconutSFTConfig, LatentGRPOConfig, LatentPolicyModel, SoftTokenGRPOConfig
 
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_gsm8k.py"
 CONFIGS = sorted(path for path in (ROOT / "examples" / "configs").glob("*.yaml") if "sft" not in path.name)
 sys.path.insert(0, str(SCRIPT.parent))
 
 
 def run(tmp_path, *arguments):
-    result = subprocess.run(
-        [sys.executable, SCRIPT, "--output_dir", tmp_path / "out", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-    )
+    result = run_python(SCRIPT, "--output_dir", tmp_path / "out", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert set(results) == {
@@ -123,18 +114,9 @@ def test_it_learns_under_zero2(tmp_path, num_processes):
         "use_cpu": True,
         "output_dir": "out",
     }
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
-    launch += ["--config_file", ROOT / "accelerate_configs" / "deepspeed_zero2_cpu.yaml"]
-    result = subprocess.run(
-        [*launch, SCRIPT, *(str(part) for name, value in settings.items() for part in (f"--{name}", value))],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-    )
-    # Now and then torch's threads abort at the interpreter's exit, when all is written
-    has_aborted_at_exit = "terminate called without an active exception" in result.stderr
-    assert result.returncode == 0 or has_aborted_at_exit, result.stderr[-3000:]
+    program = [SCRIPT, *(part for name, value in settings.items() for part in (f"--{name}", value))]
+    result = Job(program, tmp_path / "log", "zero2", num_processes, cwd=tmp_path).wait()
+    assert result.returncode == 0, result.stderr[-3000:]
     assert LatentPolicyModel.from_pretrained(tmp_path / "out").config.num_latents == 2
     engines = re.findall(
         r"DeepSpeedEngine, ZeRO stage 2, .* ([\d,]+) trainable .* process has ([\d,]+) .*", result.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tests.launch import context
 from tests.trainer.test_latent_grpo_trainer import make_trainer
 
 
@@ -103,10 +104,6 @@ def run(folder: str, resume=None, fault=None, fault_args=(), **kwargs) -> None:
     tensors |= {f"value_head.{name}": tensor for name, tensor in trainer.prescreener.head.state_dict().items()}
     tensors["losses"] = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     save_file(tensors, Path(folder) / "weights.safetensors")
-
-
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload([__name__])  # imported once
 
 
 def start(folder: Path, **kwargs) -> multiprocessing.Process:

@@ -2,6 +2,7 @@
 
 """Run by test_memory_plan.py in fresh processes: a few steps of a run whose memory is measured, and the plan of it."""
 
+import ctypes
 import json
 import os
 import sys
@@ -81,6 +82,9 @@ def prompts(length: int, num_rows: int) -> Dataset:
 
 
 def main(folder: str, main: dict, assistant: dict, policy: dict, args: dict, dtype: str, prompt_length: int) -> None:
+    libc = ctypes.CDLL(None)  # freed memory goes back at once, so that what is resident is what is in use
+    for option in (-3, -1):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of <malloc.h>
+        libc.mallopt(option, 65536)
     dtype = getattr(torch, dtype)
     recorder = GradientRecorder()
 
@@ -101,6 +105,7 @@ def main(folder: str, main: dict, assistant: dict, policy: dict, args: dict, dty
     positions = {"max_position_embeddings": main["max_position_embeddings"]}
     build("before", positions, positions, 1).train()
     recorder.num_bytes = None
+    libc.malloc_trim(0)
     before = status("VmRSS")
     recorder.trainer = trainer = build("measured", main, assistant, 2)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the models

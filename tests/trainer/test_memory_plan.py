@@ -3,16 +3,13 @@
 """The memory plan against real runs, each in fresh processes: bytes of what is trained, and peaks of resident memory."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from tests.launch import Job
 from tests.tiny import random_main_model
 from tests.trainer.memory_worker import GradientRecorder, exact_bytes
 from tests.trainer.test_latent_grpo_trainer import make_policy, make_trainer
@@ -21,14 +18,6 @@ from trl_dlr.trainer.construction import adapter_for_policy
 from trl_dlr.trainer.memory_plan import Zero2Layout, plan_memory
 
 
-ROOT = Path(__file__).parents[2]
-ZERO2 = ["accelerate.commands.launch", "--config_file", "accelerate_configs/deepspeed_zero2_cpu.yaml"]
-LAUNCHERS = {
-    "one": [],
-    "ddp": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"],
-    "zero2": [*ZERO2, "-m"],
-    "zero2-bf16": [*ZERO2, "--mixed_precision", "bf16", "-m"],
-}
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles an extension with g++")
 SIZES = {"num_hidden_layers": 4, "vocab_size": 8192, "max_position_embeddings": 512}
 MAIN = {**SIZES, "hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 12}
@@ -67,7 +56,7 @@ SLOW_POINTS = [
     ("ZeRO-2, KV cache", "zero2", "rollout", {**CACHED, "args": LONG}),
     (
         "ZeRO-2 in bf16, two learning rates",
-        "zero2-bf16",
+        "zero2_bf16",
         "update",
         {"args": {"bf16": True, "beta": 0.1, "projection_learning_rate": 1e-3}},
     ),
@@ -83,21 +72,9 @@ def marked(point, *marks):
     [*map(marked, POINTS), *(marked(point, pytest.mark.slow) for point in SLOW_POINTS)],
 )
 def test_the_plan_is_what_a_run_takes(tmp_path, name, launcher, peak, changes):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    # Freed memory goes back at once, so that what is resident is what is in use
-    env |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    if launcher == "ddp":
-        env["ACCELERATE_USE_CPU"] = "true"
     point = {**POINT, **changes, "args": {**ARGS, **changes.get("args", {})}}
-    command = [
-        sys.executable,
-        "-m",
-        *LAUNCHERS[launcher],
-        "tests.trainer.memory_worker",
-        str(tmp_path),
-        json.dumps(point),
-    ]
-    result = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    program = ["-m", "tests.trainer.memory_worker", tmp_path, json.dumps(point)]
+    result = Job(program, tmp_path, launcher, 1 if launcher == "one" else 2).wait()
     assert result.returncode == 0, result.stderr[-4000:]
     runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("memory_*.json"))]
     engine = {"one": "LatentPolicyModel", "ddp": "DistributedDataParallel"}.get(launcher, "DeepSpeedEngine")

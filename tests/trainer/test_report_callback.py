@@ -4,15 +4,15 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerState
 
+from tests.launch import Job
 from tests.tiny import tiny_dataset
-from tests.trainer.test_distributed import LAUNCHERS, ROOT, needs_compiler
+from tests.trainer.test_distributed import needs_compiler
 from tests.trainer.test_latent_grpo_trainer import length_reward, make_trainer, weights
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer
 from trl_dlr import LatentReportCallback
@@ -206,14 +206,10 @@ def test_without_matplotlib_it_is_refused_before_training(tmp_path, monkeypatch)
 @pytest.mark.slow  # two launches of two processes
 @pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
 def test_two_processes_train_the_same_with_and_without_it(tmp_path, launcher):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if launcher == "ddp":
-        env["ACCELERATE_USE_CPU"] = "true"
     found = {}
     for name in ("with", "without"):
-        command = [part.format(2) for part in LAUNCHERS[launcher]]
-        worker = ["-m", "tests.trainer.report_worker", str(tmp_path / name), name]
-        result = subprocess.run([*command, *worker], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        program = ["-m", "tests.trainer.report_worker", tmp_path / name, name]
+        result = Job(program, tmp_path / "log", launcher, 2).wait()
         assert result.returncode == 0, result.stderr[-3000:]
         found[name] = load_file(tmp_path / name / "weights.safetensors")
     assert all(torch.equal(found["without"][key], tensor) for key, tensor in found["with"].items())
