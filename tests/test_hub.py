@@ -78,6 +78,7 @@ def test_a_policy_is_pushed_with_all_it_needs_and_nothing_to_unpickle(hub, pushe
     }
     adapter |= {".gitattributes", "tokenizer.json", "tokenizer_config.json"}
     adapter |= {f"{BASE_POLICY}/config.json", f"{BASE_POLICY}/model.safetensors"}
+    adapter |= {f"{BASE_POLICY}/tokenizer.json", f"{BASE_POLICY}/tokenizer_config.json"}
     assert set(hub.files("user/adapter", "first")) == set(hub.files("user/bare")) == adapter
 
 

@@ -251,7 +251,7 @@ def test_a_model_that_thinks_by_itself_is_evaluated_and_answers(cli, workplace):
 
 
 def test_plan_prints_parts_and_verdicts(cli):
-    code, out, _ = cli("plan", "--config", "run.yaml", "--gpu_memory", 1)
+    code, out, _ = cli("plan", "--config", "run.yaml", "--gpu_memory", 1, "--prompt_length", 32)
     assert code == 0 and "total peak" in out and "fits 1 GB" in out
 
 
