@@ -84,7 +84,7 @@ def test_answers_without_a_reward_are_left_out():
 
 def test_a_table_leaves_out_questions_without_a_reward():
     class CountingReasoner(EchoReasoner):
-        engine = SimpleNamespace(num_decoded=0, num_completion_tokens=0, num_forward_tokens=0)
+        engine = SimpleNamespace(num_decoded=0, num_completion_tokens=0, num_truncated=0, num_forward_tokens=0)
 
         def decode(self, prompts, *args, **kwargs):
             self.engine.num_decoded += len(prompts)
