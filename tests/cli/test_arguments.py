@@ -6,10 +6,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 from datasets import Dataset
 
-from trl_dlr.cli.arguments import file_loader, load_dataset_split, with_prompts
+from trl_dlr.cli.arguments import file_loader, load_dataset_split, load_rows, with_prompts
 
 
 ROWS = [{"question": f"What is {i} + {i}?", "answer": 2 * i} for i in range(4)]
@@ -67,3 +68,21 @@ def test_braces_in_a_template_are_text(template):
 def test_a_template_without_a_question():
     with pytest.raises(ValueError, match="`prompt_template` must have {question} in it, got 'Solve {problem}'"):
         with_prompts(Dataset.from_list(ROWS), None, "Solve {problem}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"question": "a"}\n{"question": "b", \n{"question": "c"}\n', r"line 2, column \d+ is no JSON"),
+        ("a.json", '[{"question": "a"},\n {"question": }]', r"line 2, column \d+ is no JSON"),
+        ("a.jsonl.gz", '{"question": "a"}\n\n{"question" "b"}\n', r"line 3, column \d+ is no JSON"),
+        ("a.jsonl", "", "it is empty"),
+        ("a.csv", "\n", "it is empty"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_where(tmp_path, name, content, message):
+    path = str(tmp_path / name)
+    with fsspec.open(path, "wt", compression="infer") as file:
+        file.write(content)
+    with pytest.raises(ValueError, match=f"`dataset_name`: the file '{path}' cannot be read: {message}"):
+        load_rows(path, None, "train")

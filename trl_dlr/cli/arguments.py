@@ -2,10 +2,13 @@
 
 """Arguments that training commands share, and what they stand for: models and questions."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fsspec
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedModel
 from trl import ModelConfig, get_quantization_config
 
@@ -123,9 +126,31 @@ def file_loader(name: str) -> str | None:
 
 def load_rows(name: str, config: str | None, split: str) -> Dataset:
     """One split of a Hub dataset, or of a local file, which has one split, `"train"`."""
-    if (loader := file_loader(name)) is not None:
+    if (loader := file_loader(name)) is None:
+        return load_dataset(name, config, split=split)
+    try:
         return load_dataset(loader, data_files=name, split=split)
-    return load_dataset(name, config, split=split)
+    except (DatasetGenerationError, StopIteration) as error:  # the latter where there is nothing to read
+        place = what_is_broken(name, loader) or str(error.__cause__ or error)
+        raise ValueError(f"`dataset_name`: the file {name!r} cannot be read: {place}.") from error
+
+
+def what_is_broken(name: str, loader: str) -> str | None:
+    """Where a text file is no JSON, with its line, or that it is empty; `None` if it is neither."""
+    if loader == "parquet":
+        return None
+    with fsspec.open(name, "rt", encoding="utf-8", errors="replace", compression="infer") as file:
+        text = file.read()
+    if not text.strip():
+        return "it is empty"
+    is_whole = loader != "json" or text.lstrip().startswith("[")  # one list, rather than an object a line
+    for number, line in [(1, text)] if is_whole else enumerate(text.split("\n"), 1):
+        try:
+            if loader == "json" and line.strip():
+                json.loads(line)
+        except json.JSONDecodeError as error:
+            return f"line {number + error.lineno - 1}, column {error.colno} is no JSON ({error.msg})"
+    return None
 
 
 def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_template: str | None = None) -> Dataset:
