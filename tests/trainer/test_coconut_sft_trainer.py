@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from tests.tiny import random_main_model, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, weights
-from tests.trainer.test_latent_sft_trainer import batch_of, with_steps
+from tests.trainer.test_latent_sft_trainer import batch_of, make_sft_trainer, with_steps
 from trl_dlr import CoconutSFTConfig, CoconutSFTTrainer
 from trl_dlr.models.thinking import Thinker, ThinkingConfig
 
@@ -113,10 +113,37 @@ def test_conversational_questions_are_rendered_with_the_generation_prompt(tmp_pa
         assert torch.equal(tensor, staged(expected, [0, 1], 1)[name]), name
 
 
-def test_rows_that_are_too_long_are_left_out(tmp_path):
-    rows = [{"prompt": "A" * n, "steps": ["1"], "completion": "1"} for n in (3, 4, 5)]
-    trainer = make_coconut_trainer(tmp_path, train_dataset=Dataset.from_list(rows), max_length=4 + 8 + 4)
-    assert trainer.train_dataset["prompt"] == ["AAA", "AAAA"]
+UNTIL = tiny_tokenizer().convert_tokens_to_ids("^")
+
+
+@pytest.mark.parametrize(
+    ("ends_turn", "stops", "end"), [("^", [1, UNTIL], "^"), ("^", [1], "<eos>"), ("", [1, UNTIL], "<eos>")]
+)
+def test_an_answer_ends_as_the_template_ends_it_where_decoding_stops(tmp_path, ends_turn, stops, end):
+    tokenizer = tiny_tokenizer()
+    ending = "{% if message['role'] == 'assistant' %}" + ends_turn + "{% endif %}"
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}" + ending + "{% endfor %}"
+    row = {"prompt": "A12", "steps": ["1"], "completion": "=3"}
+    for prompt, expected in (([{"role": "user", "content": "A12"}], end), ("A12", "<eos>")):
+        model, rows = random_main_model(), Dataset.from_list([{**row, "prompt": prompt}])
+        model.generation_config.eos_token_id = stops
+        tokenizers = {"processing_class": tiny_tokenizer(), "main_processing_class": tokenizer}
+        tokenizers["processing_class"].chat_template = tokenizer.chat_template
+        supervised = make_sft_trainer(tmp_path, main_model=model, train_dataset=rows, trainer_kwargs=tokenizers)
+        del tokenizers["main_processing_class"]
+        coconut = make_coconut_trainer(tmp_path, model, rows, tokenizers)
+        for trainer in (supervised, coconut):
+            ids = trainer.train_dataset[0]["completion_ids"]
+            assert tokenizer.convert_ids_to_tokens(ids) == ["1", "<pad>", "=", "3", expected]  # no newline there
+
+
+@pytest.mark.parametrize(("max_length", "lengths"), [(4 + 8 + 4, [3, 4]), (None, [3, 4, 5])])
+def test_rows_that_are_too_long_are_left_out(tmp_path, max_length, lengths):
+    rows = [
+        {"prompt": "A" * n, "steps": ["1"], "completion": "1"} for n in (3, 4, 5, 60)
+    ]  # the model has 64 positions
+    trainer = make_coconut_trainer(tmp_path, train_dataset=Dataset.from_list(rows), max_length=max_length)
+    assert [len(prompt) for prompt in trainer.train_dataset["prompt"]] == lengths
 
 
 # ---- Loss ----
@@ -359,7 +386,7 @@ def test_a_checkpoint_says_how_the_model_thinks_in_its_stage(tmp_path):
             [{"prompt": "A1", "completion": "1", "steps": []}],
             "`train_dataset` has no 'steps' in 1 rows, the first is 0",
         ),
-        ([{"prompt": "A" * 50, "completion": "1", "steps": ["1"]}], "`max_length=40` is less than every row"),
+        ([{"prompt": "A" * 50, "completion": "1", "steps": ["1"]}], "longer than `max_length=40` tokens"),
     ],
 )
 def test_bad_data_is_refused(tmp_path, rows, message):

@@ -231,7 +231,7 @@ def hopeless(completions, **kwargs):
 def test_it_warns_that_it_is_experimental(tmp_path):
     with pytest.warns(UserWarning, match="`LatentRLTrainer` is experimental"):
         LatentRLTrainer(
-            random_main_model(),
+            random_main_model(max_position_embeddings=1024),
             parity_reward,
             LatentRLConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
             tiny_dataset(8, 0),

@@ -2,17 +2,18 @@
 
 import copy
 import json
+import logging
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback
 from trl import TrlParser
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_model
-from tests.trainer.test_latent_grpo_trainer import history, make_policy, make_trainer, weights
+from tests.trainer.test_latent_grpo_trainer import gpt2, history, make_policy, make_trainer, weights
 from tests.trainer.test_learning import accuracy, make_learner
 from trl_dlr import LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer, fresh_layers
 from trl_dlr.trainer.curriculum import keep_after_stage
@@ -73,6 +74,63 @@ def test_templates_are_given_what_the_policy_was_trained_with(tmp_path):
     assert make_trainer(tmp_path, **going_on)._tokenize_prompts([rows[0]["prompt"]])[0] == [row["prompt_ids"]]
     make_trainer(tmp_path, chat_template_kwargs={"ending": "-"}, **going_on)
     assert policy.config.chat_template_kwargs == {"ending": "-"}
+
+
+# ---- Rows ----
+
+LONG = [{"prompt": "A" * n, "completion": "=1"} for n in (3, 4, 5, 58, 59, 70)]  # and 3 latents, "=", "1" and an end
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("kwargs", "lengths", "limit"),
+    [
+        ({"max_length": 10}, [3, 4], "`max_length=10` tokens or the main model's positions"),
+        ({"max_length": None}, [3, 4, 5, 58], "the main model's positions or the assistant's positions"),
+        ({"n_positions": 6}, [3, 4], "the assistant's positions"),
+    ],
+)
+def test_rows_longer_than_a_limit_are_left_out(tmp_path, caplog, kwargs, lengths, limit, streamed):
+    kwargs, main_model = dict(kwargs), random_main_model()
+    if "n_positions" in kwargs:  # of which the last latent takes none
+        kwargs["model"] = make_policy(main_model, assistant=gpt2(n_positions=kwargs.pop("n_positions")))
+    rows = Dataset.from_list(LONG)
+    logger = logging.getLogger("trl_dlr.trainer.worked_answers")
+    logger.addHandler(caplog.handler)
+    trainer = make_sft_trainer(
+        tmp_path, main_model=main_model, train_dataset=rows.to_iterable_dataset() if streamed else rows, **kwargs
+    )
+    logger.removeHandler(caplog.handler)
+    assert [len(row["prompt"]) for row in trainer.train_dataset] == lengths
+    if not streamed:
+        number = len(LONG) - len(lengths)
+        assert any(f"{number} of 6 rows of `train_dataset`" in text and limit in text for text in caplog.messages)
+        with pytest.raises(ValueError, match="Every row of `train_dataset` is longer than .*positions"):
+            make_sft_trainer(tmp_path, main_model=main_model, train_dataset=rows.select([5]))
+
+
+def test_a_stream_is_trained_on_in_its_order(tmp_path):
+    rows = [{"question": row["prompt"], "answer": f"={row['answer']}"} for row in tiny_dataset(16, 0)]
+    stream = IterableDataset.from_generator(lambda: iter(rows))  # whose columns only its rows show
+    trainer = make_sft_trainer(tmp_path, train_dataset=stream, max_steps=6)  # of 4 rows: more than it has
+    renamed = [{"prompt": row["question"], "completion": row["answer"]} for row in rows]
+    expected = batch_of(make_sft_trainer(tmp_path, train_dataset=Dataset.from_list(renamed)), range(4))
+    first = next(iter(trainer.get_train_dataloader()))
+    assert first.keys() == expected.keys() and all(torch.equal(first[name], expected[name]) for name in first)
+    trainer.train()
+    assert len(history(trainer, "loss")) == 6
+
+
+def test_a_stream_has_no_stages_and_is_not_answered(tmp_path):
+    stream = with_steps().to_iterable_dataset()
+    with pytest.raises(
+        ValueError, match="`train_dataset` must be a `datasets.Dataset`, got IterableDataset. Stages co"
+    ):
+        make_sft_trainer(tmp_path, train_dataset=stream, num_stages=3, latents_per_stage=1)
+    with pytest.raises(
+        ValueError, match="`eval_dataset` must be a `datasets.Dataset`, got IterableDataset. All of it"
+    ):
+        make_sft_trainer(tmp_path, trainer_kwargs={"eval_dataset": stream})
 
 
 # ---- Loss ----

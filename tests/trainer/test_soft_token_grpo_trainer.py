@@ -292,6 +292,11 @@ def test_evaluation_reports_the_held_out_reward(tmp_path):
     ("kwargs", "message"),
     [
         ({"num_latents": 0}, "`num_latents` must be at least 1, got 0"),
+        (
+            {"num_latents": 30, "max_completion_length": 32},
+            "A prompt of 3 tokens, 0 of the markers, `num_latents=30` and `max_completion_length=32` together exceed the "
+            "model's 64 positions",
+        ),
         ({"generation_kwargs": {"num_beams": 2}}, "`generation_kwargs` must not set num_beams"),
         (
             {"generation_kwargs": {"temperature": 0.5}},

@@ -14,6 +14,13 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 from .text import StopStrings, decode_completions
 
 
+def end_token_ids(generation_config: GenerationConfig, processing_class: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a completion, by a model's generation configuration or by its tokenizer."""
+    eos, own = generation_config.eos_token_id, processing_class.eos_token_id
+    ids = [eos] if isinstance(eos, int) else list(eos or [])
+    return ids if own is None or own in ids else [own, *ids]
+
+
 class DecodingEngine(ABC):
     """
     Decodes completions of a frozen causal LM from `[prompt embeddings ; latent embeddings]`.
@@ -59,10 +66,7 @@ class DecodingEngine(ABC):
         self.stop_strings = None if stop_strings is None else StopStrings(stop_strings, processing_class)
         self.max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.max_model_len = None  # tokens that the decoder takes, if it has a limit of its own
-        eos = generation_config.eos_token_id
-        self.eos_token_ids = [eos] if isinstance(eos, int) else list(eos or [])
-        if processing_class.eos_token_id is not None and processing_class.eos_token_id not in self.eos_token_ids:
-            self.eos_token_ids.insert(0, processing_class.eos_token_id)
+        self.eos_token_ids = end_token_ids(generation_config, processing_class)
         if not self.eos_token_ids:
             raise ValueError(
                 "`main_model` has no end-of-sequence token: neither its generation config nor `main_processing_class` "

@@ -351,14 +351,20 @@ class LatentPolicyModel(PreTrainedModel):
             if isinstance(module, (SoftTokenHead, SoftTokenInjector)):
                 module.attach(main_model, self.device)
 
-    def check_length(self, prompt_length: int) -> None:
-        """Raise a `ValueError` if a question of so many tokens and its latents exceed the assistant's positions."""
+    @property
+    def max_prompt_length(self) -> int | None:
+        """Tokens of a question at most, given the assistant's positions, of which latents take some."""
         max_positions = getattr(self.assistant.config.get_text_config(), "max_position_embeddings", None)
         num_fed = self.config.num_latents - (self.config.sampling == "autoregressive")  # the last one is not fed back
-        if max_positions is not None and prompt_length + num_fed > max_positions:
+        return None if max_positions is None else max_positions - num_fed
+
+    def check_length(self, prompt_length: int) -> None:
+        """Raise a `ValueError` if a question has more than `max_prompt_length` tokens."""
+        if self.max_prompt_length is not None and prompt_length > self.max_prompt_length:
             raise ValueError(
                 f"A prompt of {prompt_length} tokens and `num_latents={self.config.num_latents}` together exceed the "
-                f"assistant's {max_positions} positions. Shorten the prompts, or take an assistant with more."
+                f"assistant's {self.assistant.config.get_text_config().max_position_embeddings} positions. Shorten the "
+                "prompts, or take an assistant with more."
             )
 
     def untrained_head(self) -> LatentHead | SoftTokenHead:

@@ -28,6 +28,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..evaluation.controls import score_answers
 from ..generation import tokenize_prompts
+from ..generation.engine import end_token_ids
 from ..generation.text import decode_completions
 from ..models.hidden_thoughts import add_hidden_thoughts
 from ..models.hub import hub_arguments
@@ -40,7 +41,12 @@ from .curriculum import CurriculumMixin
 from .dataset_checks import check_chat_templates
 from .markers import add_markers, train_markers
 from .thinking_training import ThinkingTrainingMixin
-from .worked_answers import check_worked_datasets, tokenize_completions, with_worked_columns
+from .worked_answers import (
+    check_worked_datasets,
+    tokenize_completions,
+    tokenize_worked_answers,
+    with_worked_columns,
+)
 
 
 logger = get_logger(__name__)
@@ -198,6 +204,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         model.config.get_text_config().pad_token_id = processing_class.pad_token_id
         model.generation_config.pad_token_id = processing_class.pad_token_id
 
+        self._end_token_ids = end_token_ids(model.generation_config, processing_class)
+        self._max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.reward_func = reward_func
         super().__init__(
             model=model,
@@ -231,31 +239,18 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         dataset = with_worked_columns(dataset, dataset_name, args.num_stages)
         check_chat_templates(dataset, f"{dataset_name}_dataset", processing_class=processing_class)
 
+        num_inserted = args.latents_of(args.num_stages) + 2  # latents and markers
+        limits = {f"`max_length={args.max_length}` tokens": args.max_length}
+        limits["the model's positions"] = self._max_positions
+
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
             prompts = tokenize_prompts(rows["prompt"], processing_class)
-            return {"input_ids": prompts, **tokenize_completions(rows, processing_class)}
+            return {"input_ids": prompts, **tokenize_completions(rows, processing_class, self._end_token_ids)}
 
-        def fits(row: dict[str, list]) -> bool:
-            num_markers = args.latents_of(args.num_stages) + 2
-            return len(row["input_ids"]) + num_markers + len(row["completion_ids"]) <= args.max_length
+        def lengths_of(row: dict[str, Any]) -> list[int]:
+            return [len(row["input_ids"]) + num_inserted + len(row["completion_ids"])] * len(limits)
 
-        num_proc = args.dataset_num_proc
-        description = f"Tokenizing {dataset_name} dataset"
-        dataset = dataset.map(tokenize, batched=True, num_proc=num_proc, desc=description)
-        if args.max_length is not None:
-            whole = dataset.filter(fits, num_proc=num_proc, desc=f"Leaving long rows out of {dataset_name} dataset")
-            if len(whole) == 0:
-                raise ValueError(
-                    f"`max_length={args.max_length}` is less than every row of `{dataset_name}_dataset` needs. Raise it, "
-                    "or set it to `None`."
-                )
-            if len(whole) < len(dataset):
-                logger.warning(
-                    f"{len(dataset) - len(whole)} of {len(dataset)} rows of `{dataset_name}_dataset` are longer than "
-                    f"`max_length={args.max_length}` tokens and are left out."
-                )
-            dataset = whole
-        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+        return tokenize_worked_answers(dataset, dataset_name, args, tokenize, lengths_of, limits)
 
     def _set_signature_columns_if_needed(self):
         # The last two are for the evaluation of answers
@@ -331,7 +326,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
             do_sample=False,
             max_new_tokens=self.args.max_completion_length,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=self._end_token_ids,
         )
         answers, size, embed_tokens = [], self.args.per_device_eval_batch_size, model.get_input_embeddings()
         with PartialState().split_between_processes(list(dataset["input_ids"])) as questions, eval_mode(model):
@@ -344,7 +339,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
                     thoughts = thinker.think(model, ids, mask, deterministic=True)
                     latents, lengths = thinker.latents.embed(embed_tokens, **thoughts.latents), thoughts.lengths
                 tokens = thinker.answer(model, ids, mask, latents, lengths, greedy)
-                texts = decode_completions(tokens.tolist(), tokenizer, [tokenizer.eos_token_id])
+                texts = decode_completions(tokens.tolist(), tokenizer, self._end_token_ids)
                 answers += [[text] for text in texts]
         return gather_object(answers)
 

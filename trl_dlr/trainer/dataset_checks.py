@@ -76,11 +76,16 @@ def check_rows(dataset: Dataset | IterableDataset, name: str) -> None:
         raise ValueError(f"`{name}` has no rows. Check what it was loaded or filtered from.")
 
 
-def read_prompts(dataset: Dataset | IterableDataset) -> Iterator[Any]:
-    """Prompts of all rows, or of the first ones of a stream."""
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """Columns of a dataset with rows; a stream may show them by its first one alone."""
+    return dataset.column_names or list(next(iter(dataset)))
+
+
+def read_column(dataset: Dataset | IterableDataset, name: str) -> Iterator[Any]:
+    """A column of all rows, or of the first ones of a stream."""
     if isinstance(dataset, Dataset):
-        return iter(dataset["prompt"])
-    return (row["prompt"] for row in itertools.islice(dataset, NUM_STREAMED))
+        return iter(dataset[name])
+    return (row[name] for row in itertools.islice(dataset, NUM_STREAMED))
 
 
 def check_prompts(dataset: Dataset | IterableDataset, name: str) -> None:
@@ -93,7 +98,7 @@ def check_prompts(dataset: Dataset | IterableDataset, name: str) -> None:
         name (`str`):
             Its name in messages.
     """
-    columns = dataset.column_names or list(next(iter(dataset)))
+    columns = column_names(dataset)
     if found := {"image", "images", "environment"} & set(columns):
         raise ValueError(
             f"`{name}` has a column {sorted(found)[0]!r}, but this trainer reads text prompts alone. Remove the column."
@@ -105,7 +110,7 @@ def check_prompts(dataset: Dataset | IterableDataset, name: str) -> None:
         elif "messages" in columns:
             hint = " Make one of what comes before the answer in 'messages'."
         raise ValueError(f"`{name}` must have a column 'prompt', has {columns}.{hint}")
-    for index, prompt in enumerate(read_prompts(dataset)):
+    for index, prompt in enumerate(read_column(dataset, "prompt")):
         if (found := what_is_wrong_with(prompt)) is not None:
             problem, remedy = found
             raise ValueError(
@@ -152,7 +157,7 @@ def check_chat_templates(
     """
     for split_name, split in splits(dataset, name).items():
         kinds = {}
-        for index, prompt in enumerate(read_prompts(split)):
+        for index, prompt in enumerate(read_column(split, "prompt")):
             if isinstance(prompt, list):
                 kinds.setdefault(tuple(message["role"] for message in prompt), (index, prompt))
         for processing_name, processing_class in processing_classes.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.data.data_collator import DataCollatorMixin
@@ -27,7 +27,12 @@ from .curriculum import CurriculumMixin
 from .dataset_checks import check_chat_templates
 from .latent_sft_config import LatentSFTConfig
 from .policy_training import PolicyTrainingMixin
-from .worked_answers import check_worked_datasets, tokenize_completions, with_worked_columns
+from .worked_answers import (
+    check_worked_datasets,
+    tokenize_completions,
+    tokenize_worked_answers,
+    with_worked_columns,
+)
 
 
 def train_part(policy: LatentPolicyModel, parts: list[str] | None) -> None:
@@ -103,9 +108,10 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
             Policy to train, or the assistant of a new one, as in [`LatentGRPOTrainer`].
         args ([`LatentSFTConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
-        train_dataset ([`~datasets.Dataset`]):
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Dataset with columns `"prompt"` and `"completion"`, standard or conversational, or `"question"` and
-            `"answer"`. A curriculum needs `"steps"` as well, a list of texts that come before the completion.
+            `"answer"`. A curriculum needs `"steps"` as well, a list of texts that come before the completion, and no
+            stream. Rows longer than `max_length`, latents included, or than a model has positions for are left out.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Held-out questions. Beside the loss, `eval_accuracy` says how often answers decoded from *sampled* latents
             are right by `reward_func`; an [`~transformers.EarlyStoppingCallback`] with
@@ -151,7 +157,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         self,
         model: "str | PreTrainedModel | PeftModel",
         args: LatentSFTConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_func: Callable[..., list[float]] = correctness_reward,
@@ -188,7 +194,9 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
             args.ddp_find_unused_parameters = True  # a stage of one latent feeds none back
 
         self.main_processing_class = main_processing_class
+        self.engine = TransformersEngine(main_model, main_processing_class, args.max_completion_length)
         self.reward_func = reward_func
+        self._num_latents, self._max_prompt_length = policy.config.num_latents, policy.max_prompt_length
         super().__init__(
             model=model,
             args=args,
@@ -204,7 +212,6 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         self.main_model = main_model.requires_grad_(False).eval()
         if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
             self.main_model.to(self.accelerator.device)
-        self.engine = TransformersEngine(main_model, main_processing_class, args.max_completion_length)
         # Per-token log-likelihoods in TRL's form, and gradient checkpointing where the gradient passes
         add_fused_lm_head(self.main_model, outputs=("log_probs", "entropy", "is_top1"))
         if args.gradient_checkpointing:
@@ -219,14 +226,24 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         tokenizers = {"processing_class": processing_class, "main_processing_class": self.main_processing_class}
         check_chat_templates(dataset, f"{dataset_name}_dataset", kwargs, **tokenizers)
 
+        limits = {
+            f"`max_length={args.max_length}` tokens": args.max_length,
+            "the main model's positions": self.engine.max_positions,
+            "the assistant's positions": self._max_prompt_length,
+        }
+
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
             return {
                 "assistant_ids": tokenize_prompts(rows["prompt"], processing_class, kwargs),
                 "prompt_ids": tokenize_prompts(rows["prompt"], self.main_processing_class, kwargs),
-                **tokenize_completions(rows, self.main_processing_class),
+                **tokenize_completions(rows, self.main_processing_class, self.engine.eos_token_ids, kwargs),
             }
 
-        return dataset.map(tokenize, batched=True, desc=f"Tokenizing {dataset_name} dataset")
+        def lengths_of(row: dict[str, Any]) -> list[int]:
+            length = len(row["prompt_ids"]) + self._num_latents + len(row["completion_ids"])
+            return [length, length, len(row["assistant_ids"])]
+
+        return tokenize_worked_answers(dataset, dataset_name, args, tokenize, lengths_of, limits)
 
     def _set_signature_columns_if_needed(self):
         # The last two are for the evaluation of decoded answers

@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, pad
 
-from ..generation.text import StopStrings, as_completions, decode_completions
+from ..generation.text import StopStrings, as_completions, decode_completions, tokenize_prompts
 from ..models.hub import hub_arguments
 from ..models.latent_policy import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
@@ -29,7 +29,7 @@ from .construction import (
     reference_is_a_copy,
     refuse_fsdp,
 )
-from .dataset_checks import check_chat_templates, check_datasets
+from .dataset_checks import check_chat_templates, check_datasets, longest_prompts
 from .losses import clamp_log_ratio
 from .remedies import RemediesMixin
 from .rollouts import ResumableRolloutsMixin
@@ -157,7 +157,18 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         is_named = isinstance(model, str)
         if is_named:
             model, quantization_config = load_causal_lm(model, args, quantization_config), None
-        self.thinker = Thinker(args.thinking_config(), processing_class, model.config.get_text_config().vocab_size)
+        config = model.config.get_text_config()
+        self.thinker = Thinker(args.thinking_config(), processing_class, config.vocab_size)
+        max_positions = getattr(config, "max_position_embeddings", None)
+        if max_positions is not None and (prompts := longest_prompts(train_dataset)):
+            length = max(map(len, tokenize_prompts(prompts, processing_class, args.chat_template_kwargs)))
+            num_markers = len(self.thinker.start_ids) + len(self.thinker.end_ids)
+            if length + num_markers + args.num_latents + args.max_completion_length > max_positions:
+                raise ValueError(
+                    f"A prompt of {length} tokens, {num_markers} of the markers, `num_latents={args.num_latents}` and "
+                    f"`max_completion_length={args.max_completion_length}` together exceed the model's {max_positions} "
+                    "positions. Shorten the prompts or the completion."
+                )
 
         with init_kwargs_were_used() if is_named else nullcontext(), reference_is_a_copy(model):
             super().__init__(
