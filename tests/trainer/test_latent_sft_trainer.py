@@ -441,6 +441,8 @@ def test_bad_data_is_refused(tmp_path, rows, kwargs, message):
     ("kwargs", "message"),
     [
         ({"packing": True}, "`packing=True` has no meaning for `LatentSFTTrainer`"),
+        ({"truncation_mode": "keep_end"}, "`truncation_mode='keep_end'` has no meaning.*Leave it at 'keep_start'"),
+        ({"pad_to_multiple_of": 8}, "`pad_to_multiple_of=8` has no meaning.*Leave it at 'auto'"),
         ({"latent_dim": 0}, "latent_dim.*at least 1.*0"),
         ({"latent_noise": -1.0}, "latent_noise.*at least 0.*-1"),
         ({"mean_bound": float("nan")}, "mean_bound.*at least 0.*nan"),

@@ -34,8 +34,10 @@ def test_a_snapshot_stays_as_it_was(tmp_path, monkeypatch, has_links):
     for name in ("checkpoint-3", "_unfinished"):
         (run / name).mkdir()
         (run / name / "model.safetensors").write_text("not of this push")
+    (run / "completions").mkdir()
     for name in ("report.html", "run.json", "probe_before.json", "probe_after.json"):
         (run / "report" / name).write_text("questions of a dataset, which may be private")
+    (run / "completions" / "completions_00001.parquet").write_text("questions of a dataset, which may be private")
 
     snapshot = take_snapshot(str(run), str(run / SNAPSHOTS))
     assert os.path.samefile(run / "model.safetensors", Path(snapshot, "model.safetensors")) == has_links

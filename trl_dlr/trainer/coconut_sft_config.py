@@ -21,6 +21,7 @@ REFUSED_OPTIONS = {
     "assistant_only_loss": "the loss is on the steps that are left and the answer",
     "completion_only_loss": "the loss is on the steps that are left and the answer",
     "truncation_mode": "rows that are too long are left out, since a worked answer without its end has none",
+    "pad_to_multiple_of": "rows are padded such that their latents share columns, without sequence parallelism",
     "dataset_kwargs": "questions, steps and answers are tokenized apart",
 }
 
@@ -100,11 +101,6 @@ class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
     def __post_init__(self):
         super().__post_init__()
         refuse_options(self, REFUSED_OPTIONS, SFTConfig, "CoconutSFTTrainer")
-        if self.pad_to_multiple_of is not None:  # "auto" where nothing asks for it
-            raise ValueError(
-                f"`pad_to_multiple_of={self.pad_to_multiple_of!r}` has no meaning for `CoconutSFTTrainer`: rows are padded "
-                "such that their latents share columns. Leave it at 'auto', and sequence parallelism off."
-            )
         self.check_curriculum_arguments()
         for name, least in (("num_stages", 1), ("cot_epochs", 0), ("max_completion_length", 1)):
             if getattr(self, name) < least:

@@ -128,7 +128,9 @@ def refuse_options(config: Any, reasons: dict[str, str], base: type, trainer: st
     for name, reason in reasons.items():
         default = base.__dataclass_fields__[name].default
         value = getattr(config, name)
-        if value != default:
+        if value != default and (
+            value is not None or default != "auto"
+        ):  # "auto" becomes `None` where nothing asks for more
             raise ValueError(
                 f"`{name}={without_secrets(value, name)!r}` has no meaning for `{trainer}`: {reason}. Leave it at {default!r}."
             )

@@ -32,8 +32,8 @@ SNAPSHOTS = "_pushes"  # folder of what is being uploaded, in the run's
 def take_snapshot(folder: str, parent: str) -> str:
     """
     A new folder in `parent` with the files of `folder` as they are now, without checkpoints, names that begin with `_`,
-    and the report's pages, which show questions and their answers; its plots are there. Weights and states are hard links where the file system has them: they are replaced or deleted, never written
-    to.
+    and what shows questions and their answers: the report's pages, not its plots, and TRL's logged completions. Weights
+    and states are hard links where the file system has them: they are replaced or deleted, never written to.
     """
 
     def keep(source: str, target: str) -> None:
@@ -47,7 +47,7 @@ def take_snapshot(folder: str, parent: str) -> str:
     os.makedirs(parent, exist_ok=True)
     snapshot = tempfile.mkdtemp(dir=parent)
     pages = "report.html", RUN_FILE, *PROBE_FILES.values()
-    ignored = shutil.ignore_patterns("_*", f"{PREFIX_CHECKPOINT_DIR}-*", *pages)
+    ignored = shutil.ignore_patterns("_*", f"{PREFIX_CHECKPOINT_DIR}-*", *pages, "completions_*.parquet")
     shutil.copytree(folder, snapshot, ignore=ignored, copy_function=keep, dirs_exist_ok=True)
     leave_out_folders(snapshot)
     return snapshot
