@@ -25,6 +25,47 @@ def test_what_states_the_gold_answer_and_nothing_else(kind):
     assert correctness_reward(list(golds), answer=list(golds)) == [1.0] * len(golds)
 
 
+MARKS = [
+    "{}",
+    "**{}**",
+    "<answer>{}</answer>",
+    "<answer>\n{}\n</answer>",
+    "<think>5?</think>{}",
+    "#### {}",
+    "#### {}\n\nQuestion: x\n#### 99",
+    "\\boxed{{{}}}",
+    "The answer is {}",
+    "So the answer is: $\\boxed{{{}}}$.",
+    "**Answer:** {}",
+    "The final answer is {}.",
+]
+NOTATIONS = {
+    "18": "18|18.0|$18.00|18 apples|18 percent|18 km/h|18 cm^2|18 m²|18°|+18|018|x = 18|3 \\times 6 = 18|9+9 = 18 apples|≈18"
+    "|about 18|18 per day|€18|18 €|USD 18|18h|18 kg|\\$18|18\\text{ dollars}|18\\%|{18}|(18)|`18`|eighteen|18 (9 * 2)",
+    "-5": "-5|−5|–5|-5.0|-$5|$-5|- 5|x = -5|minus 5|negative 5|3 - 8 = -5|-5°C",
+    "1234567.5": "1,234,567.5|1234567.5|1 234 567.5|1{,}234{,}567.5|1,\\!234,\\!567.5|1'234'567.5|1_234_567.5",
+    "3/4": "3/4|0.75|75%|\\frac{3}{4}|\\frac34|\\dfrac{3}{4}|6/8|¾|3/4 cups|x = \\frac{3}{4}",
+    "2.5": "2.5|2 1/2|2½|5/2|2\\frac{1}{2}|2 and 1/2|2.5 hours",
+    "-1/2": "-1/2|-0.5|-\\frac{1}{2}|\\frac{-1}{2}|−½|-.5",
+    "1500000": "1.5 million|1.5e6|1.5 \\times 10^6|1500 thousand|1500k|1.5M",
+    "B": "B|(B)|B.|B)|option B|B) Paris|(B) Paris|B: Paris|\\textbf{(B)}|[B]|b|(b)",
+    "1, 2": "1, 2|2, 1|1 and 2|1,2|{1, 2}|\\{1, 2\\}|x = 1, x = 2|x = 1 or x = 2|1; 2",
+    "x+1": "x+1|1+x|$x+1$|(x+1)",
+    "(1,2)": "(1,2)|(1, 2)|\\left(1, 2\\right)",
+    "\\sqrt{2}": "\\sqrt{2}|\\sqrt2|sqrt(2)|√2|2^{1/2}",
+    "Paris": 'Paris|paris|\\text{Paris}|Paris.|The Paris|"Paris"',
+    "yes": "yes|YES|Yes.",
+    "12:30": "12:30",
+}
+
+
+@pytest.mark.parametrize("gold", NOTATIONS)
+def test_every_marked_answer_is_paid_in_every_notation(gold):
+    completions = [mark.format(answer) for answer in NOTATIONS[gold].split("|") for mark in MARKS]
+    rewards = correctness_reward(completions, answer=[gold] * len(completions))
+    assert [text for text, reward in zip(completions, rewards, strict=True) if reward != 1.0] == []
+
+
 SOLUTIONS = {
     72: "She sold 48/2 = <<48/2=24>>24 in May.\nShe sold 48+24 = <<48+24=72>>72 in April and May.",
     1080: "He runs 3*60=<<3*60=180>>180 meters a day, and 6*180=<<6*180=1080>>1,080 meters a week.",
@@ -69,7 +110,7 @@ def test_completions_of_several_shapes():
     assert correctness_reward([], answer=[]) == []
 
 
-@pytest.mark.parametrize("gold", [None, "", "  ", math.nan, ["7"]])
+@pytest.mark.parametrize("gold", [None, "", "  ", math.nan, "nan", ["7"]])
 def test_rows_without_a_gold_answer_are_refused(gold):
     with pytest.raises(ValueError, match="`solution` must hold a text or a number"):
         correctness_reward(["None"], solution=[gold])
@@ -91,7 +132,7 @@ def test_extract_answer_takes_the_statement():
     assert extract_answer("#### Plan\n#### 1. Add\n#### x + 1\n\nso it is") == "x + 1"
     assert extract_answer(r"\boxed{3}, that is \boxed{\frac{1}{2}} and \boxed{4}") == r"\frac{1}{2}, 4"
     assert extract_answer("The answer is 4. No, the **answer** is: **5**. Good.") == "5**."
-    assert extract_answer("5\n\nQuestion: which?\nThe answer is 6.\nQ: 7?\nThe answer is 8.") == "6."
+    assert extract_answer("5\n\nQuestion: which?\nThe answer is 6.\nQ: 7?\nThe answer is 8.") == "5"
     assert extract_answer(" plain ") == "plain"
     assert extract_answer("\n\n") == ""
 

@@ -1,6 +1,12 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Correctness reward (equation 1): +1 if the answer equals the gold answer, else -1. And the vote by the same equality."""
+"""
+Correctness reward (equation 1): +1 if the answer equals the gold answer, else -1. And the vote by the same equality.
+
+What does not state the answer must never be paid, for a policy will find it. Every answer that is marked (`<answer>`,
+`####`, `\\boxed{}`, "the answer is", or alone on the text) is paid in any usual notation. Prose is paid where one rule finds
+the answer, which [`stated_number`] gives, and is -1 else, also where a reader would understand it.
+"""
 
 import logging
 import re
@@ -14,7 +20,6 @@ from .extraction import completion_text, extract_answer
 from .reading import (
     as_words,
     is_math,
-    last_statement,
     letter,
     listed_numbers,
     normalize,
@@ -22,6 +27,7 @@ from .reading import (
     same_number,
     stated_letter,
     stated_number,
+    subject_and_predicate,
 )
 
 
@@ -52,7 +58,7 @@ def _agree(answer: str, gold: str, same_expression: Callable[[str, str], bool | 
         stated = stated_number(answer)
         return stated is not None and same_number(stated, number)
     if (numbers := listed_numbers(gold)) is not None:
-        lists = map(listed_numbers, (answer, answer.strip("([])"), last_statement(VARIABLE.sub("", answer))))
+        lists = map(listed_numbers, (answer, answer.strip("([])"), subject_and_predicate(VARIABLE.sub("", answer))[1]))
         stated = next(filter(None, lists), [])
         return len(stated) == len(numbers) and all(map(same_number, stated, numbers))
     if is_math(gold):
@@ -62,12 +68,14 @@ def _agree(answer: str, gold: str, same_expression: Callable[[str, str], bool | 
         return "".join(expression.split()) == "".join(gold.split()) or bool(same_expression(gold, expression))
     words, gold = as_words(answer), as_words(gold)
     verdict = re.match(r"(yes|no|true|false)(?=[,.;:!\n-])", answer, re.IGNORECASE)  # "No, because it is odd"
-    return gold in (words, as_words(last_statement(answer)), verdict and verdict[0].lower())
+    return gold in (words, *map(as_words, subject_and_predicate(answer)), verdict and verdict[0].lower())
 
 
 def _stated_expression(raw: str, answer: str) -> str | None:
     delimited = [normalize(next(filter(None, found))) for found in DELIMITED.findall(raw[-2000:])]
-    expressions = [TRAILING_WORDS.sub("", text) for text in (answer, *delimited[::-1], last_statement(answer))]
+    expressions = [
+        TRAILING_WORDS.sub("", text) for text in (answer, *delimited[::-1], subject_and_predicate(answer)[1])
+    ]
     return next((text for text in expressions if is_math(text) or quantity(text)), None)
 
 
@@ -127,7 +135,7 @@ def correctness_reward(
         raise ValueError("`correctness_reward` needs gold answers, but there is no column `answer` or `solution`.")
     same_expression, rewards = _InTime(len(completions)), []
     for completion, gold in zip(completions, golds, strict=True):
-        if not isinstance(gold, str | Number) or gold != gold or not str(gold).strip():
+        if not isinstance(gold, str | Number) or str(gold).strip().lower() in ("", "nan"):
             raise ValueError(f"`{column}` must hold a text or a number as each gold answer, got {gold!r}.")
         given = extract_answer(completion_text(completion))
         rewards.append(1.0 if _agree(given, extract_answer(str(gold)), same_expression) else -1.0)

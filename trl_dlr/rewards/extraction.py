@@ -3,24 +3,26 @@
 """Where in a completion its answer stands, in time proportional to its length."""
 
 import re
-from collections import deque
 from typing import Any
 
-from .reading import SENTENCE_END, is_math, normalize, quantity
+from .reading import SENTENCE_END, is_math, letter, normalize, quantity
 
 
+MAX_PLACES = 20  # that are tried: of more, none is an answer
 NEXT_QUESTION = re.compile(  # a base model that has answered goes on with a question of its own
-    r"<\|[^|>\s]{1,40}\|>|</s>|<eos>|<end_of_turn>"
-    r"|\n[ \t*#_>]*(?:(?:next )?question|problem|exercise|q|user|human|instruction)[ \t]*\d{0,3}[*_]*:",
+    r"(<\|[^|>\s]{1,40}\|>|</?s>|<(?:pad|eos|end_of_turn)>|\[/?INST\]"
+    r"|\n[ \t*#_>]*(?:(?:next )?question|problem|exercise|q|user|human|instruction)[ \t]*\d{0,3}[*_]*[:\n]"
+    r"|\b(?:what|how|which|who|where|is|are|does|do|can|would)\b[^.?!\n]{0,300}\?)",
     re.IGNORECASE,
 )
-ANSWER_TAG = re.compile(r"<answer>([^<]*(?:<(?!/?answer>)[^<]*)*)(?=(</?answer>)?)", re.IGNORECASE)
+FIRST_PART = re.compile(r"\n\s*\n|\s(?=Explanation:)")
 GSM8K_MARK = re.compile(r"####+[ \t]*\n?((?:(?!####)[^\n])*)")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:and|or)?[\s$,;]*")
 WORDS = re.compile(
-    r"\banswer\b[^\n.:=]{0,60}?(?:\b(?:is|are|was|equals|(?:would|should|must|will) be)\b|[:=]|\s[-–]\s|(?<=final answer)[*_]*\n)"
-    r"[\s:*_]*",
+    r"(?<!\bif the )(?<!assume the )(?<!suppose the )\banswer\b(?:(?!because)[^\n.:=]){0,60}?"
+    r"(?:\b(?:is|are|was|equals|(?:would|should|must|will) be)\b|[:=]|\s[-–]\s|(?<=final answer)[*_]*\n)"
+    r"(?:[\s:*_$]|\\[\[(])*(?=[^\s:*_$])(?!not\b)",
     re.IGNORECASE,
 )
 
@@ -37,34 +39,57 @@ def completion_text(completion: str | list[dict[str, Any]]) -> str:
 
 def extract_answer(text: str) -> str:
     r"""
-    The part of `text` that states the answer. Of what follows a thought (`</think>`), that is the inside of the last
-    `<answer>`, closed or not; in it, or else in all, what follows the first GSM8K `####` that has an answer on its line;
-    the inside of the last `\boxed{}`; what follows the last "the answer is". Where a completion goes on with another
-    question, its first answer counts.
+    The part of `text` that states the answer. A thought (`<think>`) does not. Of what follows it, that is the inside of
+    the last `<answer>`, closed or not; in it, or else in all, what follows the first GSM8K `####` that has an answer on
+    its line; the inside of the last `\boxed{}`; what follows the last "the answer is". Without such marks it is the first
+    paragraph if that is a number or a letter, or else all. Where a completion goes on with another question, its first
+    answer counts; a text before a question that is no answer is part of the question.
     """
-    segments = [part for part in NEXT_QUESTION.split(text.rpartition("</think>")[2]) if part.strip()]
-    for segment in segments:
-        marked = None
-        for find in (_in_tag, _after_mark, _in_box, _after_words):
-            found = find(segment if marked is None else marked)
-            marked = marked if found is None else found
-        if marked is not None:
-            return marked.strip()
-    return segments[0].strip() if segments else ""
+    text = text.rpartition("</think>")[2].partition("<think>")[0]
+    segments = NEXT_QUESTION.split(text, MAX_PLACES)  # and what stands between them
+    unmarked = ""
+    for segment, question in zip(segments[::2], [*segments[1::2], ""], strict=True):
+        answer = _marked(segment)
+        if answer is None and (question or FIRST_PART.search(segment.strip())):
+            answer = _alone(segment.strip(), question)
+        if answer is not None:
+            return answer.strip()
+        unmarked = unmarked or ("" if question.endswith("?") else segment.strip())
+    return unmarked
+
+
+def _marked(text: str) -> str | None:
+    marked = None
+    for find in (_in_tag, _after_mark, _in_box, _after_words):
+        found = find(text if marked is None else marked)
+        marked = marked if found is None else found
+    return marked
+
+
+def _alone(text: str, question: str) -> str | None:
+    """The first paragraph of a text, if it is nothing but an answer."""
+    first = FIRST_PART.split(text, 1)[0]
+    read = normalize(first)
+    is_short = bool(question) and (is_math(read) or (not question.endswith("?") and 0 < len(read.split()) <= 3))
+    return first if is_short or quantity(read) is not None or letter(read) else None
 
 
 def _in_tag(text: str) -> str | None:
-    insides = [
-        inside if closed else inside.strip().partition("\n")[0].partition("<")[0]  # cut off, or run on
-        for inside, closed in ANSWER_TAG.findall(text)
-    ]
-    return next((inside for inside in reversed(insides) if inside.strip()), "") if insides else None
+    before, *insides = re.split("<answer>", text, flags=re.IGNORECASE)
+    if not insides:  # the prompt may have opened it
+        return before.partition("</answer>")[0] if "</answer>" in before else None
+    for inside in reversed(insides):
+        inside, closed, _ = inside.partition("</answer>")
+        inside = inside if closed else inside.strip().partition("\n")[0].partition("<")[0]  # cut off, or run on
+        if inside.strip():
+            return inside
+    return ""
 
 
 def _after_mark(text: str) -> str | None:
     text = text.rstrip()
     for number, mark in enumerate(GSM8K_MARK.finditer(text)):
-        line = normalize(mark[1]) if number < 20 else ""  # more are no answers
+        line = normalize(mark[1]) if number < MAX_PLACES else ""
         # Others are headings: "#### Conclusion", "#### 1. Add the pens"
         if mark[1].strip() and (mark.end() == len(text) or quantity(line) is not None or is_math(line)):
             return mark[1]
@@ -85,9 +110,8 @@ def _in_box(text: str) -> str | None:
 
 
 def _after_words(text: str) -> str | None:
-    said = deque(WORDS.finditer(text), maxlen=1)
-    if not said:
+    starts = [said.end() for said in WORDS.finditer(text)]
+    if not starts:
         return None
-    start = said[0].end()
-    end = SENTENCE_END.search(text, start)
-    return text[start : end.end() if end else None].rstrip("!")
+    end = SENTENCE_END.search(text, starts[-1])
+    return text[starts[-1] : end.end() if end else None].rstrip("!")
