@@ -167,13 +167,13 @@ def test_what_takes_too_long_is_wrong_and_counted_once(monkeypatch, caplog):
 
     def same_expression(gold, answer):
         asked.append(answer)
-        monkeypatch.setattr(math_judge, "spent", math_judge.spent + 6.0)
+        monkeypatch.setattr(math_judge, "spent", math_judge.spent + 3.0)
         return True
 
     monkeypatch.setattr(math_judge, "same_expression", same_expression)
     completions = ["x + 1", "<answer>18</answer>"] * 32
     assert correctness_reward(completions, answer=["1 + x", "18"] * 32) == [1.0, 1.0] * 2 + [-1.0, 1.0] * 30
-    assert len(asked) == 2  # which used up five seconds and a tenth for each of 64
+    assert len(asked) == 2  # which used up two seconds and a twentieth for each of 64
     assert [record.message.split(" answers")[0] for record in caplog.records] == ["30 of 64"]
 
 

@@ -21,6 +21,7 @@ from trl_dlr.rewards import correctness, majority_vote, math_judge
         (["<answer>x+1</answer>", "<answer>2</answer>", "<answer>1+x</answer>"], 0),  # as is an expression
         (["no", "yes", "yes"], 1),
         (["", "", "<answer>3</answer>"], 0),
+        (["<answer>1</answer>", "x = 5", "5"], 1),
         (["listen", "silent", "Silent."], 1),
         (["12", "1,2", "2 and 1"], 1),
         (["It is 3", "1 1/2", "The total is $1.50.", "**3/2**"], 1),

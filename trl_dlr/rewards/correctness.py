@@ -9,34 +9,18 @@ the answer, which [`stated_number`] gives, and is -1 else, also where a reader w
 """
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable
 from numbers import Number
 from typing import Any
 
-from . import math_judge
+from . import math_judge, reading
 from .extraction import completion_text, extract_answer
-from .reading import (
-    as_words,
-    is_math,
-    letter,
-    listed_numbers,
-    normalize,
-    quantity,
-    same_number,
-    stated_letter,
-    stated_number,
-    subject_and_predicate,
-)
 
 
 logger = logging.getLogger(__name__)
 
-BATCH_SECONDS, ANSWER_SECONDS = 5.0, 0.1  # processor time for the expressions of a call, and more for each answer
-VARIABLE = re.compile(r"(?<![\w\\])[a-zA-Z]\w?\s*=\s*")
-DELIMITED = re.compile(r"\$\$?([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
-TRAILING_WORDS = re.compile(r"(?:(?<=[\w})])\s+[a-z]{2,}(?:\^\d)?)*[\s.,;:]*$")
+BATCH_SECONDS, ANSWER_SECONDS = 2.0, 0.05  # processor time for the expressions of a call, and more for each answer
 
 
 def answers_agree(answer: str, gold: str) -> bool:
@@ -49,34 +33,23 @@ def answers_agree(answer: str, gold: str) -> bool:
 
 
 def _agree(answer: str, gold: str, same_expression: Callable[[str, str], bool | None]) -> bool:
-    raw, answer, gold = answer, normalize(answer), normalize(gold)
+    raw, answer, gold = answer, reading.normalize(answer), reading.normalize(gold)
     if not answer or not gold or answer == gold:
         return answer == gold != ""
-    if choice := letter(gold):
-        return stated_letter(answer) == choice
-    if (number := quantity(gold)) is not None:
-        stated = stated_number(answer)
-        return stated is not None and same_number(stated, number)
-    if (numbers := listed_numbers(gold)) is not None:
-        lists = map(listed_numbers, (answer, answer.strip("([])"), subject_and_predicate(VARIABLE.sub("", answer))[1]))
-        stated = next(filter(None, lists), [])
-        return len(stated) == len(numbers) and all(map(same_number, stated, numbers))
-    if is_math(gold):
-        expression = _stated_expression(raw, answer)
+    if choice := reading.letter(gold):
+        return reading.stated_letter(answer) == choice
+    if number := reading.quantity(gold):
+        stated = reading.stated_number(answer)
+        return stated is not None and reading.same_number(stated, number)
+    if numbers := reading.listed_numbers(gold):
+        stated = reading.stated_list(answer)
+        return len(stated) == len(numbers) and all(map(reading.same_number, stated, numbers))
+    if reading.is_math(gold):
+        expression = reading.stated_expression(raw)
         if expression is None:
             return False
         return "".join(expression.split()) == "".join(gold.split()) or bool(same_expression(gold, expression))
-    words, gold = as_words(answer), as_words(gold)
-    verdict = re.match(r"(yes|no|true|false)(?=[,.;:!\n-])", answer, re.IGNORECASE)  # "No, because it is odd"
-    return gold in (words, *map(as_words, subject_and_predicate(answer)), verdict and verdict[0].lower())
-
-
-def _stated_expression(raw: str, answer: str) -> str | None:
-    delimited = [normalize(next(filter(None, found))) for found in DELIMITED.findall(raw[-2000:])]
-    expressions = [
-        TRAILING_WORDS.sub("", text) for text in (answer, *delimited[::-1], subject_and_predicate(answer)[1])
-    ]
-    return next((text for text in expressions if is_math(text) or quantity(text)), None)
+    return reading.as_words(gold) in reading.stated_words(answer)
 
 
 class _InTime:
@@ -105,8 +78,9 @@ def correctness_reward(
     [`extract_answer`] and [`answers_agree`].
 
     Expressions are compared by math-verify, in a process of its own, which bounds them in every thread: a pair may take
-    one second of processor time, and all of a call five and a tenth for each completion. What is not decided by then, or
-    too large to try, is -1; a warning says how many those were.
+    one second, and all of a call two and a twentieth for each completion. What is not decided by then, or too large to
+    try, is -1; a warning says how many those were. The seconds are those of the processor, so that a reward does not
+    depend on what else the machine does: where it is busy, they last longer by the clock.
 
     Args:
         completions (`list[str]` or `list[list[dict[str, Any]]]`):
@@ -174,23 +148,23 @@ def majority_vote(completions: list[str]) -> int:
     if not completions:
         raise ValueError("`completions` must hold at least one completion, got none.")
     answers = [_meaning(extract_answer(completion)) for completion in completions]
-    same_expression, same = _InTime(len(completions)), {}  # expression -> the first one that is equal to it
+    same_expression, first = _InTime(len(completions)), {}  # answer -> the first one that is equal to it
     for answer in dict.fromkeys(answers):
-        if isinstance(answer, str):
-            seen = list(dict.fromkeys(same.values()))[:MAX_EXPRESSIONS]
-            equal = (other for other in seen if same_expression(other, answer))
-            same[answer] = next(equal, answer)
-    votes = Counter(same.get(answer, answer) for answer in answers)
-    winner = max(votes, key=votes.get)
-    return next(place for place, answer in enumerate(answers) if same.get(answer, answer) == winner)
+        others = [other for other in dict.fromkeys(first.values()) if isinstance(other, str)][:MAX_EXPRESSIONS]
+        equal = (other for other in others if isinstance(answer, str) and same_expression(other, answer))
+        first[answer] = next(equal, answer)
+    votes = [first[answer] for answer in answers]
+    return votes.index(Counter(votes).most_common(1)[0][0])
 
 
 def _meaning(answer: str) -> Hashable:
     """What stands for all answers that are the same; for an expression its text, of which several may be equal."""
-    text = normalize(answer)
-    if (number := letter(text) or stated_number(text)) is not None:
-        return (number,)
-    if (numbers := listed_numbers(text)) is not None:
-        return tuple(numbers)
-    expression = _stated_expression(answer, text)
-    return (as_words(text),) if expression is None else "".join(expression.split())
+    text = reading.normalize(answer)
+    if choice := reading.letter(text):
+        return (choice,)
+    if number := reading.stated_number(text):
+        return number._replace(name=None)
+    if numbers := reading.listed_numbers(text):
+        return tuple(number._replace(name=None) for number in numbers)
+    expression = reading.stated_expression(answer)
+    return (reading.as_words(text),) if expression is None else "".join(expression.split())

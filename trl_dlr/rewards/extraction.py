@@ -20,7 +20,7 @@ GSM8K_MARK = re.compile(r"####+[ \t]*\n?((?:(?!####)[^\n])*)")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:and|or)?[\s$,;]*")
 WORDS = re.compile(
-    r"(?<!\bif the )(?<!assume the )(?<!suppose the )\banswer\b(?:(?!because)[^\n.:=]){0,60}?"
+    r"(?<!\bif the )(?<!assume the )(?<!suppose the )\b(?:answer|correct (?:choice|option))\b(?:(?!because)[^\n.:=]){0,60}?"
     r"(?:\b(?:is|are|was|equals|(?:would|should|must|will) be)\b|[:=]|\s[-–]\s|(?<=final answer)[*_]*\n)"
     r"(?:[\s:*_$]|\\[\[(])*(?=[^\s:*_$])(?!not\b)",
     re.IGNORECASE,
@@ -46,15 +46,20 @@ def extract_answer(text: str) -> str:
     answer counts; a text before a question that is no answer is part of the question.
     """
     text = text.rpartition("</think>")[2].partition("<think>")[0]
-    segments = NEXT_QUESTION.split(text, MAX_PLACES)  # and what stands between them
+    segments = NEXT_QUESTION.split(text.strip(), MAX_PLACES)  # and what stands between them
     unmarked = ""
     for segment, question in zip(segments[::2], [*segments[1::2], ""], strict=True):
-        answer = _marked(segment)
-        if answer is None and (question or FIRST_PART.search(segment.strip())):
-            answer = _alone(segment.strip(), question)
-        if answer is not None:
-            return answer.strip()
-        unmarked = unmarked or ("" if question.endswith("?") else segment.strip())
+        marked = _marked(segment)
+        if marked is not None:
+            return marked.strip()
+        first = FIRST_PART.split(segment.strip(), 1)[0]
+        read = normalize(first) if question or len(first) < len(segment.strip()) else ""
+        is_question = question.endswith("?")
+        is_short = is_math(read) or 0 < len(read.split()) <= 3
+        if letter(read) or quantity(read) or (question and not is_question and is_short):
+            return first
+        is_question = is_question and not is_math(read)
+        unmarked = unmarked or ("" if is_question else segment.strip())
     return unmarked
 
 
@@ -64,14 +69,6 @@ def _marked(text: str) -> str | None:
         found = find(text if marked is None else marked)
         marked = marked if found is None else found
     return marked
-
-
-def _alone(text: str, question: str) -> str | None:
-    """The first paragraph of a text, if it is nothing but an answer."""
-    first = FIRST_PART.split(text, 1)[0]
-    read = normalize(first)
-    is_short = bool(question) and (is_math(read) or (not question.endswith("?") and 0 < len(read.split()) <= 3))
-    return first if is_short or quantity(read) is not None or letter(read) else None
 
 
 def _in_tag(text: str) -> str | None:
@@ -88,10 +85,10 @@ def _in_tag(text: str) -> str | None:
 
 def _after_mark(text: str) -> str | None:
     text = text.rstrip()
-    for number, mark in enumerate(GSM8K_MARK.finditer(text)):
-        line = normalize(mark[1]) if number < MAX_PLACES else ""
+    for place, mark in enumerate(GSM8K_MARK.finditer(text)):
+        line = normalize(mark[1]) if place < MAX_PLACES else ""
         # Others are headings: "#### Conclusion", "#### 1. Add the pens"
-        if mark[1].strip() and (mark.end() == len(text) or quantity(line) is not None or is_math(line)):
+        if mark[1].strip() and (mark.end() == len(text) or quantity(line) or is_math(line)):
             return mark[1]
     return None
 

@@ -59,25 +59,19 @@ def _start() -> None:
         raise RuntimeError("math-verify could not be started in a process of its own, which has printed why.")
 
 
-def is_tractable(expression: str) -> bool:
-    """Whether an expression is short, and has neither towers of powers nor large factorials."""
-    return (
-        len(expression) <= 300 and len(re.findall(r"[(\[{]", expression)) <= 50 and not INTRACTABLE.search(expression)
-    )
-
-
 @functools.lru_cache(maxsize=4096)  # the completions of a question give the same answers again and again
 def same_expression(gold: str, answer: str) -> bool | None:
     """Whether two expressions are equal; `None` if they are too large to try, or it is not decided within the limits."""
     global spent
-    if not is_tractable(gold) or not is_tractable(answer):
+    if any(
+        len(side) > 300 or INTRACTABLE.search(side) or len(re.findall(r"[(\[{]", side)) > 50 for side in (gold, answer)
+    ):
         return None
     with _lock:
         try:
             if _process is None:
                 _start()
-            _process.stdin.write(json.dumps([gold, answer]) + "\n")
-            _process.stdin.flush()
+            print(json.dumps([gold, answer]), file=_process.stdin, flush=True)
             reply = _process.stdout.readline()
         except BrokenPipeError:
             reply = ""

@@ -9,34 +9,15 @@ from typing import NamedTuple
 
 
 MAX_LENGTH = 2000  # characters that are read, from the end
-SYMBOLS = str.maketrans(
-    dict.fromkeys("‐‑‒–−﹣", "-")
-    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff")
-    | {
-        "⁄": "/",
-        "∕": "/",
-        "«": '"',
-        "»": '"',
-        "÷": "/",
-        "“": '"',
-        "”": '"',
-        "’": "'",
-        "‘": "'",
-        "≈": "=",
-        "≃": "=",
-        "∼": " ",
-        "~": " ",
-        "—": ", ",
-        "。": ". ",
-    }
-    | {"π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm "}
-    | {"×": r"\times ", "·": r"\cdot ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in "}
-)
+SYMBOLS = str.maketrans("‐‑‒–−﹣⁄∕÷“”«»’‘≈≃∼~", '------///""""\'\'==  ', "\u200b\u200c\u200d\u2060\ufeff")
+SYMBOLS |= str.maketrans({"π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "})
+SYMBOLS |= str.maketrans({"±": r"\pm ", "×": r"\times ", "·": r"\cdot ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in "})
+SYMBOLS |= str.maketrans({"—": ", ", "。": ". "})
 REWRITES = [
     (re.compile(pattern, re.MULTILINE), replacement)
     for pattern, replacement in (
         # Markdown, HTML and the calculator notes of GSM8K
-        (r"<<[^<>\n]*>>|</?(?:b|strong|i|em|u|code|span|p|br|center)\s*/?>|`+|[✓✔✅☑]\ufe0f?", ""),
+        (r"<<[^<>\n]*>>|</?[a-z]+\s*/?>|`+|[✓✔✅☑]\ufe0f?", ""),
         (r"^[ \t]*(?:#+|[*•](?=[ \t])|-(?=[ \t]+(?:\*\*|[a-zA-Z])))[ \t]*", ""),
         (r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])", ""),
         (r"(?<![\w*)])\*([^*\s][^*\n]*)\*(?![\w*(])|(?<!\w)_([^_\n]+)_(?!\w)", r"\1\2"),
@@ -47,33 +28,27 @@ REWRITES = [
         (r"\{,\}", ","),
         (r"&(?=\s*=)|\\\\\s*\Z|\\(?:begin|end)\{(?:align|equation|gather)\*?\}", ""),
         *[(r"\\(?:text|math|m)(?:bf|it|rm|sf|tt|normal|box)?\s*\{([^{}]*)\}", r"\1")] * 2,
-        (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\[dtc]?frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"\\[dtc]?frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}"),
         (r"\\[dtc]frac", r"\\frac"),
+        (r"\\frac\s*(\d)", r"\\frac{\1}"),
+        (r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}"),
         (r"\\?\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![\\a-zA-Z])pi\b", r"\\pi "),
         (r"_\{(\w)\}", r"_\1"),
-        (r"\\(?:approx|thickapprox|simeq|sim)(?![a-zA-Z])", "="),
+        (r"\\(?:approx|sim(?:eq)?)(?![a-zA-Z])", "="),
         # Units that are signs, currencies, delimiters of mathematics, signs in words
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°", " degrees "),
         (r"\\%|\b(?:percent|per cent|percentage points?)\b", "%"),
-        (r"(?:\b(?:US|CA|AU|NZ|HK|[ACRS])(?=\\?\$\s?[\d.]))?\\?\$|[€£¥₹₽₩₪₫฿₱₦₺₴¢]|(?<!\\)\\[\[\]()]", ""),
+        (r"(?:\b[A-Z]{1,2}(?=\\?\$\s?[\d.]))?\\?\$|[€£¥₹₽₩₪₫฿₱₦₺₴¢]|(?<!\\)\\[\[\]()]", ""),
         (r"\b(?:USD|EUR|GBP|INR|JPY|CNY|CHF|CAD|AUD|Rs\.?)\s?(?=[-+]?\.?\d)", ""),
         (r"(^|\bis |= ?)(?:minus|negative) (?=\d)", r"\1-"),
     )
 ]
 
 
-def _plain_form(match: re.Match) -> str:
-    """` 1/2` of `½`, which after a whole number makes a mixed one, and `^2` of `²`."""
-    characters = unicodedata.normalize("NFKC", match[0])
-    return f" {characters}" if "⁄" in characters else f"^{characters}"
-
-
 def normalize(text: str) -> str:
     """`text` without Markdown, currencies and typographic variants."""
-    text = re.sub("[¼-¾⅐-⅞]|[²³¹⁰⁴-⁹]+", _plain_form, text[-MAX_LENGTH:])
+    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text[-MAX_LENGTH:])  # after a whole number it makes a mixed one
+    text = re.sub("[²³¹⁰⁴-⁹]+", r"^\g<0>", text)
     text = unicodedata.normalize("NFKC", text).translate(SYMBOLS)
     for pattern, replacement in REWRITES:
         text = pattern.sub(replacement, text)
@@ -84,23 +59,26 @@ def normalize(text: str) -> str:
 
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 SCALES |= {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "mn": 10**6, "bn": 10**9, "lakh": 10**5, "crore": 10**7}
-_SMALL = (
+ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 )
-SPELLED = {word: value for value, word in enumerate(f"{_SMALL} eighteen nineteen".split())}
-SPELLED |= {f"{ten}ty": 10 * value for value, ten in enumerate("twen thir for fif six seven eigh nine".split(), 2)}
-SPELLING = re.compile(rf"(?:(?:{'|'.join(SPELLED)}|(?<=\s)(?:hundred|thousand|and))(?![a-z])[\s-]?)+", re.IGNORECASE)
-FRACTION = re.compile(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}")
+ONES = f"{ONES} eighteen nineteen".split()
+TENS = [f"{ten}ty" for ten in "twen thir for fif six seven eigh nine".split()]
+SPELLED = [*ONES, *(f"{ten} {one}".strip() for ten in TENS for one in ["", *ONES[1:10]])]
+SPELLED = {word: Fraction(value) for value, word in enumerate(SPELLED)}
+WITH_LATEX = [  # numbers, and as they are written without
+    (re.compile(r"(?<=\d)\s*(?=\\frac)"), " "),
+    (re.compile(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?)(\d+)\s*\}"), r"\2\1/\3"),
+    (re.compile(r"(?<=\d)\s*(?:\*|x|\\times|\\cdot)\s*10\s*\^\s*\{?(-?\d{1,3})\}?"), r"e\1"),
+]
 
-_WHOLE = r"(?:\d{1,3}(?:[,\ '_]\d{3})+|\d+)(?!\d)"
 _BEFORE = r"""
     (?: [^\w\\^*/<>|+.-] | \.(?!\d) | \b(?i:so|thus|hence|therefore|no(?=[,.\n])|now|probably|maybe|i\ think|in|the|year|same\ as|to|us
       |number|answer|about|approximately|approx|around|roughly|exactly|only|just|also|a\ total\ of|not\ \S{1,20}\ but)\b )*"""
+_WHOLE = r"(?:\d{1,3}(?:[,\ '_]\d{3})+|\d+)(?!\d)"
 _NUMBER = rf"""
     (?P<sign>[-+]\s?)?
-    (?: (?:(?P<whole>{_WHOLE})\s+(?:and\s+)?)? (?P<top>\d+)\s?/\s?(?P<bottom>-?\d+)
-      | (?P<decimal>{_WHOLE}(?:\.\d+)?|\.\d+)
-        (?: [eE](?P<e>[-+]?\d{{1,3}})(?!\w) | \s*(?:\*|x|\\times|\\cdot)\s*10\s*\^\s*\{{?(?P<power>-?\d{{1,3}})\}}? )? )
+    (?P<digits> (?:{_WHOLE}\s+(?:and\s+)?)?\d+\s?/\s?[1-9]\d* | {_WHOLE}(?:\.\d+)?(?:[eE][-+]?\d{{1,3}}(?!\w))? | \.\d+ )
     (?![,.:/-]?\d|\s?/\s?\d)
     (?:\s*(?P<scale>{"|".join(SCALES)})s?(?!\w))? (?P<percent>\s*%)?
     (?!\s?[-/]?\s?(?![mglLsdhCFKWVAJN][23]?\b|a\s[a-z])[a-zA-Z](?![a-zA-Z']))  # no variable, as in 18x
@@ -128,42 +106,25 @@ class Number(NamedTuple):
 
 def _said(text: str) -> tuple[Number | None, str]:
     """The number that a text begins with, if nothing but its unit and a remark follow, and the remark."""
+    if (word := text.lower().replace("-", " ").strip(" \n.!")) in SPELLED:
+        return Number(SPELLED[word], False, None), ""
+    for pattern, replacement in WITH_LATEX if "\\" in text or "^" in text else ():
+        text = pattern.sub(replacement, text)
     match = SAID.match(text)
     remark = text[match.end() :] if match else ""
     if match is None or not REMARK.match(remark):
         return None, ""
-    whole, top, bottom = match["whole"], match["top"], match["bottom"]
-    if top is None:
-        value = Fraction(re.sub("[ ,'_]", "", match["decimal"])) * Fraction(10) ** int(
-            match["e"] or match["power"] or 0
-        )
-    elif int(bottom) == 0 or int(top) % int(bottom) == 0 or (whole and int(top) > int(bottom)):
+    digits = re.sub(r"(?<=\d)[ ,'_](?=\d{3}(?!\d))|\s(?=/)|(?<=/)\s|and", "", match["digits"])
+    *whole, value = map(Fraction, digits.split())
+    if "/" in digits and (value.denominator == 1 or (whole and value > 1)):
         return None, ""  # a division that is left to do, as 18/2 is
-    else:
-        value = Fraction(int(top), int(bottom)) + int(re.sub("[ ,'_]", "", whole or "0"))
-    value *= SCALES.get(match["scale"], 1) * (-1 if (match["sign"] or "").startswith("-") else 1)
+    value = sum(whole, value) * SCALES.get(match["scale"], 1) * (-1 if "-" in (match["sign"] or "") else 1)
     return Number(value, bool(match["percent"]), match["name"]), remark
-
-
-def _in_digits(match: re.Match) -> str:
-    total, part = 0, 0
-    for word in re.findall("[a-z]+", match[0].lower()):
-        if word == "thousand":
-            total, part = total + part * 1000, 0
-        else:
-            part = part * 100 if word == "hundred" else part + SPELLED.get(word, 0)
-    return f"{total + part} "
-
-
-def _plain(text: str) -> str:
-    """Text whose LaTeX fractions are plain, and that begins with digits where it began with a number in words."""
-    text = FRACTION.sub(r"\1/\2", re.sub(r"(?<=\d)\s*(?=\\frac)", " ", text))
-    return SPELLING.sub(_in_digits, text, 1) if SPELLING.match(text) else text
 
 
 def quantity(text: str) -> Number | None:
     """The number that a normalized text as a whole is, with a unit or without: `18 apples`, `x = 1/2`."""
-    number, remark = _said(_plain(text))
+    number, remark = _said(text)
     return None if re.search(r"\d|,.*\w", remark) else number
 
 
@@ -191,9 +152,9 @@ def listed_numbers(text: str) -> list[Number] | None:
 # ---- Statements in prose ----
 
 STATES = re.compile(
-    r"(?<![<>!])=>?|->|→|⇒|\\(?:[lL]ong)?[rR]ightarrow|\\implies|:(?!\d)|(?<!\d):|\bi\.e\.|'s\b|是"
-    r"|\b(?:total of|is|est|es|ist|are|was|were|be|got|has|have|had|becomes|leaving|sold|made|(?:equal|make|give|get|leave"
-    r"|total|yield|cost|come|take|run|pay|need|earn|save)s?)\b"
+    r"((?<![<>!])=>?|->|→|⇒|\\(?:[lL]ong)?[rR]ightarrow|\\implies|:(?!\d)|(?<!\d):|\bi\.e\.|'s\b|是"
+    r"|\b(?:total of|is|est|es|ist|are|was|were|be|got|has|have|had|becomes|leaving|sold|made"
+    r"|(?:equal|make|give|get|leave|total|yield|cost|come|take|run|pay|need|earn|save|choose|pick|select|say|think)s?)\b)"
 )
 SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])(?<!approx)(?<!\.\.)[.!?](?=[\s\"')*_]|$)|\n")
 ASIDE = re.compile(r"\s\([^()]*\)")
@@ -210,11 +171,10 @@ def stated_number(text: str) -> Number | None:
     directly. Several sentences have to calculate or to conclude, or they may be a copied question. Questions,
     suppositions, denials, lists, false equations and operations that are left to do state none.
     """
-    text = _plain(text)
     number, remark = _said(text)
     if number and not re.search(r"[.\n].*\d", remark, re.DOTALL):
         return number
-    if (numbers := listed_numbers(text)) is not None:
+    if numbers := listed_numbers(text):
         is_same = len({number.value for number in numbers}) == 1
         return numbers[0] if is_same and not re.search(r"[,;&]|\band\b", text) else None
     text = ASIDE.sub("", text)
@@ -228,9 +188,8 @@ def stated_number(text: str) -> Number | None:
 
 
 def _sentences(text: str) -> list[str]:
-    starts = [0, *(end.end() for end in SENTENCE_END.finditer(text))]
-    sentences = [text[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
-    return [sentence for sentence in sentences if sentence]
+    lines = SENTENCE_END.sub(r"\g<0>\n", text).split("\n")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _is_denied(before: str) -> bool:
@@ -238,18 +197,17 @@ def _is_denied(before: str) -> bool:
 
 
 def _predicate(sentence: str) -> Number | None:
-    verbs = list(STATES.finditer(sentence))
-    starts, ends = [0, *(verb.end() for verb in verbs)], [*(verb.start() for verb in verbs), None]
-    parts = [sentence[start:end] for start, end in zip(starts, ends, strict=True)]
+    pieces = STATES.split(sentence)
+    parts, verbs = pieces[::2], pieces[1::2]  # the n-th verb stands behind the n-th part
     last = max((place for place, part in enumerate(parts) if re.search(r"\d", part)), default=0)
-    if last and verbs[last - 1][0] == "=":
+    if last and verbs[last - 1] == "=":
         parts[last] = parts[last].split(" than ")[0]  # 5 - 3 = 2 more than before
     number = _said(parts[last])[0] if last else quantity(sentence)
-    if number is None and verbs and (verbs[0][0] == "=" or re.match(r"\s*(?:the|what|my|left)\b", parts[1])):
+    if number is None and verbs and (verbs[0] == "=" or re.match(r"\s*(?:the|what|my|left)\b", parts[1])):
         last, number = 0, quantity(parts[0])  # 18 = 15 + 3, 18 is the total
-    if number is None or _is_denied(sentence[: starts[last]]):
+    if number is None or _is_denied("".join(pieces[: 2 * last])):
         return None
-    sides = [_said(part) for part, verb in zip(parts, verbs, strict=False) if verb[0] == "="]
+    sides = [_said(part) for part, verb in zip(parts, verbs, strict=False) if verb == "="]
     is_false = any(side and not remark.strip() and not same_number(side, number) for side, remark in sides)
     return None if is_false else number
 
@@ -257,29 +215,30 @@ def _predicate(sentence: str) -> Number | None:
 def subject_and_predicate(text: str) -> tuple[str, str]:
     """What a normalized text is about, if it is one sentence, and what its last sentence says that something is."""
     *others, sentence = _sentences(text) or [""]
-    verbs = list(STATES.finditer(sentence))
-    if not verbs:
-        return "", sentence
-    is_subject = not others and not re.search(r"\b(?:not|wrong|incorrect|false|or)\b|n't\b|[,;]", sentence)
-    said = "" if _is_denied(sentence[: verbs[-1].start()]) else sentence[verbs[-1].end() :]
-    return sentence[: verbs[0].start()].strip() if is_subject else "", said.strip()
+    *before, said = STATES.split(sentence)
+    is_subject = before and not others and not re.search(r"\b(?:not|wrong|incorrect|false|or)\b|n't\b|[,;]", sentence)
+    return before[0].strip() if is_subject else "", "" if _is_denied("".join(before)) else said.strip()
 
 
 # ---- Letters, expressions, words ----
 
-LETTER = re.compile(
-    r"(?<![\w'-])[A-J](?![\w'+#=-])(?!(?<=[AI]) (?!or\b|and\b|is\b)[a-z])"
-)  # not the words "A" and "I"
+# No part of a word, and not the words "A" and "I"
+LETTER = re.compile(r"(?<![\w'-])[A-J](?![\w'+#=-])(?!(?<=[AI]) (?!or\b|and\b|is\b)[a-z])")
 UNCHOSEN = re.compile(
     r"\b(?:because|since)\b.*|\b[Nn]ot \(?[A-J]\b\)?|\(?\b[A-J]\)? (?:is|was|isn't) ?(?:not|wrong|incorrect|false)\b"
 )
 CHOSEN = re.compile(
-    r"(?:^\W*|\b(?i:is|be|it's|choose|pick|select|say|think|so|answer)\b[\s:,(]*)(?i:the )?(?i:(?:option|choice|letter|answer)[\s:(]*)?"
-    r"[(\[]?([A-J])(?:[)\]}>.,:;!\n]|$|\s[-(]|\sis (?:the|correct|right)\b)"
+    r"\W*(?i:(?:so|the|option|choice|letter|answer)\W+)*([A-J])"
+    r"(?:[)\]}>.,:;!\n]|$|\s[-(]|\sis (?:the|correct|right)\b)"
 )
 FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt min max gcd lcm mod det lim and"
 OPERATOR = re.compile(r"[\\=<>^+*/|!(){}\[\]-]|(?<![\w.])\.?\d[\d.]*[a-zA-Z]")
 NAME = re.compile(r"\s*\d+(?:-\d+)+\s*|.*\d[:_]\d.*|\s*\d+(?:[./]\d+){2,}\s*", re.DOTALL)  # of a range, a time, a date
+
+
+VARIABLE = re.compile(r"(?<![\w\\])[a-zA-Z]\w?\s*=\s*")
+DELIMITED = re.compile(r"\$\$?([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
+TRAILING_WORDS = re.compile(r"(?:(?<=[\w})])\s+[a-z]{2,}(?:\^\d)?)*[\s.,;:]*$")
 
 
 def letter(text: str) -> str | None:
@@ -293,9 +252,28 @@ def stated_letter(text: str) -> str | None:
     if small := re.fullmatch(r"(?:option |choice )?(?:([a-j])\.?|\(?([a-j])\)(?:[\s.].*)?)", text, re.DOTALL):
         return small[small.lastindex].upper()
     text = UNCHOSEN.sub("", text).strip(" \n\"'")
-    chosen = CHOSEN.search(text)
-    is_only = chosen and set(LETTER.findall(text)) == {chosen[1]}
-    return chosen[1] if is_only and not _is_denied(text[: chosen.start()]) else None
+    chosen = CHOSEN.match(text) or CHOSEN.match(subject_and_predicate(text)[1])
+    return chosen[1] if chosen and set(LETTER.findall(text)) == {chosen[1]} else None
+
+
+def stated_list(text: str) -> list[Number]:
+    """The numbers that a normalized text lists, as a whole or as what it says that something is."""
+    texts = (text, text.strip("([])"), subject_and_predicate(VARIABLE.sub("", text))[1])
+    return next(filter(None, map(listed_numbers, texts)), [])
+
+
+def stated_expression(text: str) -> str | None:
+    """The expression that a text is, has in its last delimiters of mathematics, or says that something is."""
+    delimited = [normalize(next(filter(None, found))) for found in DELIMITED.findall(text[-MAX_LENGTH:])]
+    text = normalize(text)
+    expressions = (TRAILING_WORDS.sub("", one) for one in (text, *delimited[::-1], subject_and_predicate(text)[1]))
+    return next((one for one in expressions if is_math(one) or quantity(one)), None)
+
+
+def stated_words(text: str) -> set[str]:
+    """What a normalized text may be said to state where the answer is text, to compare with it."""
+    verdict = re.match(r"(?:yes|no|true|false)(?=[,.;:!\n-])", text, re.IGNORECASE)  # "No, because it is odd"
+    return set(map(as_words, (text, *subject_and_predicate(text), verdict[0] if verdict else ""))) - {""}
 
 
 def is_math(text: str) -> bool:
