@@ -12,7 +12,7 @@ MAX_PLACES = 20  # that are tried: of more, none is an answer
 NEXT_QUESTION = re.compile(  # a base model that has answered goes on with a question of its own
     r"(<\|[^|>\s]{1,40}\|>|</?s>|<(?:pad|eos|end_of_turn)>|\[/?INST\]"
     r"|\n[ \t*#_>]*(?:(?:next )?question|problem|exercise|q|user|human|instruction)[ \t]*\d{0,3}[*_]*[:\n]"
-    r"|\b(?:what|how|which|who|where|is|are|does|do|can|would)\b[^.?!\n]{0,300}\?)",
+    r"|\b(?:what|how|which|who|where)\b[^.?!\n]{0,300}\?)",
     re.IGNORECASE,
 )
 FIRST_PART = re.compile(r"\n\s*\n|\s(?=Explanation:)")
@@ -51,7 +51,9 @@ def extract_answer(text: str) -> str:
     for segment, question in zip(segments[::2], [*segments[1::2], ""], strict=True):
         marked = _marked(segment)
         if marked is not None:
-            return marked.strip()
+            if marked.strip() or not question:
+                return marked.strip()
+            continue  # tags without anything in them belong to the question
         first = FIRST_PART.split(segment.strip(), 1)[0]
         read = normalize(first) if question or len(first) < len(segment.strip()) else ""
         is_question = question.endswith("?")

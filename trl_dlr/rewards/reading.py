@@ -94,7 +94,7 @@ SAID = re.compile(
     rf"{_BEFORE} (?:(?P<name>[a-zA-Z]\w?|\w\(\w\))\s*(?:=|\bis\b){_BEFORE})? {_NUMBER} {_UNIT}", re.VERBOSE
 )
 REMARK = re.compile(
-    rf"[\s.,;:!]*$|\s*\(|[;:]\D*$|,(?:[^\W\d]|[\s.'])*$|,?\s*(?:and(?= not))?\s*(?:{_GOES_ON}|not)\b|\s*(?:and(?! a\b)|to)\b\D*$"
+    rf"[\s.,;:!]*$|\s*\(|[;:]\D*$|;\s(?!or\b)(?=[a-z])|,(?:[^\W\d]|[\s.'])*$|,?\s*(?:and(?= not))?\s*(?:{_GOES_ON}|not)\b|\s*(?:and(?! a\b)|to)\b\D*$"
 )
 
 
@@ -153,7 +153,7 @@ def listed_numbers(text: str) -> list[Number] | None:
 
 STATES = re.compile(
     r"((?<![<>!])=>?|->|→|⇒|\\(?:[lL]ong)?[rR]ightarrow|\\implies|:(?!\d)|(?<!\d):|\bi\.e\.|'s\b|是"
-    r"|\b(?:total of|is|est|es|ist|are|was|were|be|got|has|have|had|becomes|leaving|sold|made"
+    r"|\b(?:total of|is|est|es|ist|are|was|were|be|got|go with|has|have|had|becomes|leaving|sold|made"
     r"|(?:equal|make|give|get|leave|total|yield|cost|come|take|run|pay|need|earn|save|choose|pick|select|say|think)s?)\b)"
 )
 SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])(?<!approx)(?<!\.\.)[.!?](?=[\s\"')*_]|$)|\n")
@@ -228,8 +228,8 @@ UNCHOSEN = re.compile(
     r"\b(?:because|since)\b.*|\b[Nn]ot \(?[A-J]\b\)?|\(?\b[A-J]\)? (?:is|was|isn't) ?(?:not|wrong|incorrect|false)\b"
 )
 CHOSEN = re.compile(
-    r"\W*(?i:(?:so|the|option|choice|letter|answer)\W+)*([A-J])"
-    r"(?:[)\]}>.,:;!\n]|$|\s[-(]|\sis (?:the|correct|right)\b)"
+    r"\W*(?i:(?:so|thus|hence|therefore|choose|the|option|choice|letter|answer)\W+)*([A-J])"
+    r"(?:[)\]}>.,:;!\n]|$|\s[-(,]|\sis (?:the|correct|right)\b)"
 )
 FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt min max gcd lcm mod det lim and"
 OPERATOR = re.compile(r"[\\=<>^+*/|!(){}\[\]-]|(?<![\w.])\.?\d[\d.]*[a-zA-Z]")
@@ -249,6 +249,8 @@ def letter(text: str) -> str | None:
 
 def stated_letter(text: str) -> str | None:
     """The one letter that a normalized text begins with, or says that it is or chooses."""
+    if text.endswith("?"):
+        return None
     if small := re.fullmatch(r"(?:option |choice )?(?:([a-j])\.?|\(?([a-j])\)(?:[\s.].*)?)", text, re.DOTALL):
         return small[small.lastindex].upper()
     text = UNCHOSEN.sub("", text).strip(" \n\"'")
@@ -272,6 +274,8 @@ def stated_expression(text: str) -> str | None:
 
 def stated_words(text: str) -> set[str]:
     """What a normalized text may be said to state where the answer is text, to compare with it."""
+    if text.endswith("?"):
+        return set()
     verdict = re.match(r"(?:yes|no|true|false)(?=[,.;:!\n-])", text, re.IGNORECASE)  # "No, because it is odd"
     return set(map(as_words, (text, *subject_and_predicate(text), verdict[0] if verdict else ""))) - {""}
 
