@@ -11,17 +11,17 @@ from .reading import SENTENCE_END, is_math, letter, normalize, quantity
 MAX_PLACES = 20  # that are tried: of more, none is an answer
 NEXT_QUESTION = re.compile(  # a base model that has answered goes on with a question of its own
     r"(<\|[^|>\s]{1,40}\|>|</?s>|<(?:pad|eos|end_of_turn)>|\[/?INST\]"
-    r"|\n[ \t*#_>]*(?:(?:next )?question|problem|exercise|q|user|human|instruction)[ \t]*\d{0,3}[*_]*[:\n]"
+    r"|\n[ \t*#_>]*(?:(?:next )?question|problem|q|user|human|instruction)[ \t]*\d{0,3}[*_]*[:\n]"
     r"|\b(?:what|how|which|who|where)\b[^.?!\n]{0,300}\?)",
     re.IGNORECASE,
 )
 FIRST_PART = re.compile(r"\n\s*\n|\s(?=Explanation:)")
 GSM8K_MARK = re.compile(r"####+[ \t]*\n?((?:(?!####)[^\n])*)")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:and|or)?[\s$,;]*")
+BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:and)?[\s$,;]*")
 WORDS = re.compile(
     r"(?<!\bif the )(?<!assume the )(?<!suppose the )\b(?:answer|correct (?:choice|option))\b(?:(?!because)[^\n.:=]){0,60}?"
-    r"(?:\b(?:is|are|was|equals|(?:would|should|must|will) be)\b|[:=]|\s[-–]\s|(?<=final answer)[*_]*\n)"
+    r"(?:\b(?:is|are|was|equals|(?:should|would|must) be)\b|[:=]|\s[-–]\s|(?<=final answer)[*_]*\n)"
     r"(?:[\s:*_$]|\\[\[(])*(?=[^\s:*_$])(?!not\b)",
     re.IGNORECASE,
 )
@@ -48,20 +48,19 @@ def extract_answer(text: str) -> str:
     text = text.rpartition("</think>")[2].partition("<think>")[0]
     segments = NEXT_QUESTION.split(text.strip(), MAX_PLACES)  # and what stands between them
     unmarked = ""
-    for segment, question in zip(segments[::2], [*segments[1::2], ""], strict=True):
+    for segment, question in zip(map(str.strip, segments[::2]), [*segments[1::2], ""], strict=True):
         marked = _marked(segment)
         if marked is not None:
             if marked.strip() or not question:
                 return marked.strip()
             continue  # tags without anything in them belong to the question
-        first = FIRST_PART.split(segment.strip(), 1)[0]
-        read = normalize(first) if question or len(first) < len(segment.strip()) else ""
-        is_question = question.endswith("?")
-        is_short = is_math(read) or 0 < len(read.split()) <= 3
-        if letter(read) or quantity(read) or (question and not is_question and is_short):
+        first = FIRST_PART.split(segment, 1)[0]
+        read = normalize(first) if question or first != segment else ""
+        is_asked = question.endswith("?")
+        is_short = question and not is_asked and 0 < len(read.split()) <= 3
+        if letter(read) or quantity(read) or is_short or (question and not is_asked and is_math(read)):
             return first
-        is_question = is_question and not is_math(read)
-        unmarked = unmarked or ("" if is_question else segment.strip())
+        unmarked = unmarked or ("" if is_asked and not is_math(read) else segment)
     return unmarked
 
 
@@ -113,4 +112,4 @@ def _after_words(text: str) -> str | None:
     if not starts:
         return None
     end = SENTENCE_END.search(text, starts[-1])
-    return text[starts[-1] : end.end() if end else None].rstrip("!")
+    return text[starts[-1] : end.end() if end else None]

@@ -24,10 +24,10 @@ REWRITES = [
         (r"\*\*", "^"),
         # LaTeX in its plainest form
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![a-zA-Z])", " "),
-        (r"\\!|\{\}|\\(?:left|right|displaystyle|boxed|fbox|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
+        (r"\\!|\\(?:left|right|displaystyle|boxed)(?![a-zA-Z])", ""),
         (r"\{,\}", ","),
-        (r"&(?=\s*=)|\\\\\s*\Z|\\(?:begin|end)\{(?:align|equation|gather)\*?\}", ""),
-        *[(r"\\(?:text|math|m)(?:bf|it|rm|sf|tt|normal|box)?\s*\{([^{}]*)\}", r"\1")] * 2,
+        (r"&(?=\s*=)|\\\\\s*\Z|\\(?:begin|end)\{align(?:ed)?\*?\}", ""),
+        *[(r"\\(?:text|math|mbox)[a-z]*\s*\{([^{}]*)\}", r"\1")] * 2,
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\frac\s*(\d)", r"\\frac{\1}"),
         (r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}"),
@@ -37,10 +37,10 @@ REWRITES = [
         (r"\\(?:approx|sim(?:eq)?)(?![a-zA-Z])", "="),
         # Units that are signs, currencies, delimiters of mathematics, signs in words
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°", " degrees "),
-        (r"\\%|\b(?:percent|per cent|percentage points?)\b", "%"),
+        (r"\\%|\bpercent\b", "%"),
         (r"(?:\b[A-Z]{1,2}(?=\\?\$\s?[\d.]))?\\?\$|[€£¥₹₽₩₪₫฿₱₦₺₴¢]|(?<!\\)\\[\[\]()]", ""),
-        (r"\b(?:USD|EUR|GBP|INR|JPY|CNY|CHF|CAD|AUD|Rs\.?)\s?(?=[-+]?\.?\d)", ""),
-        (r"(^|\bis |= ?)(?:minus|negative) (?=\d)", r"\1-"),
+        (r"\b(?:USD|EUR|GBP|Rs\.?)\s?(?=[-+]?\.?\d)", ""),
+        (r"^(?:minus|negative) (?=\d)", "-"),
     )
 ]
 
@@ -73,28 +73,26 @@ WITH_LATEX = [  # numbers, and as they are written without
 ]
 
 _BEFORE = r"""
-    (?: [^\w\\^*/<>|+.-] | \.(?!\d) | \b(?i:so|thus|hence|therefore|no(?=[,.\n])|now|probably|maybe|i\ think|in|the|year|same\ as|to|us
-      |number|answer|about|approximately|approx|around|roughly|exactly|only|just|also|a\ total\ of|not\ \S{1,20}\ but)\b )*"""
+    (?: [^\w\\^*/<>|+.-] | \.(?!\d) | \b(?i:so|thus|hence|therefore|no(?=[,.\n])|probably|in|the|year|same\ as|to|us
+      |number|answer|about|approximately|around|roughly|exactly|only|just|not\ \S{1,20}\ but)\b )*"""
 _WHOLE = r"(?:\d{1,3}(?:[,\ '_]\d{3})+|\d+)(?!\d)"
 _NUMBER = rf"""
     (?P<sign>[-+]\s?)?
     (?P<digits> (?:{_WHOLE}\s+(?:and\s+)?)?\d+\s?/\s?[1-9]\d* | {_WHOLE}(?:\.\d+)?(?:[eE][-+]?\d{{1,3}}(?!\w))? | \.\d+ )
-    (?![,.:/-]?\d|\s?/\s?\d)
+    (?![,.:/-]?\d)
     (?:\s*(?P<scale>{"|".join(SCALES)})s?(?!\w))? (?P<percent>\s*%)?
     (?!\s?[-/]?\s?(?![mglLsdhCFKWVAJN][23]?\b|a\s[a-z])[a-zA-Z](?![a-zA-Z']))  # no variable, as in 18x
 """
-_GOES_ON = r"for|in|on|at|by|from|after|before|as|which|that|who|with|during|while|because|since|instead|so"
+_GOES_ON = r"for|in|on|at|by|from|after|as|which|with|because|since|instead|so"
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _NO_UNIT = rf"""\b(?:{_GOES_ON}|{_MONTH}|[AaPp]\.?[Mm]|BCE?|plus|minus|multiplied|divided|squared|cubed|factorial|hal(?:f|ves)
-    |quarters|thirds|tenths|hundredths|thousandths|than|or|and|to|is|are|was|were|be|would|can|could|does|not|never|wrong
+    |quarters|thirds|tenths|hundredths|thousandths|than|or|is|are|was|were|be|would|can|could|does|not|never|wrong
     |incorrect)\b | n't"""
 _UNIT = rf"""(?:
     (?!{_NO_UNIT})[^\W\d_](?:\.(?!\s+[A-Z]))? | [\s'"%)\]}}/-] | (?<=[a-z])\s?\^\{{?[23]\}}? | (?<=[a-z])[23](?!\w))*"""
-SAID = re.compile(
-    rf"{_BEFORE} (?:(?P<name>[a-zA-Z]\w?|\w\(\w\))\s*(?:=|\bis\b){_BEFORE})? {_NUMBER} {_UNIT}", re.VERBOSE
-)
+SAID = re.compile(rf"{_BEFORE} (?:(?P<name>[a-zA-Z]\w?)\s*(?:=|\bis\b){_BEFORE})? {_NUMBER} {_UNIT}", re.VERBOSE)
 REMARK = re.compile(
-    rf"[\s.,;:!]*$|\s*\(|[;:]\D*$|;\s(?!or\b)(?=[a-z])|,(?:[^\W\d]|[\s.'])*$|,?\s*(?:and(?= not))?\s*(?:{_GOES_ON}|not)\b|\s*(?:and(?! a\b)|to)\b\D*$"
+    rf"[\s.,;:!]*$|;\s(?!or\b)(?=[a-z])|,(?:[^\W\d]|[\s.'])*$|,?\s*(?:and(?= not))?\s*(?:{_GOES_ON}|not)\b"
 )
 
 
@@ -142,7 +140,7 @@ def same_number(a: Number, b: Number) -> bool:
 def listed_numbers(text: str) -> list[Number] | None:
     """Several numbers in order of size, without brackets or in braces: `1331 and 1728`, `x = 1, y = 2`, `\\{1, 2\\}`."""
     text = re.sub(r"\\[{}]", "", text.strip(" \n.,;:"))
-    text = re.sub(r"(^|[,;=]\s*)\\pm\s*([^,;&]+)", r"\1\2, -\2", text)
+    text = re.sub(r"\\pm\s*([^,;&]+)", r"\1, -\1", text)
     items = [item for item in re.split(r",(?=\s)|,(?!\d{3}(?!\d))|[;&\n]|\band\b|\bor\b", text) if item.strip()]
     numbers = [quantity(item) for item in items]
     is_list = len(items) > 1 and None not in numbers and text[0] not in "(["
@@ -152,15 +150,14 @@ def listed_numbers(text: str) -> list[Number] | None:
 # ---- Statements in prose ----
 
 STATES = re.compile(
-    r"((?<![<>!])=>?|->|→|⇒|\\(?:[lL]ong)?[rR]ightarrow|\\implies|:(?!\d)|(?<!\d):|\bi\.e\.|'s\b|是"
-    r"|\b(?:total of|is|est|es|ist|are|was|were|be|got|go with|has|have|had|becomes|leaving|sold|made"
-    r"|(?:equal|make|give|get|leave|total|yield|cost|come|take|run|pay|need|earn|save|choose|pick|select|say|think)s?)\b)"
+    r"((?<![<>!])=>?|->|[→⇒]|\\(?:[lL]ong)?[rR]ightarrow|:(?!\d)|(?<!\d):|'s\b|是"
+    r"|\b(?:total of|is|est|es|ist|are|was|were|be|got|go with|has|have|had|leaving|sold|made"
+    r"|(?:equal|make|give|get|yield|cost|come|take|run|pay|need|earn|choose|pick|say|think)s?)\b)"
 )
-SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])(?<!approx)(?<!\.\.)[.!?](?=[\s\"')*_]|$)|\n")
+SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])(?<!\.\.)[.!?](?=[\s\"')*_])|\n")
 ASIDE = re.compile(r"\s\([^()]*\)")
-REASON = re.compile(r"\b(?:because|since|although|though|when|where)\b")
-CLAUSE = re.compile(r"[,;:]\s|\b(?:but|so|then)\b")
-DENIED = re.compile(r"\b(?:not|never|cannot|neither|nor|or|if|let|suppose|assume|doubt)\b|n't\b", re.IGNORECASE)
+CLAUSE = re.compile(r"[,;:]\s|\b(?:but|then)\b")
+DENIED = re.compile(r"\b(?:not|never|cannot|or|if|let|suppose|assume|doubt)\b|n't\b", re.IGNORECASE)
 CONCLUDES = re.compile(r"=|→|:\s|\b(?:so|thus|therefore|hence|in total|answer)\b", re.IGNORECASE)
 
 
@@ -184,7 +181,7 @@ def stated_number(text: str) -> Number | None:
         return None
     if len(numeric) > 1 and not CONCLUDES.search(text):
         return quantity(numeric[-1])
-    return _predicate(REASON.split(numeric[-1])[0]) or _predicate(numeric[-1])
+    return _predicate(numeric[-1])
 
 
 def _sentences(text: str) -> list[str]:
@@ -203,7 +200,7 @@ def _predicate(sentence: str) -> Number | None:
     if last and verbs[last - 1] == "=":
         parts[last] = parts[last].split(" than ")[0]  # 5 - 3 = 2 more than before
     number = _said(parts[last])[0] if last else quantity(sentence)
-    if number is None and verbs and (verbs[0] == "=" or re.match(r"\s*(?:the|what|my|left)\b", parts[1])):
+    if number is None and verbs and (verbs[0] == "=" or re.match(r"\s*(?:the|what|left)\b", parts[1])):
         last, number = 0, quantity(parts[0])  # 18 = 15 + 3, 18 is the total
     if number is None or _is_denied("".join(pieces[: 2 * last])):
         return None
@@ -216,14 +213,14 @@ def subject_and_predicate(text: str) -> tuple[str, str]:
     """What a normalized text is about, if it is one sentence, and what its last sentence says that something is."""
     *others, sentence = _sentences(text) or [""]
     *before, said = STATES.split(sentence)
-    is_subject = before and not others and not re.search(r"\b(?:not|wrong|incorrect|false|or)\b|n't\b|[,;]", sentence)
+    is_subject = before and not others and not re.search(r"\b(?:not|wrong|incorrect|false)\b|n't\b", sentence)
     return before[0].strip() if is_subject else "", "" if _is_denied("".join(before)) else said.strip()
 
 
 # ---- Letters, expressions, words ----
 
 # No part of a word, and not the words "A" and "I"
-LETTER = re.compile(r"(?<![\w'-])[A-J](?![\w'+#=-])(?!(?<=[AI]) (?!or\b|and\b|is\b)[a-z])")
+LETTER = re.compile(r"(?<![\w'-])[A-J](?![\w'+#=-])(?!(?<=[AI]) (?!or\b|is\b)[a-z])")
 UNCHOSEN = re.compile(
     r"\b(?:because|since)\b.*|\b[Nn]ot \(?[A-J]\b\)?|\(?\b[A-J]\)? (?:is|was|isn't) ?(?:not|wrong|incorrect|false)\b"
 )
@@ -233,25 +230,23 @@ CHOSEN = re.compile(
 )
 FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt min max gcd lcm mod det lim and"
 OPERATOR = re.compile(r"[\\=<>^+*/|!(){}\[\]-]|(?<![\w.])\.?\d[\d.]*[a-zA-Z]")
-NAME = re.compile(r"\s*\d+(?:-\d+)+\s*|.*\d[:_]\d.*|\s*\d+(?:[./]\d+){2,}\s*", re.DOTALL)  # of a range, a time, a date
+NAME = re.compile(r"\s*\d+(?:-\d+)+\s*|\s*\d+(?:[./]\d+){2,}\s*", re.DOTALL)  # of a range, a time, a date
 
 
 VARIABLE = re.compile(r"(?<![\w\\])[a-zA-Z]\w?\s*=\s*")
-DELIMITED = re.compile(r"\$\$?([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
+DELIMITED = re.compile(r"\$\$?([^$]+)\$|\\[(\[](.+?)\\[)\]]", re.DOTALL)
 TRAILING_WORDS = re.compile(r"(?:(?<=[\w})])\s+[a-z]{2,}(?:\^\d)?)*[\s.,;:]*$")
 
 
 def letter(text: str) -> str | None:
     """The letter of a choice that a normalized text as a whole is: `B`, `(b)`, `Option B`."""
-    match = re.fullmatch(r"(?:[Oo]ption |[Cc]hoice )?(?:\(?([A-J])\)?|\(([a-j])\))[.:]?", text)
+    match = re.fullmatch(r"(?:\(?([A-J])\)?|\(([a-j])\))[.:]?", text)
     return (match[1] or match[2]).upper() if match else None
 
 
 def stated_letter(text: str) -> str | None:
     """The one letter that a normalized text begins with, or says that it is or chooses."""
-    if text.endswith("?"):
-        return None
-    if small := re.fullmatch(r"(?:option |choice )?(?:([a-j])\.?|\(?([a-j])\)(?:[\s.].*)?)", text, re.DOTALL):
+    if small := re.fullmatch(r"(?:option )?(?:([a-j])\.?|\(?([a-j])\)(?:[\s.].*)?)", text, re.DOTALL):
         return small[small.lastindex].upper()
     text = UNCHOSEN.sub("", text).strip(" \n\"'")
     chosen = CHOSEN.match(text) or CHOSEN.match(subject_and_predicate(text)[1])
@@ -266,7 +261,7 @@ def stated_list(text: str) -> list[Number]:
 
 def stated_expression(text: str) -> str | None:
     """The expression that a text is, has in its last delimiters of mathematics, or says that something is."""
-    delimited = [normalize(next(filter(None, found))) for found in DELIMITED.findall(text[-MAX_LENGTH:])]
+    delimited = [normalize(a or b) for a, b in DELIMITED.findall(text[-MAX_LENGTH:])]
     text = normalize(text)
     expressions = (TRAILING_WORDS.sub("", one) for one in (text, *delimited[::-1], subject_and_predicate(text)[1]))
     return next((one for one in expressions if is_math(one) or quantity(one)), None)
