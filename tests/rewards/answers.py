@@ -729,4 +729,26 @@ ANSWERS = {
             "The roots are x = 2 and x = 3.", "\\boxed{2, 3}", "\\boxed{2 \\text{ and } 3}", "{2, 3}", "3, 2",
             "The answer is 2 and 3", "2, 3."], ["2", "3", "2, 4", "23", "2,3,4", "2 or 4"]),
     },
+    # Where both would do, the simpler rule: units and arithmetic are not checked, questions state nothing, text is compared
+    # as text, and of several ways to write a date or a time there is one
+    "decided so": {
+        "18": (["18th century", "18 = 9 + 8", "5. 18", "18; she has 9 pairs"], ["18?", "18/1", "> 18", "A) 18", "18; or 20",
+            "print(18)", "18_{10}", "~~17~~ 18", "| x | 18 |", "17... 18", "one hundred and eighteen", "18; 18; 18"]),
+        "5 feet": (["5 meters"], []),
+        "44 AD": ([], ["44 BC"]),
+        "1/3": (["0.3333333333"], ["0.333"]),
+        "100, 200": ([], ["100,200"]),
+        "3.5": ([], ["three and a half", "3 and a half"]),
+        "0": ([], ["He has none left."]),
+        "15": (["Tom is 18 years old and Ann is 15."], []),
+        "B": ([], ["B?", "It is b."]),
+        "(B) Paris": ([], ["B", "Paris"]),
+        "A, B": ([], ["A and B"]),
+        "São Paulo": ([], ["Sao Paulo"]),
+        "blue, red": ([], ["red, blue"]),
+        "January 1, 2024": ([], ["Jan 1, 2024", "1 January 2024"]),
+        "3:30 PM": ([], ["15:30"]),
+        "5, x": (["5,x"], ["5"]),
+        "\\pi": (["3.14159265358979"], ["3.14"]),
+    },
 }

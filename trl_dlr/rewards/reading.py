@@ -59,10 +59,8 @@ def normalize(text: str) -> str:
 
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 SCALES |= {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "mn": 10**6, "bn": 10**9, "lakh": 10**5, "crore": 10**7}
-ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-)
-ONES = f"{ONES} eighteen nineteen".split()
+TEENS = [f"{one}teen" for one in "thir four fif six seven eigh nine".split()]
+ONES = ["zero", *"one two three four five six seven eight nine ten eleven twelve".split(), *TEENS]
 TENS = [f"{ten}ty" for ten in "twen thir for fif six seven eigh nine".split()]
 SPELLED = [*ONES, *(f"{ten} {one}".strip() for ten in TENS for one in ["", *ONES[1:10]])]
 SPELLED = {word: Fraction(value) for value, word in enumerate(SPELLED)}
