@@ -199,6 +199,22 @@ def test_sampling_varies(folder, main, server_port):
 
 
 @pytest.mark.vllm
+def test_stop_strings_end_rows_in_all_engines_alike(folder, main, server_port):
+    plain = TransformersEngine(*main, max_new_tokens=24)
+    completions = plain.generate(*rollout(*main))
+    middles = [text[len(text) // 2 :][:3] for text in plain.decode(completions)[::4]]  # which may begin within a token
+    engine = TransformersEngine(*main, 24, {"stop_strings": middles})
+    expected = engine.generate(*rollout(*main))
+    assert all(map(engine.is_finished, expected[::4])) and sum(map(len, expected)) < sum(map(len, completions))
+    url = f"http://127.0.0.1:{server_port}"
+    assert VLLMServerEngine(url, *pieces(*main), 24, {"stop_strings": middles}).generate(*rollout(*main)) == expected
+    assert (
+        VLLMEngine(folder, *pieces(*main), 24, {"stop_strings": middles}, LLM_KWARGS).generate(*rollout(*main))
+        == expected
+    )
+
+
+@pytest.mark.vllm
 def test_too_long_a_prompt_is_refused(main, vllm_engine):
     with pytest.raises(ValueError, match="`max_model_len=512`. Set it to at least 524"):
         vllm_engine.generate([[5] * 500])
