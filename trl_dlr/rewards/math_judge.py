@@ -63,23 +63,21 @@ def _start() -> None:
 def same_expression(gold: str, answer: str) -> bool | None:
     """Whether two expressions are equal; `None` if they are too large to try, or it is not decided within the limits."""
     global spent
-    if any(
-        len(side) > 300 or INTRACTABLE.search(side) or len(re.findall(r"[(\[{]", side)) > 50 for side in (gold, answer)
-    ):
+    sides = (gold, answer)
+    if any(len(side) > 300 or sum(map(side.count, "([{")) > 50 or INTRACTABLE.search(side) for side in sides):
         return None
     with _lock:
+        reply = ""
         try:
             if _process is None:
                 _start()
-            print(json.dumps([gold, answer]), file=_process.stdin, flush=True)
+            print(json.dumps(sides), file=_process.stdin, flush=True)
             reply = _process.stdout.readline()
         except BrokenPipeError:
-            reply = ""
-        except BaseException:  # an interrupt: what comes next would be the answer to this
-            _stop()
-            raise
-        if not reply:
-            _stop()
+            pass
+        finally:
+            if not reply:  # it has ended, or the question was interrupted: its next reply would be to this one
+                _stop()
         is_same, seconds = json.loads(reply) if reply else (None, 2 * SECONDS)
         spent += seconds
         return is_same
