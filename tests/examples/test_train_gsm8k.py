@@ -14,6 +14,7 @@ from trl_dlr import CoconutSFTConfig, LatentGRPOConfig, LatentPolicyModel, SoftT
 
 
 SCRIPT = ROOT / "examples" / "train_gsm8k.py"
+ROWS = ("no_latents", "untrained", "trained", "mean_latents", "shuffled")
 CONFIGS = sorted(path for path in (ROOT / "examples" / "configs").glob("*.yaml") if "sft" not in path.name)
 sys.path.insert(0, str(SCRIPT.parent))
 
@@ -23,9 +24,7 @@ def run(tmp_path, *arguments):
     assert result.returncode == 0, result.stderr[-3000:]
     results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert set(results) == {
-        f"{name}/{key}"
-        for name in ("no_latents", "untrained", "trained", "shuffled")
-        for key in ("reward", "accuracy", "format", "pass_at_k", "mixed")
+        f"{name}/{key}" for name in ROWS for key in ("reward", "accuracy", "format", "pass_at_k", "mixed")
     }
     return result.stdout, results
 
@@ -38,7 +37,7 @@ def test_without_arguments_it_runs_the_offline_demo(tmp_path):
     stdout, _results = run(tmp_path, *SHORT)
     assert stdout.splitlines()[0].startswith("Offline demo")
     assert "SmolLM2-135M-Instruct" in stdout.splitlines()[1] and "addition" in stdout.splitlines()[1]
-    for name in ("no_latents", "untrained", "trained", "shuffled"):
+    for name in ROWS:
         assert f"\n{name} " in stdout
     assert LatentPolicyModel.from_pretrained(tmp_path / "out").config.main_model_fingerprint
     assert (tmp_path / "out" / "tokenizer.json").exists()
@@ -46,12 +45,12 @@ def test_without_arguments_it_runs_the_offline_demo(tmp_path):
     assert "Held-out controls" in report and "<td>shuffled</td>" in report
 
 
-@pytest.mark.slow  # about three minutes each on two cores
+@pytest.mark.slow  # about two minutes each on two cores
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_demo_raises_the_held_out_reward(tmp_path, seed):
     stdout, results = run(tmp_path, "--seed", str(seed))
     print(stdout)
-    assert results["trained/reward"] - results["untrained/reward"] >= 0.6
+    assert results["mean_latents/reward"] - results["untrained/reward"] >= 0.4  # 0.93 to 1.25
 
 
 def test_codes_are_two_digits_learned_from_other_pairs():
@@ -98,7 +97,8 @@ def test_it_learns_under_zero2(tmp_path, num_processes):
         "num_eval_questions": 100,
         "eval_batch_questions": 50,
         "prompt_template": "{question}",
-        "max_steps": 160,
+        "max_steps": 320,
+        "learning_rate": 1e-3,
         "num_generations": 16,
         "per_device_train_batch_size": 256 // num_processes,
         "latent_sampling": "parallel",
@@ -107,7 +107,7 @@ def test_it_learns_under_zero2(tmp_path, num_processes):
         "injection_scale": 1.0,
         "max_completion_length": 3,
         "lr_scheduler_type": "constant",
-        "logging_steps": 40,
+        "logging_steps": 80,
         "save_strategy": "no",
         "report_to": "none",
         "bf16": False,
@@ -127,7 +127,7 @@ def test_it_learns_under_zero2(tmp_path, num_processes):
         assert 1.0 <= share < 1.02
     rewards = [float(reward) for reward in re.findall(r"'reward': '([-\d.e]+)'", result.stdout)]
     results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
-    held_out = {name: results[f"{name}/accuracy"] for name in ("no_latents", "untrained", "trained", "shuffled")}
+    held_out = {name: results[f"{name}/accuracy"] for name in ROWS}
     print(f"\n{engines}\nrewards over steps: {rewards}\nheld-out accuracy: {held_out}")
     assert rewards[-1] > rewards[0] + 0.5
     assert results["trained/accuracy"] > results["untrained/accuracy"] + 0.2

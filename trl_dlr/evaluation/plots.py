@@ -25,6 +25,7 @@ CONTROL_COLOURS = {  # in the order in which they are read
     "untrained": "#d97706",
     "before_run": "#d97706",  # of a policy that has been trained before
     "trained": "#059669",
+    "mean_latents": "#2563eb",
     "shuffled": "#be185d",
 }
 MARKERS = "os^DvP*X<>"
