@@ -632,6 +632,12 @@ ANSWERS = {
         "B": ([], ["<think>the answer is B"]),
         "Paris": ([], ["Suppose it is Paris", "If it is Paris", "Paris is wrong", "<think>Paris"]),
     },
+    "one asks oneself": {
+        "18": (["How many are left?\n9\nWhat is 9*2?\n18\n#### 18", "What is half of 36? It is 18.",
+            "How many eggs are left? 16-3-4=9.\nWhat does she earn? 9*2=18.\n#### 18",
+            "Let's see: what is 12+6? That's 18. So the answer is 18."], ["18\nWhat is 9*2?\n#### 9"]),
+        "15": (["5\n\nHow many are left? 20-5=15. \\boxed{15}", "He sold 5. How many are left? \\boxed{15}"], []),
+    },
     "run on": {
         "16": (["16\n\nWhat is 5 + 6?\n11", "16 What is 2 + 3?", "16\nWhat is 2 + 3? 5", "16. What is 2 + 3? 5",
             "4 + 12 = 16. What is 2 + 3? 2 + 3 = 5", "16\n\nExample 2: 2 + 3 = 5",

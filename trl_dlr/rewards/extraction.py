@@ -12,7 +12,7 @@ MAX_PLACES = 20  # that are tried: of more, none is an answer
 NEXT_QUESTION = re.compile(  # a base model that has answered goes on with a question of its own
     r"(<\|[^|>\s]{1,40}\|>|</?s>|<(?:pad|eos|end_of_turn)>|\[/?INST\]"
     r"|\n[ \t*#_>]*(?:(?:next )?question|problem|q|user|human|instruction)[ \t]*\d{0,3}[*_]*[:\n]"
-    r"|\b(?:what|how|which|who|where)\b[^.?!\n]{0,300}\?)",
+    r"|(?:\n[ \t]*\d{1,2}[.)][ \t]+)?\b(?:what|how|which|who|where)\b[^.?!\n]{0,300}\?)",
     re.IGNORECASE,
 )
 FIRST_PART = re.compile(r"\n\s*\n|\s(?=Explanation:)")
@@ -56,10 +56,12 @@ def extract_answer(text: str) -> str:
             continue  # tags without anything in them belong to the question
         first = FIRST_PART.split(segment, 1)[0]
         read = normalize(first) if question or first != segment else ""
-        is_asked = question.endswith("?")
+        is_asked = question.endswith("?") and question[0] != "\n"  # rather than the next of a list
         is_short = question and not is_asked and 0 < len(read.split()) <= 3
         if letter(read) or quantity(read) or is_short or (question and not is_asked and is_math(read)):
-            return first
+            unmarked = unmarked or first
+            if not is_asked:  # else a mark that follows counts more: one may ask himself
+                return unmarked
         unmarked = unmarked or ("" if is_asked and not is_math(read) else segment)
     return unmarked
 
