@@ -336,8 +336,8 @@ LARGE = {"num_latents": 2, "injection": "anchors", "anchor_text": "++", "injecti
 LARGE |= {"lr_scheduler_type": "constant"}
 
 
-def warm_start(folder, latent_dim, seed):
-    """A policy after 400 supervised steps, and its held-out accuracy before and after."""
+def warm_start(folder, latent_dim, seed, max_steps=400):
+    """A policy after supervised steps, and its held-out accuracy before and after."""
     main_model = trained_main_model()
     torch.manual_seed(seed)
     trainer = make_sft_trainer(
@@ -346,7 +346,7 @@ def warm_start(folder, latent_dim, seed):
         main_model=main_model,
         train_dataset=with_completions(tiny_dataset(2000, 0)),
         trainer_kwargs={"eval_dataset": with_completions(tiny_dataset(200, 1, held_out=True))},
-        **{**LARGE, "max_steps": 400, "per_device_train_batch_size": 64, "per_device_eval_batch_size": 50},
+        **{**LARGE, "max_steps": max_steps, "per_device_train_batch_size": 64, "per_device_eval_batch_size": 50},
         latent_dim=latent_dim,
         logging_steps=100,
         seed=seed,
@@ -365,8 +365,8 @@ def reinforce(folder, max_steps, **kwargs):
 
 
 def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path):
-    policy, before, warm = warm_start(tmp_path / "sft", 512, seed=0)
-    after, shuffled = reinforce(tmp_path / "rl", 60, model=policy)
+    policy, before, warm = warm_start(tmp_path / "sft", 512, seed=0, max_steps=200)
+    after, shuffled = reinforce(tmp_path / "rl", 30, model=policy)
     print(f"\nd = 512: untrained {before:.3f}, warm {warm:.3f}, then RL {after:.3f}, shuffled {shuffled:.3f}")
     assert after >= 0.9 and after >= warm - 0.03
     assert shuffled < 0.5

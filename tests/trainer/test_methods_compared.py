@@ -53,13 +53,13 @@ def digit_reward(completions, answer, **kwargs) -> list[float]:
 
 def make_thinker(folder, seed, steps, **kwargs):
     """A trainer of a model that has learned to write operations and results, and in part which operation is whose."""
-    # With seed 1, 600 steps of its own training leave it at 0.6 of some operations
+    # After the 600 steps that DLR's main model has, the one of seed 1 has not learned to subtract
     defaults = {"max_steps": steps, "per_device_train_batch_size": 256, "num_generations": 16, "num_iterations": 2}
     defaults |= {"max_completion_length": 3, "learning_rate": 3e-4, "lr_scheduler_type": "constant"}
     defaults |= {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     defaults |= {"gradient_checkpointing": False, "logging_steps": 100}
     return SoftTokenGRPOTrainer(
-        copy.deepcopy(trained_main_model(seed, steps=900, hint=0.5)),
+        copy.deepcopy(trained_main_model(seed, steps=1200, batch_size=64, hint=0.5)),
         digit_reward,
         SoftTokenGRPOConfig(str(folder), seed=seed, **{**defaults, **kwargs}),
         tiny_dataset(2000, seed=0),
