@@ -189,7 +189,7 @@ def fastest_dtype() -> torch.dtype:
     """bfloat16 decodes fastest, except on a CPU without instructions for it, where it is 60 times slower than float32."""
     has_bfloat16 = torch.cuda.is_available() or any(
         is_there
-        for name, is_there in torch.cpu.get_capabilities().items()
+        for name, is_there in getattr(torch.cpu, "get_capabilities", dict)().items()  # torch 2.6 cannot tell
         if name in ("avx512_bf16", "amx_bf16", "bf16")
     )
     return torch.bfloat16 if has_bfloat16 else torch.float32

@@ -88,7 +88,8 @@ def assert_alike(one, many, launcher, num_processes=2):
     (_, expected), (logs, weights) = read(one, 1), read(many, num_processes)
     assert [log["processes"] for log in logs] == [num_processes] * num_processes
     for name, tensor in expected.items():
-        torch.testing.assert_close(weights[name], tensor, atol=2e-6, rtol=1e-5)
+        # Adam moved them by some 1e-3; where a gradient is next to nothing, its rounding decides on a part of a step
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-5)
     largest = max((weights[name] - tensor).abs().max().item() for name, tensor in expected.items())
     print(f"\n{launcher}, {num_processes} processes against one: weights differ by {largest:.1e} at most")
     if launcher == "ddp":

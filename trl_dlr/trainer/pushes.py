@@ -104,13 +104,13 @@ class PolicyPushesMixin:
         os.makedirs(self.args.output_dir, exist_ok=True)
         self._write_card(self.args.output_dir, [tags] if isinstance(tags, str) else tags)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
         """As [`~transformers.Trainer.init_hf_repo`]; `args.hub_revision` becomes a branch if it is none yet."""
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         if self.is_world_process_zero():  # what a killed run was uploading
             shutil.rmtree(os.path.join(self.args.output_dir, SNAPSHOTS), ignore_errors=True)
         with readable_push_errors(name):
-            super().init_hf_repo(token=token, private=private)
+            super().init_hf_repo(token=token, **kwargs)
             if self.args.hub_revision is not None:
                 self._create_branch(self.args.hub_revision, token)
 

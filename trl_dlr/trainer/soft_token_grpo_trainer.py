@@ -245,7 +245,9 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         if self._stop_strings is not None:
             # An answer that one has ended is closed with an end token, which TRL looks for, and which is not trained on
             written = [self._stop_strings.cut(ids) for ids in answer_ids]
-            self._num_given = [int(self._stop_strings.are_in(ids)) for ids in written]
+            self._num_given = [
+                int(ids[-1] not in self.eos_token_ids and self._stop_strings.are_in(ids)) for ids in written
+            ]
             answer_ids = [ids + self.eos_token_ids[:n] for ids, n in zip(written, self._num_given, strict=True)]
         self._log_thoughts(mode, thoughts)
         self._metrics[mode]["time/think"].append(thought - start)
