@@ -131,7 +131,7 @@ def load_rows(name: str, config: str | None, split: str) -> Dataset:
     try:
         return load_dataset(loader, data_files=name, split=split)
     except (DatasetGenerationError, StopIteration, ValueError) as error:
-        # Before datasets 5, no JSON is a `ValueError`, which says less; nothing to read is a `StopIteration`
+        # With datasets 4.7, no JSON is a `ValueError`, which says less; nothing to read is a `StopIteration`
         place = what_is_broken(name, loader) or str(error.__cause__ or error)
         raise ValueError(f"`dataset_name`: the file {name!r} cannot be read: {place}.") from error
 
