@@ -46,17 +46,30 @@ def test_hard_expressions_are_refused_before_anything_computes(monkeypatch, capl
 def test_what_is_not_refused_ends_in_every_thread(monkeypatch):
     monkeypatch.setattr(math_judge, "SECONDS", 0.2)
     math_judge._stop()  # so that the next one knows of it
-    found = []
+    found, spent = [], math_judge.spent
 
     def ask():
-        found.append(math_judge.same_expression("x+2", "\\prod_{k=1}^{999999} k + x"))
+        found.append(math_judge.same_expression("x+2", "(a+b+c+d+e+f)^{19}"))
         found.append(math_judge.same_expression("x+2", "2+x"))
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join(60)
     assert found == [None, True]
+    assert math_judge.spent - spent >= 0.4  # the one that was ended and a start, of which a rollout is granted so many
     math_judge._stop()
+
+
+def test_wrong_answers_are_asked_of_one_process_and_once(monkeypatch):
+    assert math_judge.same_expression("x+1", "1+x")
+    process, asked = math_judge._process, []
+    monkeypatch.setattr(math_judge, "_start", lambda: pytest.fail("another process was started"))
+    dumps = math_judge.json.dumps
+    monkeypatch.setattr(math_judge.json, "dumps", lambda pair: asked.append(pair) or dumps(pair))
+    answers = [f"x+{number}" for number in range(2, 22)]
+    completions = [f"<answer>{answer}</answer>" for answer in answers] * 5
+    assert correctness_reward(completions, answer=["x+1"] * len(completions)) == [-1.0] * len(completions)
+    assert len(asked) == len(answers) and math_judge._process is process
 
 
 def test_an_interrupted_question_does_not_answer_the_next(monkeypatch):

@@ -24,6 +24,8 @@ from trl_dlr.rewards import correctness, majority_vote, math_judge
         (["<answer>1</answer>", "x = 5", "5"], 1),
         (["listen", "silent", "Silent."], 1),
         (["12", "1,2", "2 and 1"], 1),
+        (["1728", "1331 and 1728", "1728 and 1331"], 1),  # a part is not the whole
+        (["2022", "2024-01-01", "2024-01-01"], 1),  # nor a date what its numbers come to
         (["It is 3", "1 1/2", "The total is $1.50.", "**3/2**"], 1),
         (["A", "The answer is B", "(B)"], 1),
         (["2 + 3", "4 + 1", "5", "5.0"], 0),  # what is left to compute is not that number, but the same expression
