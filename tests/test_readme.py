@@ -4,6 +4,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -49,8 +51,15 @@ def test_the_versions_that_were_run_are_the_ends_of_what_is_allowed():
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, dependencies)}
     assert {name for name, _, _ in rows} == set(ranges)
+    assert "deepspeed" not in ranges  # which one GPU does without
     for name, lowest, newest in rows:
         assert f">={lowest}" in map(str, ranges[name]) and newest in ranges[name], name
+
+
+def test_import_stays_light():
+    heavy = {"torch", "trl", "transformers", "peft", "datasets", "deepspeed"}
+    program = f"import sys, trl_dlr; print({heavy} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).strip() == "set()"
 
 
 def test_the_page_for_those_who_come_from_trl_has_every_default_that_differs():

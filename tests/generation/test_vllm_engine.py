@@ -129,6 +129,12 @@ def test_tensor_parallelism_is_left_to_the_server():
         VLLMEngine("main", *pieces(random_main_model(), tiny_tokenizer()), 12, llm_kwargs={"tensor_parallel_size": 2})
 
 
+def test_penalties_are_refused_before_vllm_is_looked_for(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: pytest.fail(name))
+    with pytest.raises(ValueError, match="must not set repetition_penalty"):
+        VLLMEngine("main", *pieces(random_main_model(), tiny_tokenizer()), 12, {"repetition_penalty": 1.1})
+
+
 class FakeLLM:
     """A vLLM that multiplies embeddings by `scale` where it is given them."""
 

@@ -2,6 +2,8 @@
 
 """Adapters of every kind, and reward functions in every form."""
 
+import inspect
+
 import pytest
 import torch
 from datasets import Dataset
@@ -25,6 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
 from tests.trainer.test_dataset_checks import ON_PROMPTS, make_trainer
+from tests.trainer.test_latent_grpo_trainer import make_policy
 from tests.trainer.test_latent_grpo_trainer import make_trainer as make_grpo_trainer
 from tests.trainer.test_options import ROWS, TRAINERS
 from trl_dlr import LatentPolicyModel
@@ -101,6 +104,17 @@ def test_what_is_no_adapter_of_modules_is_refused(tmp_path, peft_config):
             ValueError, match=f"`peft_config` must be of an adapter of modules.*LoraConfig.*got {name}"
         ):
             make_trainer(trainer_class, tmp_path, Dataset.from_list(ROWS), trainer_kwargs={"peft_config": peft_config})
+
+
+@pytest.mark.filterwarnings("ignore:`LatentRLTrainer` is experimental")
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_a_model_with_such_an_adapter_is_refused(tmp_path, trainer_class):
+    model, config = random_main_model(seed=1), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    if "main_model" in inspect.signature(trainer_class).parameters:  # PEFT has no virtual tokens for a policy
+        model, config = make_policy(model), PolyConfig(target_modules=["q_proj"])
+    models = {"model": get_peft_model(model, config)}
+    with pytest.raises(ValueError, match=f"must be of an adapter of modules.*got {type(config).__name__}"):
+        make_trainer(trainer_class, tmp_path, Dataset.from_list(ROWS), trainer_kwargs=models)
 
 
 @pytest.mark.parametrize("peft_config", [AdaptionPromptConfig(), TrainableTokensConfig(token_indices=[1])])

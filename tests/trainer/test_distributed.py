@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -248,6 +249,25 @@ def test_another_stage_is_refused(monkeypatch, tmp_path, stage):
     with pytest.raises(ValueError, match=f"`zero_stage={stage}` is not supported.*Set `zero_stage: 2`"):
         make_trainer(tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize("limits", [(0.5, 2.0), (0.5, 0.0), (0.0, 0.5)])
+def test_zero2_leaves_alone_what_has_no_limit(limits):
+    from trl_dlr.trainer.zero2 import clip_separately
+
+    projection, other = torch.ones(4), torch.ones(9)
+    zero = SimpleNamespace(
+        bit16_groups=[[projection], [other]],
+        averaged_gradients=[[torch.ones(4)], [torch.ones(9)]],  # of norm 2 and 3
+        params_in_partition=[[projection], [other]],
+        get_grad_norm_direct=lambda gradients, parameters: gradients[0].norm(),
+        loss_scale=1.0,
+    )
+    clip_separately(zero, {id(projection)}, *limits)
+    assert zero.scaled_global_norm().item() == pytest.approx(13**0.5)
+    norms = [gradients[0].norm().item() for gradients in zero.averaged_gradients]
+    assert norms == pytest.approx([limit or norm for limit, norm in zip(limits, (2.0, 3.0), strict=True)])
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])

@@ -329,7 +329,7 @@ def test_the_projection_is_clipped_on_its_own(tmp_path):
                 ]
                 norms[part] = torch.stack([g.norm() for g in picked]).norm().item()
 
-    for limits in ((0.01, 0.002), (0.002, 0.01), (0.0, 0.002), (0.002, 0.0)):  # 0: not clipped
+    for limits in ((0.01, 0.002), (0.002, 0.01), (0.0, 0.002), (None, 0.002), (0.002, 0.0)):  # 0, None: not clipped
         trainer = make_trainer(tmp_path, max_grad_norm=limits[0], projection_max_grad_norm=limits[1], max_steps=1)
         trainer.add_callback(Recorder())
         trainer.train()
@@ -685,15 +685,16 @@ class _Records(logging.Handler):
 
 
 @pytest.mark.parametrize(("constant", "warns"), [(True, True), (False, False)])
-def test_exploration_is_measured_before_training(tmp_path, constant, warns):
+def test_exploration_is_measured_before_training(tmp_path, constant, warns, capsys):
     reward = (lambda completions, **kw: [1.0] * len(completions)) if constant else length_reward
     kwargs = {"exploration_check_prompts": 3, "max_steps": 1, "num_generations_eval": 8}
-    trainer = make_trainer(tmp_path, reward_funcs=reward, **kwargs)
+    trainer = make_trainer(tmp_path, reward_funcs=reward, disable_tqdm=constant, **kwargs)
     trainer.model.eval()  # as it is when loaded, or after an evaluation
     records = _Records()
     logging.getLogger("trl_dlr.trainer.callbacks").addHandler(records)
     before = torch.get_rng_state()
     assert trainer.measure_exploration(3) == (0.0 if constant else 1.0)
+    assert ("Exploration check" in capsys.readouterr().err) != trainer.args.disable_tqdm
     assert not trainer.model.training
     assert torch.equal(before, torch.get_rng_state())
     assert trainer.state.num_input_tokens_seen == 0

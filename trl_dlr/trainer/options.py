@@ -57,6 +57,7 @@ class ReportableArguments:
             new = old.replace("gradient", "activation")
             if getattr(self, new, False) is None:
                 setattr(self, new, getattr(self, old))
+        self.max_grad_norm = self.max_grad_norm or 0.0  # for no limit; Trainer and DeepSpeed could not compare `None`
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # for copies to a device; torch warns where there is none
