@@ -16,6 +16,8 @@ from tests.trainer.test_coconut_sft_trainer import make_coconut_trainer
 from tests.trainer.test_latent_grpo_trainer import history, make_policy, make_trainer
 from tests.trainer.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer, with_steps
+from tests.trainer.test_soft_token_grpo_trainer import EXACT, undecided_model
+from tests.trainer.test_soft_token_grpo_trainer import make_trainer as make_soft_token_trainer
 
 
 GLOBAL_BATCH, GROUP, PROMPT, STEPS, DIM = 8, 4, 5, 3, 4
@@ -91,6 +93,15 @@ def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
     failure, num_rows = kwargs.pop("failure", None), kwargs.pop("num_rows", 40)
     checkpoint, steps_without_rewards = kwargs.pop("checkpoint", None), kwargs.pop("steps_without_rewards", ())
     batch_size = GLOBAL_BATCH // num_processes
+    if mode == "soft_tokens":
+        model = undecided_model()
+        with torch.no_grad():  # other weights on each process
+            model.model.norm.weight += int(os.environ["RANK"])
+        batches = {f"per_device_{part}_batch_size": batch_size for part in ("train", "eval")}
+        trainer = make_soft_token_trainer(folder, model, **EXACT, **batches, **kwargs)
+        trainer.train()
+        write(trainer, folder, {"kl": history(trainer, "kl")})
+        return trainer
     if mode in ("sft", "coconut", "latent_rl"):
         curriculum = {"num_stages": 3, "latents_per_stage": 1, "max_steps": 6, "train_dataset": with_steps(32)}
         curriculum |= {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 2}

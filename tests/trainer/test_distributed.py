@@ -132,6 +132,7 @@ SCREENED = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "n
 CASES_OF_TWO = {
     "spanning": ("rollouts", {"exploration_check_prompts": 2, "own_weights": True}),
     "screened": ("rollouts", SCREENED),
+    "soft_tokens": ("soft_tokens", {"beta": 0.04, "max_steps": 1}),
 }
 
 
@@ -161,6 +162,8 @@ def test_two_processes_learn_what_one_does_and_share_their_groups(one_process, t
     for key in ("reward", "frac_reward_mixed", "latent/kl", "latent/diversity"):  # statistics are of whole groups
         assert logs[0][key] == logs[1][key] != [], key
     assert logs[0]["latent/kl"][0] == 0.0  # the reference is the first process's policy, as the policy is
+    logs, _ = read(tmp_path / "soft_tokens")
+    assert logs[0]["kl"] == logs[1]["kl"] == [pytest.approx(0, abs=1e-6)]  # so is that of a model that thinks
     logs, weights = read(tmp_path / "screened")
     assert logs[0]["decoded"] + logs[1]["decoded"] == 8 + 3 * 2
     assert any(name.startswith("value_head.") for name in weights)  # `read` compares those of the two processes
