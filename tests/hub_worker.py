@@ -128,7 +128,11 @@ def push(folder: Path) -> dict:
     seen["adapter"] = answers(reasoner_of(adapter))
 
     # A model that thinks by itself, in the middle and at the end of a run
-    thinking = make_thinking_trainer(folder / "thinking", **LEPO, push_to_hub=True, hub_model_id="user/thinking")
+    to_hub = {"push_to_hub": True, "hub_model_id": "user/thinking", "hub_always_push": True}
+    thinking = make_thinking_trainer(folder / "thinking", **LEPO, **to_hub, save_strategy="steps", save_steps=1)
+    page = Path(thinking.args.output_dir, "report", "report.html")
+    page.parent.mkdir(parents=True)
+    page.write_text("questions of a dataset, which may be private")
     thinking.train()
     thinking.push_to_hub()
     with thinking.answering() as reasoner:

@@ -84,15 +84,17 @@ def test_a_policy_is_pushed_with_all_it_needs_and_nothing_to_unpickle(hub, pushe
     assert set(hub.files("user/adapter", "first")) == adapter
 
 
-def test_a_model_that_thinks_is_pushed_with_how_it_thinks(hub, pushed):
-    files = set(hub.files("user/thinking"))
-    assert {"config.json", "model.safetensors", "thinking_config.json", "tokenizer.json", "README.md"} <= files
-    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+def test_a_model_that_thinks_is_pushed_with_how_it_thinks_and_nothing_to_unpickle(hub, pushed):
+    assert set(hub.files("user/thinking")) == {
+        *(".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors"),
+        *("thinking_config.json", "tokenizer.json", "tokenizer_config.json"),
+    }
 
 
 def test_nothing_that_is_pushed_names_a_folder_of_this_machine(hub, pushed, tmp_path_factory):
     base = str(tmp_path_factory.getbasetemp()).encode()
-    for repo_id, revision in (("user/policy", "main"), ("user/adapter", "first"), ("user/bare", "main")):
+    pushes = [("user/policy", "main"), ("user/adapter", "first"), ("user/bare", "main"), ("user/thinking", "main")]
+    for repo_id, revision in pushes:
         files = hub.files(repo_id, revision)
         assert [name for name, content in files.items() if base in content] == []
 

@@ -251,6 +251,10 @@ def test_rows_that_a_stop_string_has_ended_are_decoded_no_further():
     main_model.forward = lambda *args, **kwargs: num_passes.append(1) or forward(*args, **kwargs)
     completions = engine.generate(ids_of(PROMPTS), torch.randn(3, 2, 64))
     assert [len(ids) for ids in completions] == [1, 1, 1] and len(num_passes) == 1
+    assert engine.num_truncated == 0
+    with engine.limited_to(1):  # a row that ends at the limit was not cut off by it
+        engine.generate(ids_of(PROMPTS), torch.randn(3, 2, 64))
+    assert engine.num_truncated == 0
 
 
 def byte_tokenizer():

@@ -1,5 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -84,6 +86,16 @@ def test_an_adapter_answers_as_before(tmp_path):
     expected = make_reasoner("soft tokens", adapter.merge_and_unload().eval()).generate(PROMPTS)
     output = loaded.generate(PROMPTS)
     torch.testing.assert_close(output.latents, expected.latents, atol=1e-3, rtol=1e-3)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))  # as it is pushed
+    with pytest.raises(ValueError, match="adapter of a model that lay in a folder of another machine"):
+        ThinkingReasoner.from_pretrained(str(tmp_path / "adapter"))
+
+
+def test_prompts_that_are_longer_than_the_models_positions():
+    for prompt in ("A" * 63, "A" * 58):  # too long for the thought, and for the answer
+        with pytest.raises(ValueError, match=f"prompt of {len(prompt)} tokens.*64 positions"):
+            make_reasoner("soft tokens").generate([prompt])
 
 
 def test_a_model_that_does_not_think_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import os
+import pickle
 import threading
 import time
 
@@ -76,12 +77,12 @@ def test_an_interrupted_question_does_not_answer_the_next(monkeypatch):
     assert math_judge.same_expression("x+1", "1+x")
 
     class Interrupted:
-        def dumps(self, pair):
-            math_judge._process.stdin.write('["x", "x"]\n')
+        def dumps(self, question):
+            math_judge._process.stdin.write(pickle.dumps(("math_verify", ("x", "x"))).hex() + "\n")
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(math_judge, "json", Interrupted())
+        patch.setattr(math_judge, "pickle", Interrupted())
         math_judge.same_expression("x", "y")
     assert math_judge.same_expression("x", "y + 1") is False
 

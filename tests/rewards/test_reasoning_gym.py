@@ -5,7 +5,7 @@ import json
 import pytest
 import reasoning_gym
 
-from trl_dlr.rewards import correctness_reward, get_reasoning_gym_reward
+from trl_dlr.rewards import correctness_reward, get_reasoning_gym_reward, math_judge
 
 
 def test_a_task_judges_its_own_answers():
@@ -22,11 +22,31 @@ def test_right_in_another_form_than_the_entrys():
     assert get_reasoning_gym_reward(entries)(completions=["+01,000.00"], index=[0]) == [1.0]
 
 
-def test_answers_that_would_compute_for_ever_are_wrong():
+@pytest.mark.parametrize("as_chat", [False, True])
+def test_answers_that_would_compute_for_ever_are_wrong(as_chat, caplog):
     entry = {"question": "", "answer": "10 - (2 * 3)", "metadata": {"source_dataset": "countdown"}}
-    entry["metadata"] |= {"numbers": [9, 9, 9, 9], "target": 4, "expression": "10 - (2 * 3)"}
-    texts = ["9**9**9**9", "<answer>9^(9^(9^9))</answer>", [{"role": "assistant", "content": None}]]
-    assert get_reasoning_gym_reward([entry])(completions=texts, index=[0, 0, 0]) == [-1.0] * 3
+    entry["metadata"] |= {"numbers": [2, 3, 10], "target": 4, "expression": "10 - (2 * 3)"}
+    # The first two are seen to be; the third is stopped
+    texts = ["9**9**9**9", "<answer>9^(9^(9^9))</answer>", "9**(99*99*99*99*99*99*99)", "10 - 3 * 2"]
+    if as_chat:
+        texts = [[{"role": "assistant", "content": text}] for text in (*texts[:3], None)]
+    start = math_judge.spent
+    rewards = get_reasoning_gym_reward([entry])(completions=texts, index=[0] * 4)
+    assert rewards == [-1.0, -1.0, -1.0, -1.0 if as_chat else 1.0]
+    assert math_judge.spent - start < 4
+    assert [record.message.split(" answers")[0] for record in caplog.records] == ["3 of 4"]
+
+
+def test_entries_are_judged_as_they_are():
+    # Tuples and keys that are numbers would not come through JSON
+    entry = reasoning_gym.create_dataset("arc_agi", size=1, seed=0)[0]
+    assert get_reasoning_gym_reward([entry])(completions=[entry["answer"]], index=[0]) == [1.0]
+
+
+def test_a_task_that_there_is_none():
+    entry = {"question": "", "answer": "1", "metadata": {"source_dataset": "countup"}}
+    with pytest.raises(ValueError, match="tasks that reasoning-gym has, got one of 'countup'"):
+        get_reasoning_gym_reward([entry])(completions=["1"], index=[0])
 
 
 def test_part_of_the_marks_is_wrong():

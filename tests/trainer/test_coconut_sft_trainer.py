@@ -146,6 +146,14 @@ def test_rows_that_are_too_long_are_left_out(tmp_path, max_length, lengths):
     assert [len(prompt) for prompt in trainer.train_dataset["prompt"]] == lengths
 
 
+def test_held_out_questions_that_leave_no_room_for_an_answer(tmp_path):
+    rows = Dataset.from_list([{"prompt": "A" * 40, "steps": ["1"], "completion": "1"}])
+    kwargs = {"train_dataset": rows, "trainer_kwargs": {"eval_dataset": {"long": rows}}}
+    with pytest.raises(ValueError, match="prompt of 40 tokens.*answer of up to 17.*model's 64 positions"):
+        make_coconut_trainer(tmp_path, max_completion_length=17, **kwargs)
+    make_coconut_trainer(tmp_path, max_completion_length=16, **kwargs)
+
+
 # ---- Loss ----
 
 

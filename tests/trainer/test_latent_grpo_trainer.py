@@ -796,6 +796,12 @@ BAD_INPUT = {
         lambda main: {"max_completion_length": 60},
         "3 tokens.*num_latents=3.*max_completion_length=60.*64 positions",
     ),
+    "positions of held-out questions": (
+        lambda main: {
+            "trainer_kwargs": {"eval_dataset": Dataset.from_list([{"prompt": "A" * 60}]).to_iterable_dataset()}
+        },
+        "60 tokens.*num_latents=3.*64 positions",
+    ),
     "assistant's positions": (
         lambda main: {"main_model": main, "model": make_policy(main, assistant=gpt2(n_positions=4))},
         "prompt of 3 tokens and `num_latents=3` together exceed the assistant's 4 positions",

@@ -50,18 +50,19 @@ def test_a_snapshot_stays_as_it_was(tmp_path, monkeypatch, has_links):
     assert contents(snapshot) == before
 
 
-def test_a_main_model_in_a_folder_of_this_machine_is_not_named(tmp_path):
-    folders = {"main": str(tmp_path / "main"), BASE_POLICY: "user/main"}
-    for name, main_model in folders.items():
-        (tmp_path / "policy" / name).mkdir(parents=True)
-        config = {"model_type": "latent_policy", "main_model_name_or_path": main_model}
-        (tmp_path / "policy" / name / "config.json").write_text(json.dumps(config))
-    snapshot = Path(take_snapshot(str(tmp_path / "policy"), str(tmp_path / "snapshots")))
-    found = {name: json.loads((snapshot / name / "config.json").read_text()) for name in folders}
-    assert found["main"] == {"model_type": "latent_policy", "main_model_name_or_path": None}
-    assert found[BASE_POLICY]["main_model_name_or_path"] == "user/main"
-    kept = json.loads((tmp_path / "policy" / "main" / "config.json").read_text())
-    assert kept["main_model_name_or_path"] == folders["main"]  # of the run itself
+def test_a_model_in_a_folder_of_this_machine_is_not_named(tmp_path):
+    fields = {"config.json": "main_model_name_or_path", "adapter_config.json": "base_model_name_or_path"}
+    folders = {"here": str(tmp_path / "main"), BASE_POLICY: "user/main"}
+    for name, model in folders.items():
+        (tmp_path / "run" / name).mkdir(parents=True)
+        for file, field in fields.items():
+            (tmp_path / "run" / name / file).write_text(json.dumps({"kept": 1, field: model}))
+    snapshot = Path(take_snapshot(str(tmp_path / "run"), str(tmp_path / "snapshots")))
+    for file, field in fields.items():
+        assert json.loads((snapshot / "here" / file).read_text()) == {"kept": 1, field: None}
+        assert json.loads((snapshot / BASE_POLICY / file).read_text())[field] == "user/main"
+        kept = json.loads((tmp_path / "run" / "here" / file).read_text())
+        assert kept[field] == folders["here"]  # of the run itself
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -103,7 +104,7 @@ def test_an_adapter_that_was_given_gets_its_base_policy_beside_it(tmp_path, orig
     trainer = make_trainer(tmp_path, model=get_peft_model(policy, lora), max_steps=2)
     trainer.train()
     trainer.save_model()
-    trainer._save_base_policy()
+    trainer._complete_for_push()
 
     saved = load_file(stale / "model.safetensors")
     assert set(saved) == set(base) and all(torch.equal(tensor, base[name]) for name, tensor in saved.items())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
@@ -28,6 +29,7 @@ LATENT_GRPO = {
     "first_latent_selection": True,
 }
 HIDDEN = {"latent_type": "hidden_states", "end_marker": "=="}
+LONG = Dataset.from_list([{"prompt": "A" * 60, "answer": "1"}] * 8)  # the model has 64 positions
 METHODS = {"exact": EXACT, "lepo": LEPO, "latent_grpo": LATENT_GRPO, "hidden states": HIDDEN}
 
 
@@ -294,9 +296,12 @@ def test_evaluation_reports_the_held_out_reward(tmp_path):
         ({"num_latents": 0}, "`num_latents` must be at least 1, got 0"),
         (
             {"num_latents": 30, "max_completion_length": 32},
-            "A prompt of 3 tokens, 0 of the markers, `num_latents=30` and `max_completion_length=32` together exceed the "
-            "model's 64 positions",
+            "A prompt of 3 tokens, a thought of 30 with its markers (`num_latents`) and an answer of up to 32 "
+            "(`max_completion_length`) together exceed the model's 64 positions",
         ),
+        ({"train_dataset": LONG}, "A prompt of 60 tokens"),
+        ({"train_dataset": LONG.to_iterable_dataset()}, "A prompt of 60 tokens"),
+        ({"trainer_kwargs": {"eval_dataset": {"long": LONG}}}, "A prompt of 60 tokens"),
         ({"generation_kwargs": {"num_beams": 2}}, "`generation_kwargs` must not set num_beams"),
         (
             {"generation_kwargs": {"temperature": 0.5}},

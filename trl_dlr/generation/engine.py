@@ -125,7 +125,7 @@ class DecodingEngine(ABC):
 
     def is_truncated(self, completion_ids: list[int]) -> bool:
         """Whether a completion was cut off after `max_new_tokens`, rather than ended."""
-        return len(completion_ids) >= self.max_new_tokens and completion_ids[-1] not in self.eos_token_ids
+        return len(completion_ids) >= self.max_new_tokens and not self.is_finished(completion_ids)
 
     @contextmanager
     def limited_to(self, max_new_tokens: int | None) -> Iterator[None]:

@@ -80,12 +80,15 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_do
 
 
 def leave_out_folders(folder: str) -> None:
-    """Have the configurations of what is to be uploaded name no main model that is a folder of this machine."""
-    for path in Path(folder).rglob("config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        name = config.get("main_model_name_or_path")
-        if name is not None and hub_name(name) is None:
-            path.write_text(json.dumps({**config, "main_model_name_or_path": None}, indent=2) + "\n", encoding="utf-8")
+    """Have the configurations of what is to be uploaded name no model that is a folder of this machine."""
+    for file, field in (
+        ("config.json", "main_model_name_or_path"),
+        ("adapter_config.json", "base_model_name_or_path"),
+    ):
+        for path in Path(folder).rglob(file):
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if config.get(field) is not None and hub_name(config[field]) is None:
+                path.write_text(json.dumps({**config, field: None}, indent=2) + "\n", encoding="utf-8")
 
 
 def hub_arguments(init_kwargs: dict[str, Any] | None, trust_remote_code: bool = False) -> dict[str, Any]:

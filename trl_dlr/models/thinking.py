@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import (
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -269,6 +270,7 @@ class Thinker:
             [`Thoughts`]
         """
         config, embed_tokens = self.config, model.get_input_embeddings()
+        check_positions(model.config, input_ids.size(1), config.num_latents + len(self.end_ids))
         prompts, rows = torch.stack([input_ids, attention_mask], 1).unique(dim=0, return_inverse=True)
         prompt_ids, mask = prompts.unbind(1)
         cache = DynamicCache(config=model.config.get_text_config())
@@ -345,6 +347,8 @@ class Thinker:
             `torch.Tensor` of shape `(batch_size, answer_length)`: token ids, without the end marker.
         """
         embed_tokens = model.get_input_embeddings()
+        thought, max_new_tokens = latent_embeds.size(1) + len(self.end_ids), generation_config.max_new_tokens
+        check_positions(model.config, input_ids.size(1), thought, max_new_tokens)
         end = torch.tensor(self.end_ids, dtype=torch.long, device=input_ids.device).expand(len(input_ids), -1)
         is_there = torch.arange(latent_embeds.size(1), device=lengths.device) < lengths.unsqueeze(1)
         parts = embed_tokens(input_ids), latent_embeds, embed_tokens(end)
@@ -393,6 +397,19 @@ class Thinker:
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Positions counted from the first real token, so that padding changes nothing."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def check_positions(
+    config: PreTrainedConfig, prompt_length: int, thought_length: int, max_new_tokens: int = 0
+) -> None:
+    """Raise a `ValueError` if a prompt, a thought and an answer are more tokens than a model has positions for."""
+    max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if max_positions is not None and prompt_length + thought_length + max_new_tokens > max_positions:
+        raise ValueError(
+            f"A prompt of {prompt_length} tokens, a thought of {thought_length} with its markers (`num_latents`) and an "
+            f"answer of up to {max_new_tokens} (`max_completion_length`) together exceed the model's {max_positions} "
+            "positions. Shorten the prompts or the completion."
+        )
 
 
 def marker_ids(processing_class: PreTrainedTokenizerBase, marker: str | None, name: str) -> list[int]:

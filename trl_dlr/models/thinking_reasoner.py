@@ -2,6 +2,7 @@
 
 """A language model that thinks by itself, put to answer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +177,18 @@ class ThinkingReasoner(LatentReasoner):
                 Where downloads are kept.
 
         Raises:
-            `ValueError`: if the model was not trained to think.
+            `ValueError`: if the model was not trained to think, or is an adapter that names no base model.
         """
         name, hub = pretrained_model_name_or_path, {"revision": revision, "token": token, "cache_dir": cache_dir}
         config = ThinkingConfig.from_pretrained(name, **hub)
         kwargs = {"dtype": "auto", "trust_remote_code": trust_remote_code, **(model_init_kwargs or {}), **hub}
         with readable_damage(name):
-            if find_file(name, "adapter_config.json", **hub) is not None:
+            if (adapter := find_file(name, "adapter_config.json", **hub)) is not None:
+                if json.loads(Path(adapter).read_text(encoding="utf-8")).get("base_model_name_or_path") is None:
+                    raise ValueError(
+                        f"{name!r} is an adapter of a model that lay in a folder of another machine. Download it, and set "
+                        "`base_model_name_or_path` in its `adapter_config.json` to your folder of that model."
+                    )
                 # With the tokenizer beside it, PEFT makes room for the tokens that the base model lacks
                 model = AutoPeftModelForCausalLM.from_pretrained(name, **kwargs).merge_and_unload()
             else:

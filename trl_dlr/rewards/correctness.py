@@ -8,7 +8,6 @@ What does not state the answer must never be paid, for a policy will find it. Ev
 the answer, which [`stated_number`] gives, and is -1 else, also where a reader would understand it.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
 from numbers import Number
@@ -16,11 +15,7 @@ from typing import Any
 
 from . import math_judge, reading
 from .extraction import completion_text, extract_answer
-
-
-logger = logging.getLogger(__name__)
-
-BATCH_SECONDS, ANSWER_SECONDS = 2.0, 0.05  # processor time for the expressions of a call, and more for each answer
+from .math_judge import InTime
 
 
 def answers_agree(answer: str, gold: str) -> bool:
@@ -50,20 +45,6 @@ def _agree(answer: str, gold: str, same_expression: Callable[[str, str], bool | 
             return False
         return "".join(expression.split()) == "".join(gold.split()) or bool(same_expression(gold, expression))
     return reading.as_words(gold) in reading.stated_words(answer)
-
-
-class _InTime:
-    """math-verify's judgement on expressions, as long as the time for those of a call lasts."""
-
-    def __init__(self, num_answers: int):
-        self.seconds, self.num_undecided = BATCH_SECONDS + ANSWER_SECONDS * num_answers, 0
-
-    def __call__(self, gold: str, expression: str) -> bool | None:
-        before = math_judge.spent
-        is_same = math_judge.same_expression(gold, expression) if self.seconds > 0 else None
-        self.seconds -= math_judge.spent - before
-        self.num_undecided += is_same is None
-        return is_same
 
 
 def correctness_reward(
@@ -107,17 +88,13 @@ def correctness_reward(
     column, golds = ("answer", answer) if answer is not None else ("solution", solution)
     if golds is None:
         raise ValueError("`correctness_reward` needs gold answers, but there is no column `answer` or `solution`.")
-    same_expression, rewards = _InTime(len(completions)), []
+    same_expression, rewards = InTime(math_judge.same_expression, len(completions)), []
     for completion, gold in zip(completions, golds, strict=True):
         if not isinstance(gold, str | Number) or str(gold).strip().lower() in ("", "nan"):
             raise ValueError(f"`{column}` must hold a text or a number as each gold answer, got {gold!r}.")
         given = extract_answer(completion_text(completion))
         rewards.append(1.0 if _agree(given, extract_answer(str(gold)), same_expression) else -1.0)
-    if same_expression.num_undecided:
-        logger.warning(
-            f"{same_expression.num_undecided} of {len(rewards)} answers were too large or took too long to compare with the gold answer, and"
-            " count as wrong."
-        )
+    same_expression.warn()
     return rewards
 
 
@@ -148,7 +125,10 @@ def majority_vote(completions: list[str]) -> int:
     if not completions:
         raise ValueError("`completions` must hold at least one completion, got none.")
     answers = [_meaning(extract_answer(completion)) for completion in completions]
-    same_expression, first = _InTime(len(completions)), {}  # answer -> the first one that is equal to it
+    same_expression, first = (
+        InTime(math_judge.same_expression, len(completions)),
+        {},
+    )  # answer -> the first one that is equal to it
     for answer in dict.fromkeys(answers):
         others = [other for other in dict.fromkeys(first.values()) if isinstance(other, str)][:MAX_EXPRESSIONS]
         equal = (other for other in others if isinstance(answer, str) and same_expression(other, answer))

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .extraction import completion_text, extract_answer
-from .math_judge import INTRACTABLE
+from .math_judge import INTRACTABLE, InTime, ask
 
 
 def get_reasoning_gym_reward(entries: Sequence[dict[str, Any]]) -> Callable[..., list[float]]:
     r"""
     Reward function of +1 if a task's own `score_answer` gives the completion's answer full marks, else -1.
 
-    A task may have many right answers, of which its entries name one: only its own judgement is fair to all of them.
+    A task may have many right answers, of which its entries name one: only its own judgement is fair to all of them. It
+    is asked in a process of its own, within the limits that [`correctness_reward`] has.
 
     Args:
         entries (`Sequence[dict]`):
@@ -32,23 +33,24 @@ def get_reasoning_gym_reward(entries: Sequence[dict[str, Any]]) -> Callable[...,
     [-1.0]
     ```
     """
-    from reasoning_gym.factory import get_score_answer_fn
+    from reasoning_gym.factory import DATASETS
 
-    score_of = {}  # task -> its judgement
+    def score(answer: str, entry: dict[str, Any]) -> float | None:
+        task = entry["metadata"]["source_dataset"]
+        if task not in DATASETS:
+            raise ValueError(f"`entries` must be of tasks that reasoning-gym has, got one of {task!r}.")
+        # Some tasks compute what they are given, however long that takes
+        return None if INTRACTABLE.search(answer.replace("**", "^")) else ask(task, answer, entry)
 
     def reasoning_gym_reward(
         completions: list[str] | list[list[dict[str, Any]]], index: list[int], **kwargs
     ) -> list[float]:
-        rewards = []
-        for completion, place in zip(completions, index, strict=True):
-            answer = extract_answer(completion_text(completion))
-            entry = entries[place]
-            task = entry["metadata"]["source_dataset"]
-            if task not in score_of:
-                score_of[task] = get_score_answer_fn(task)
-            # Some tasks compute what they are given, however long that takes
-            is_tractable = not INTRACTABLE.search(answer.replace("**", "^"))
-            rewards.append(1.0 if is_tractable and score_of[task](answer, entry) >= 1.0 else -1.0)
-        return rewards
+        score_in_time = InTime(score, len(completions))
+        scores = [
+            score_in_time(extract_answer(completion_text(completion)), entries[place])
+            for completion, place in zip(completions, index, strict=True)
+        ]
+        score_in_time.warn()
+        return [-1.0 if score is None or score < 1.0 else 1.0 for score in scores]
 
     return reasoning_gym_reward

@@ -33,7 +33,7 @@ from ..generation.text import decode_completions
 from ..models.hidden_thoughts import add_hidden_thoughts
 from ..models.hub import hub_arguments
 from ..models.latent_policy import eval_mode
-from ..models.thinking import Thinker, ThinkingConfig, positions
+from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
 from .coconut_sft_config import MARKERS, CoconutSFTConfig
 from .construction import check_adapter, load_causal_lm, refuse_fsdp
@@ -205,7 +205,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         model.generation_config.pad_token_id = processing_class.pad_token_id
 
         self._end_token_ids = end_token_ids(model.generation_config, processing_class)
-        self._max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._model_config = model.config
         self.reward_func = reward_func
         super().__init__(
             model=model,
@@ -241,7 +241,9 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
 
         num_inserted = args.latents_of(args.num_stages) + 2  # latents and markers
         limits = {f"`max_length={args.max_length}` tokens": args.max_length}
-        limits["the model's positions"] = self._max_positions
+        limits["the model's positions"] = getattr(
+            self._model_config.get_text_config(), "max_position_embeddings", None
+        )
 
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
             prompts = tokenize_prompts(rows["prompt"], processing_class)
@@ -250,7 +252,11 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         def lengths_of(row: dict[str, Any]) -> list[int]:
             return [len(row["input_ids"]) + num_inserted + len(row["completion_ids"])] * len(limits)
 
-        return tokenize_worked_answers(dataset, dataset_name, args, tokenize, lengths_of, limits)
+        dataset = tokenize_worked_answers(dataset, dataset_name, args, tokenize, lengths_of, limits)
+        if dataset_name != "train":  # whose questions are answered
+            longest = max(map(len, dataset["input_ids"]))
+            check_positions(self._model_config, longest, num_inserted, args.max_completion_length)
+        return dataset
 
     def _set_signature_columns_if_needed(self):
         # The last two are for the evaluation of answers

@@ -2,8 +2,9 @@
 
 """Datasets that a trainer could not use are refused when it is built, in words that say what to do."""
 
+import heapq
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -179,8 +180,8 @@ def check_chat_templates(
                     ) from error
 
 
-def longest_prompts(dataset: Any, num_rows: int = 16) -> Iterable:
-    """The longest prompts of a map-style dataset by characters, without tokenizing all of it."""
-    if not isinstance(dataset, Dataset):
-        return []
-    return sorted(dataset["prompt"], key=lambda prompt: len(str(prompt)), reverse=True)[:num_rows]
+def longest_prompts(*datasets: Any, num_rows: int = 16) -> Iterator[list]:
+    """The longest prompts of each of several datasets by characters, without tokenizing all of them."""
+    for dataset in datasets:
+        for split in splits(dataset, "").values():
+            yield heapq.nlargest(num_rows, read_column(split, "prompt"), key=lambda prompt: len(str(prompt)))

@@ -190,7 +190,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         check_optimizer(optimizers[0], main_model)
         check_reduction(policy.config, args.latent_logp_reduction)
         engine = build_engine(main_model, main_processing_class, args)
-        if prompts := longest_prompts(train_dataset):
+        for prompts in longest_prompts(train_dataset, eval_dataset):
             lengths = (
                 max(map(len, tokenize_prompts(prompts, tokenizer, args.chat_template_kwargs)))
                 for tokenizer in (processing_class, main_processing_class)

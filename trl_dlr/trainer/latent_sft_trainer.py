@@ -243,7 +243,10 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
             length = len(row["prompt_ids"]) + self._num_latents + len(row["completion_ids"])
             return [length, length, len(row["assistant_ids"])]
 
-        return tokenize_worked_answers(dataset, dataset_name, args, tokenize, lengths_of, limits)
+        dataset = tokenize_worked_answers(dataset, dataset_name, args, tokenize, lengths_of, limits)
+        if dataset_name != "train":  # whose questions are answered
+            self.engine.check_length(max(map(len, dataset["prompt_ids"])), self._num_latents)
+        return dataset
 
     def _set_signature_columns_if_needed(self):
         # The last two are for the evaluation of decoded answers

@@ -6,26 +6,29 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..models import LatentPolicyModel
-from ..models.hub import location_of
+from ..models.hub import DEFAULT_PROMPT, location_of
 from ..models.latent_policy_config import DENSITIES
-from ..models.reasoner import BASE_POLICY, LatentReasoner
+from ..models.reasoner import BASE_POLICY, LatentReasoner, name_base_policy_beside, policy_below
 from .callbacks import EngineCheckCallback
 from .checkpoints import WholeCheckpointsMixin, whole_files
-from .pushes import PolicyPushesMixin
+from .model_card import training_card
+from .pushes import PushesMixin
 
 
 logger = get_logger(__name__)
 
 
-class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
+class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
     """
     For a TRL trainer of a [`LatentPolicyModel`] beside a frozen `main_model`: checks the engine at the start, gives the
     projection layers their own learning rate and clipping, and saves adapters with the policy that they belong to.
@@ -33,6 +36,8 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
 
     ref_model = None
     _base_policy_state = None
+    _base_policy_is_saved = False
+    _dataset_name = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -152,3 +157,50 @@ class PolicyTrainingMixin(PolicyPushesMixin, WholeCheckpointsMixin):
 
     def _save_beside_policy(self, folder: str) -> None:
         """For what else a trainer has trained."""
+
+    def _write_card(self, folder: str, tags: list[str] | None = None) -> None:
+        policy, prompt = self.policy, DEFAULT_PROMPT  # not one of the dataset's, which may be private
+        if isinstance(self.train_dataset, Dataset) and not isinstance(self.train_dataset[0]["prompt"], str):
+            prompt = [{"role": "user", "content": DEFAULT_PROMPT}]
+        card = training_card(
+            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            policy.config,
+            self.args,
+            self._name,
+            self._paper,
+            [*self._tag_names, *(tags or [])],
+            is_adapter=is_peft_model(self.accelerator.unwrap_model(self.model)),
+            dataset_name=self._dataset_name,
+            prompt=prompt,
+        )
+        Path(folder, "README.md").write_text(card, encoding="utf-8")
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write the card of the policy to `args.output_dir`.
+
+        Args:
+            model_name (`str`, *optional*):
+                Part of TRL's signature; the card bears the name of the repository.
+            dataset_name (`str`, *optional*):
+                Dataset that the policy was trained on. If `None`, the one that was named before.
+            tags (`str` or `list[str]`, *optional*):
+                Further tags.
+        """
+        if not self.is_world_process_zero():
+            return
+        self._dataset_name = dataset_name or self._dataset_name
+        os.makedirs(self.args.output_dir, exist_ok=True)
+        self._write_card(self.args.output_dir, [tags] if isinstance(tags, str) else tags)
+
+    def _complete_for_push(self) -> None:
+        """Beside an adapter that is pushed lies the policy that it belongs to, wherever that came from."""
+        model, folder = self.accelerator.unwrap_model(self.model), os.path.join(self.args.output_dir, BASE_POLICY)
+        if is_peft_model(model):
+            if not self._base_policy_is_saved:
+                with whole_files(folder) as staged:
+                    policy_below(model).save_pretrained(staged)
+                self._base_policy_is_saved = True
+            name_base_policy_beside(self.args.output_dir, self.hub_model_id or BASE_POLICY)

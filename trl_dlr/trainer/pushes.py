@@ -9,18 +9,14 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
-from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import HubStrategy
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import PushInProgress
 
 from ..evaluation.report import PROBE_FILES, RUN_FILE
-from ..models.hub import DEFAULT_PROMPT, describe_push_failure, leave_out_folders, readable_push_errors
-from ..models.reasoner import BASE_POLICY, name_base_policy_beside, policy_below
+from ..models.hub import describe_push_failure, leave_out_folders, readable_push_errors
 from .checkpoints import whole_files
-from .model_card import training_card
 
 
 logger = get_logger(__name__)
@@ -53,56 +49,17 @@ def take_snapshot(folder: str, parent: str) -> str:
     return snapshot
 
 
-class PolicyPushesMixin:
+class PushesMixin:
     """
-    For a TRL trainer of a [`LatentPolicyModel`]: its card, and pushes of all that a policy needs. One that fails at the
-    end raises, one that fails in the background is logged, both in words.
+    For a TRL trainer: pushes of what was saved, without secrets and what shows questions. One that fails at the end
+    raises, one that fails in the background is logged, both in words.
     """
 
-    _dataset_name = None
-    _saved_names = ()  # files that the policy was last saved as
-    _base_policy_is_saved = False
+    _saved_names = ()  # files that the model was last saved as
 
     def __init__(self, *args, **kwargs):
         self._hub = HfApi()  # one for all uploads, which it does one after the other
         super().__init__(*args, **kwargs)
-
-    def _write_card(self, folder: str, tags: list[str] | None = None) -> None:
-        policy, prompt = self.policy, DEFAULT_PROMPT  # not one of the dataset's, which may be private
-        if isinstance(self.train_dataset, Dataset) and not isinstance(self.train_dataset[0]["prompt"], str):
-            prompt = [{"role": "user", "content": DEFAULT_PROMPT}]
-        card = training_card(
-            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
-            policy.config,
-            self.args,
-            self._name,
-            self._paper,
-            [*self._tag_names, *(tags or [])],
-            is_adapter=is_peft_model(self.accelerator.unwrap_model(self.model)),
-            dataset_name=self._dataset_name,
-            prompt=prompt,
-        )
-        Path(folder, "README.md").write_text(card, encoding="utf-8")
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """
-        Write the card of the policy to `args.output_dir`.
-
-        Args:
-            model_name (`str`, *optional*):
-                Part of TRL's signature; the card bears the name of the repository.
-            dataset_name (`str`, *optional*):
-                Dataset that the policy was trained on. If `None`, the one that was named before.
-            tags (`str` or `list[str]`, *optional*):
-                Further tags.
-        """
-        if not self.is_world_process_zero():
-            return
-        self._dataset_name = dataset_name or self._dataset_name
-        os.makedirs(self.args.output_dir, exist_ok=True)
-        self._write_card(self.args.output_dir, [tags] if isinstance(tags, str) else tags)
 
     def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
         """As [`~transformers.Trainer.init_hf_repo`]; `args.hub_revision` becomes a branch if it is none yet."""
@@ -129,7 +86,7 @@ class PolicyPushesMixin:
         **kwargs,
     ) -> CommitInfo | Future | None:
         """
-        Save the policy to `args.output_dir` and upload that folder, without checkpoints. Arguments are those of
+        Save the model to `args.output_dir` and upload that folder, without checkpoints. Arguments are those of
         [`~transformers.Trainer.push_to_hub`].
 
         Raises:
@@ -141,8 +98,8 @@ class PolicyPushesMixin:
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self._save_base_policy()
-        self.create_model_card(**kwargs)
+        self._complete_for_push()
+        self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
         with readable_push_errors(self.hub_model_id, self._what_is_left):
             if revision is not None:
                 self._create_branch(revision, token)
@@ -153,7 +110,7 @@ class PolicyPushesMixin:
         return job
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Upload a checkpoint's policy in the background, and with `hub_strategy` the checkpoint. Failures are logged."""
+        """Upload a checkpoint's model in the background, and with `hub_strategy` the checkpoint. Failures are logged."""
         if self._staging_dir is not None:  # what is pushed has its name
             return
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
@@ -166,7 +123,7 @@ class PolicyPushesMixin:
             for name in self._saved_names:
                 source, target = os.path.join(checkpoint_folder, name), os.path.join(folder, name)
                 (shutil.copytree if os.path.isdir(source) else shutil.copy)(source, target)
-        self._save_base_policy()
+        self._complete_for_push()
         message = f"Training in progress, step {self.state.global_step}"
         jobs = [self._upload(self.args.output_dir, None, message)]
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -203,15 +160,8 @@ class PolicyPushesMixin:
 
         return self._hub.run_as_future(upload)
 
-    def _save_base_policy(self) -> None:
-        """Beside an adapter that is pushed lies the policy that it belongs to, wherever that came from."""
-        model, folder = self.accelerator.unwrap_model(self.model), os.path.join(self.args.output_dir, BASE_POLICY)
-        if is_peft_model(model):
-            if not self._base_policy_is_saved:
-                with whole_files(folder) as staged:
-                    policy_below(model).save_pretrained(staged)
-                self._base_policy_is_saved = True
-            name_base_policy_beside(self.args.output_dir, self.hub_model_id or BASE_POLICY)
+    def _complete_for_push(self) -> None:
+        """For what has to lie beside a model that is pushed."""
 
     @property
     def _what_is_left(self) -> str:

@@ -18,7 +18,7 @@ from ..generation.text import StopStrings, as_completions, decode_completions, t
 from ..models.hub import hub_arguments
 from ..models.latent_policy import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
-from ..models.thinking import Thinker, Thoughts, positions
+from ..models.thinking import Thinker, Thoughts, check_positions, positions
 from .checkpoints import share_weights
 from .construction import (
     as_reward_funcs,
@@ -159,16 +159,11 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
             model, quantization_config = load_causal_lm(model, args, quantization_config), None
         config = model.config.get_text_config()
         self.thinker = Thinker(args.thinking_config(), processing_class, config.vocab_size)
-        max_positions = getattr(config, "max_position_embeddings", None)
-        if max_positions is not None and (prompts := longest_prompts(train_dataset)):
+        thought_length = args.num_latents + len(self.thinker.end_ids)
+        for prompts in longest_prompts(train_dataset, eval_dataset):
             length = max(map(len, tokenize_prompts(prompts, processing_class, args.chat_template_kwargs)))
-            num_markers = len(self.thinker.start_ids) + len(self.thinker.end_ids)
-            if length + num_markers + args.num_latents + args.max_completion_length > max_positions:
-                raise ValueError(
-                    f"A prompt of {length} tokens, {num_markers} of the markers, `num_latents={args.num_latents}` and "
-                    f"`max_completion_length={args.max_completion_length}` together exceed the model's {max_positions} "
-                    "positions. Shorten the prompts or the completion."
-                )
+            length += len(self.thinker.start_ids)
+            check_positions(config, length, thought_length, args.max_completion_length)
 
         with init_kwargs_were_used() if is_named else nullcontext(), reference_is_a_copy(model):
             super().__init__(
@@ -189,7 +184,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         if self.ref_model is not None:
             share_weights(self.ref_model)
         # Dr. GRPO divides by the longest completion, of which latents and end marker are a part
-        self.max_completion_length += args.num_latents + len(self.thinker.end_ids)
+        self.max_completion_length += thought_length
         self._soft_token_score = SOFT_TOKEN_SCORES[args.soft_token_score]
 
         # Beside the configuration of tokens, and with it in another form

@@ -13,12 +13,13 @@ from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig
 from ..models.thinking_reasoner import ThinkingReasoner
 from .checkpoints import WholeCheckpointsMixin, whole_files
+from .pushes import PushesMixin
 
 
-class ThinkingTrainingMixin(WholeCheckpointsMixin):
+class ThinkingTrainingMixin(PushesMixin, WholeCheckpointsMixin):
     """
     For a TRL trainer of a causal LM that thinks as `self.thinker` lets it, or as `thinking_config` and `latent_type` say:
-    checkpoints that are whole, and that say how the model thinks.
+    checkpoints that are whole, and that say how the model thinks, and pushes.
     """
 
     thinker: Thinker
@@ -66,10 +67,4 @@ class ThinkingTrainingMixin(WholeCheckpointsMixin):
             os.remove(os.path.join(folder, TRAINING_ARGS_NAME))  # a pickle
             if self.thinking_config is not None:
                 self.thinking_config.save_pretrained(folder)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging_dir is not None:  # what is pushed has its name
-            return
-        if self.args.should_save and self.thinking_config is not None:  # Trainer copies the files that it knows of
-            self.thinking_config.save_pretrained(self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
+            self._saved_names = os.listdir(folder)
