@@ -475,7 +475,7 @@ def test_a_policy_that_is_a_pickle_is_not_loaded(policy_folder):
         LatentReasoner.from_pretrained(policy_folder)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "value_head.safetensors", "config.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "value_head.safetensors", "config.json", "tokenizer.json"])
 def test_a_file_that_was_cut_off_is_named(policy_folder, file):
     path = Path(policy_folder, file)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from tests.tiny import random_main_model, tiny_tokenizer
 from tests.trainer.test_options import ON_CPU, ROWS, TRAINERS
-from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentReasoner, SoftTokenGRPOTrainer
+from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentPolicyModel, LatentReasoner, SoftTokenGRPOTrainer
 from trl_dlr.cli.arguments import resolve_models
 from trl_dlr.generation.vllm_engine import vllm_hub_arguments
 from trl_dlr.models.hub import hub_arguments
@@ -183,3 +183,24 @@ def test_vllm_is_told_where_its_weights_come_from():
         "download_dir": "c",
     }
     assert vllm_hub_arguments(hub_arguments(None)) == {"trust_remote_code": False}
+
+
+@pytest.mark.filterwarnings("ignore:`LatentRLTrainer` is experimental")
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_what_was_cut_off_is_named(trainer_class, tmp_path):
+    for file in ("model.safetensors", "tokenizer.json"):
+        folder = tmp_path / file
+        put(folder)
+        (folder / file).write_bytes((folder / file).read_bytes()[:100])
+        with pytest.raises(ValueError, match=f"{file}' has a file that is damaged or cut off"):
+            make_trainer(trainer_class, tmp_path, str(folder), None)
+    with pytest.raises(ValueError, match=r"The folder '\./nope' does not exist"):
+        make_trainer(trainer_class, tmp_path, "./nope", None)
+
+
+def test_an_assistant_that_was_cut_off_is_named(tmp_path):
+    put(tmp_path / "assistant")
+    path = tmp_path / "assistant" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="assistant' has a file that is damaged or cut off"):
+        LatentPolicyModel.from_assistant(str(tmp_path / "assistant"), random_main_model(), tiny_tokenizer())

@@ -211,9 +211,9 @@ class LatentPolicyModel(PreTrainedModel):
             [`LatentPolicyModel`]: in float32.
         """
         if isinstance(assistant, str):
-            assistant = AutoModel.from_pretrained(
-                assistant, **{"dtype": torch.float32, **(assistant_init_kwargs or {})}
-            )
+            kwargs = {"dtype": torch.float32, **(assistant_init_kwargs or {})}
+            with readable_damage(assistant):
+                assistant = AutoModel.from_pretrained(assistant, **kwargs)
         backbone = assistant.base_model
         if any(tensor.is_meta or not tensor.is_floating_point() for tensor in backbone.parameters()):
             raise ValueError(

@@ -198,7 +198,8 @@ class LatentReasoner:
                 decoder = VLLMEngine(main_model.config.name_or_path, *parts, *limits, llm_kwargs=llm_kwargs)
             else:
                 decoder = VLLMServerEngine(engine, *parts, *limits)
-        processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False, **hub)
+        with readable_damage(name):
+            processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False, **hub)
         value_head = None
         if (path := find_file(name, VALUE_HEAD_FILE, **hub)) is not None:  # not there if it was trained without one
             value_head = ValueHead(config.num_latents * config.feature_size, config.hidden_size)
@@ -556,7 +557,8 @@ def load_main_model(
             raise ValueError(
                 "`main_processing_class` must be given: `main_model` was built in memory and names no tokenizer."
             )
-        main_processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", **hub)
+        with readable_damage(name):
+            main_processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", **hub)
     return main_model.requires_grad_(False).eval(), main_processing_class
 
 

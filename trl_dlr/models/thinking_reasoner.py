@@ -183,6 +183,9 @@ class ThinkingReasoner(LatentReasoner):
         config = ThinkingConfig.from_pretrained(name, **hub)
         kwargs = {"dtype": "auto", "trust_remote_code": trust_remote_code, **(model_init_kwargs or {}), **hub}
         with readable_damage(name):
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, padding_side="left", trust_remote_code=trust_remote_code, **hub
+            )
             if (adapter := find_file(name, "adapter_config.json", **hub)) is not None:
                 if json.loads(Path(adapter).read_text(encoding="utf-8")).get("base_model_name_or_path") is None:
                     raise ValueError(
@@ -195,9 +198,6 @@ class ThinkingReasoner(LatentReasoner):
                 model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
         if not hasattr(model, "hf_device_map"):
             model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, padding_side="left", trust_remote_code=trust_remote_code, **hub
-        )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         card_path = find_file(name, "README.md", **hub)

@@ -31,7 +31,7 @@ from ..generation import tokenize_prompts
 from ..generation.engine import end_token_ids
 from ..generation.text import decode_completions
 from ..models.hidden_thoughts import add_hidden_thoughts
-from ..models.hub import hub_arguments
+from ..models.hub import hub_arguments, readable_damage
 from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
@@ -191,7 +191,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
                 raise ValueError(
                     "`processing_class` must be given: `model` was built in memory and names no tokenizer."
                 )
-            processing_class = AutoTokenizer.from_pretrained(name, **hub)
+            with readable_damage(name):
+                processing_class = AutoTokenizer.from_pretrained(name, **hub)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise ValueError(f"`processing_class` must be a tokenizer, got {type(processing_class).__name__}.")
         if processing_class.eos_token is None:

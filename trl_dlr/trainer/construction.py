@@ -116,7 +116,9 @@ def load_causal_lm(model: str, args: TrainingArguments, quantization_config: Any
         kwargs["quantization_config"] = quantization_config
     if args.distributed_state.num_processes > 1:
         kwargs["device_map"] = None
-    return create_model_from_path(model, AutoModelForCausalLM, **kwargs)
+    check_location(model)
+    with readable_damage(model):
+        return create_model_from_path(model, AutoModelForCausalLM, **kwargs)
 
 
 @contextmanager
@@ -153,7 +155,9 @@ def load_tokenizer(model: str | PreTrainedModel, name: str, **kwargs) -> PreTrai
     path = model if isinstance(model, str) else model.config.name_or_path
     if not path:
         raise ValueError(f"`{name}` must be given: the model was built in memory and names no tokenizer.")
-    return AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left", **kwargs)
+    check_location(path)
+    with readable_damage(path):
+        return AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left", **kwargs)
 
 
 def build_policy(
