@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import sys
+import warnings
 
 import lm_eval
 import pytest
@@ -142,7 +143,9 @@ def test_the_main_model_alone_answers_as_in_training(folder, tmp_path, monkeypat
     monkeypatch.chdir(folder)
     monkeypatch.setattr(script, "ROWS", {"no_latents": "none"})
     settings = {"policy": tmp_path / "policy", "main_model_name_or_path": None, "max_new_tokens": None}
-    found = evaluate(folder, **settings, num_eval_questions=36, eval_batch_questions=12)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="`main_model` was cast")
+        found = evaluate(folder, **settings, num_eval_questions=36, eval_batch_questions=12)
     row = found["results"]["no_latents"]
     assert row["pass@1"]["mean"] == trained["no_latents/accuracy"] and row["answer_tokens"] <= 3
     config = LatentReasoner.from_pretrained(str(tmp_path / "policy")).policy.config

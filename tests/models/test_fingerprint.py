@@ -7,7 +7,8 @@ import warnings
 import pytest
 import torch
 
-from tests.tiny import random_main_model
+from tests.tiny import random_main_model, tiny_tokenizer
+from trl_dlr import LatentPolicyModel, fresh_layers
 from trl_dlr.models import weights_fingerprint
 from trl_dlr.models.fingerprint import fingerprints_match, warn_of_cast
 
@@ -54,6 +55,15 @@ def test_a_model_that_was_cast_as_a_whole_is_warned_of(tmp_path):
     for dtype in (torch.bfloat16, torch.float16):
         with pytest.warns(UserWarning, match=r"rotary embeddings \(model.rotary_emb.inv_freq\) with it"):
             warn_of_cast(random_main_model().to(dtype))
+
+
+def test_a_policy_warns_of_a_main_model_that_was_cast():
+    cast = random_main_model().to(torch.bfloat16)
+    assistant = fresh_layers(random_main_model(), 1)
+    with pytest.warns(UserWarning, match="`main_model` was cast to bfloat16"):
+        policy = LatentPolicyModel.from_assistant(assistant, cast, tiny_tokenizer())
+    with pytest.warns(UserWarning, match="`main_model` was cast to bfloat16"):
+        policy.attach_main_model(cast)
 
 
 def test_a_quantized_load_is_compared_by_what_quantization_leaves_alone():

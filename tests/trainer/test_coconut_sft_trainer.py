@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from tests.tiny import random_main_model, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, weights
 from tests.trainer.test_latent_sft_trainer import batch_of, make_sft_trainer, with_steps
-from trl_dlr import CoconutSFTConfig, CoconutSFTTrainer
+from trl_dlr import CoconutSFTConfig, CoconutSFTTrainer, ThinkingReasoner
 from trl_dlr.models.thinking import Thinker, ThinkingConfig
 
 
@@ -311,6 +311,7 @@ def test_what_is_saved_answers_as_the_trainer_does(tmp_path):
     trainer = make_coconut_trainer(tmp_path, max_steps=6, learning_rate=1e-2)
     trainer.train()
     trainer.save_model(tmp_path / "model")
+    assert ThinkingReasoner.from_pretrained(str(tmp_path / "model")).engine.max_new_tokens == 3  # as it was trained
     answers = trainer._answer(trainer.train_dataset)
     thinking = ThinkingConfig.from_pretrained(tmp_path / "model")
     assert (thinking.latent_type, thinking.num_latents) == ("hidden_states", 6)

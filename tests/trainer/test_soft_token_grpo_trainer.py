@@ -9,7 +9,7 @@ from trl import GRPOConfig
 
 from tests.tiny import VOCABULARY, random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, length_reward
-from trl_dlr import LatentReportCallback, SoftTokenGRPOConfig, SoftTokenGRPOTrainer
+from trl_dlr import LatentReportCallback, SoftTokenGRPOConfig, SoftTokenGRPOTrainer, ThinkingReasoner
 from trl_dlr.models.soft_tokens import SOFT_TOKEN_SCORES, gumbel_softmax_log_prob, latent_grpo_score, lepo_score
 from trl_dlr.models.thinking import ThinkingConfig
 from trl_dlr.trainer.advantages import group_advantages, select_first_latent
@@ -222,6 +222,7 @@ def test_training_changes_the_model_and_saves_how_it_thinks(tmp_path, method):
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     assert all(torch.equal(saved.state_dict()[n], t) for n, t in trainer.model.state_dict().items())
     assert ThinkingConfig.from_pretrained(str(tmp_path / "run")) == trainer.args.thinking_config()
+    assert ThinkingReasoner.from_pretrained(str(tmp_path / "run")).engine.max_new_tokens == 4  # as it was trained with
 
 
 @pytest.mark.parametrize("method", ["latent_grpo", "hidden states"])
@@ -274,6 +275,17 @@ def test_an_adapter_learns_and_is_its_own_reference(tmp_path, method):
     trainer.save_model()
     assert (tmp_path / "run" / "adapter_model.safetensors").exists()
     assert (tmp_path / "run" / "thinking_config.json").exists()
+
+
+def test_an_adapter_finds_its_base_model_from_anywhere(tmp_path, monkeypatch):
+    random_main_model().save_pretrained(tmp_path / "base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    peft_config = LoraConfig(target_modules=["q_proj"])
+    trainer = make_trainer(tmp_path, "base", trainer_kwargs={"peft_config": peft_config})
+    trainer.save_model()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(ThinkingReasoner.from_pretrained(str(tmp_path / "run")).generate(["A12"]).texts) == 1
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
