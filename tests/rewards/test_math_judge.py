@@ -65,8 +65,8 @@ def test_wrong_answers_are_asked_of_one_process_and_once(monkeypatch):
     assert math_judge.same_expression("x+1", "1+x")
     process, asked = math_judge._process, []
     monkeypatch.setattr(math_judge, "_start", lambda: pytest.fail("another process was started"))
-    dumps = math_judge.json.dumps
-    monkeypatch.setattr(math_judge.json, "dumps", lambda pair: asked.append(pair) or dumps(pair))
+    dumps = pickle.dumps
+    monkeypatch.setattr(math_judge.pickle, "dumps", lambda question: asked.append(question) or dumps(question))
     answers = [f"x+{number}" for number in range(2, 22)]
     completions = [f"<answer>{answer}</answer>" for answer in answers] * 5
     assert correctness_reward(completions, answer=["x+1"] * len(completions)) == [-1.0] * len(completions)
