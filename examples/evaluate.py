@@ -7,7 +7,7 @@ Evaluate a saved policy over several seeds, beside the controls that say what it
     python examples/evaluate.py --policy user/policy --dataset_name test.jsonl --num_eval_questions 1319 --num_eval_samples 16
     python examples/evaluate.py --policy user/policy --dataset_name reasoning_gym/chain_sum --untrained_policy user/start
 
-The questions are those of `train_gsm8k.py`, and the arguments that choose them: a local JSONL file is evaluated as it is,
+The questions are those of `train_gsm8k.py`, and the arguments that choose them: a local file is evaluated as it is,
 of anything else the held-out part. Answers to tasks of reasoning-gym, also to entries of it in a file, are judged by their
 task's own `score_answer`, others by `correctness_reward`. `<output_dir>/evaluation.json` holds all figures.
 
@@ -30,7 +30,7 @@ from train_gsm8k import ScriptArguments, load_questions, load_smollm2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_dlr import LatentPolicyConfig, LatentReasoner
-from trl_dlr.cli.arguments import file_loader
+from trl_dlr.cli.arguments import file_loader, load_rows, read_json
 from trl_dlr.cli.parser import CommandParser
 from trl_dlr.evaluation import check_main_model
 from trl_dlr.evaluation.table import ROWS, evaluate_row, print_table
@@ -111,10 +111,13 @@ def load_test_questions(script_args: ScriptArguments) -> tuple[Dataset, Callable
         size = script_args.num_train_questions + script_args.num_eval_questions
         entries = reasoning_gym.create_dataset(task, size=size, seed=0)  # whose first entries the questions are
     elif script_args.eval_dataset_name is not None:
-        path = Path(script_args.eval_dataset_name)
-        if path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-            entries = lines if all("source_dataset" in (line.get("metadata") or {}) for line in lines) else None
+        name = script_args.eval_dataset_name
+        is_json = file_loader(name) == "json"
+        rows = read_json(name) if is_json else load_rows(name, None, "train")
+        if all("source_dataset" in (row.get("metadata") or ()) for row in rows):
+            if not is_json:  # where all metadata have the same keys, or are texts
+                raise ValueError(f"`dataset_name`: entries of reasoning-gym must be a file of JSON, got {name!r}.")
+            entries = rows
     if entries is None:
         return dataset, correctness_reward
     return dataset.add_column("index", range(len(dataset))), get_reasoning_gym_reward(entries)
@@ -134,7 +137,7 @@ def main(args: EvaluationArguments, script_args: ScriptArguments) -> None:
     main_model.to(accelerator.device)
 
     if args.reference_file is not None and is_main:
-        alone = TransformersEngine(main_model, tokenizer, args.max_new_tokens or 256)
+        alone = TransformersEngine(main_model, tokenizer, 256 if args.max_new_tokens is None else args.max_new_tokens)
         texts = [extract_answer(str(answer)) for answer in dataset["answer"]]
         is_met = check_main_model(
             alone, tokenizer, list(dataset["prompt"]), texts, args.reference_file, script_args.eval_batch_questions

@@ -15,11 +15,13 @@ optimizer steps:
     python examples/benchmarks/coconut_curriculum.py
     python examples/benchmarks/coconut_curriculum.py --seeds 0 --arms step token --num_operations 2
 
-Printed: held-out accuracy of greedy answers for each seed, and in the mean with 95% intervals (Student's t).
+Printed: held-out accuracy of greedy answers for each seed, and in the mean with 95% intervals over the questions (Wilson's
+score). What another training would give is seen from the seeds.
 """
 
 import json
 import random
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -32,7 +34,7 @@ from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTra
 from trl import SFTConfig, SFTTrainer
 
 from trl_dlr import CoconutSFTConfig, CoconutSFTTrainer
-from trl_dlr.evaluation import mean_interval
+from trl_dlr.evaluation import wilson_interval
 
 
 Data = tuple[Dataset, Dataset]  # to train on, and held out
@@ -191,9 +193,8 @@ def main(args: CurriculumBenchmarkArguments) -> None:
     print(f"\n{'held-out accuracy':<20}{'mean':>8}   {'95%':<16} seeds {args.seeds}, {steps[0]} + {steps[1]} steps")
     for arm in results[0]:
         values = [accuracy[arm] for accuracy in results]
-        mean, low, high = (
-            mean_interval(values, bounds=(0.0, 1.0)) if len(values) > 1 else (values[0], float("nan"), float("nan"))
-        )
+        mean = statistics.fmean(values)
+        low, high = wilson_interval(mean, args.num_eval_questions)
         print(f"{arm:<20}{mean:>8.3f}   [{low:.3f}, {high:.3f}]   " + " ".join(f"{value:.3f}" for value in values))
     if args.output_json is not None:
         Path(args.output_json).write_text(json.dumps({"arguments": vars(args), "accuracy": results}, indent=2))

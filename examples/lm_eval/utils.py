@@ -3,22 +3,21 @@
 """Local files as tasks of lm-evaluation-harness, with the rewards of training."""
 
 import json
-from pathlib import Path
 
 from datasets import Dataset
 
+from trl_dlr.cli.arguments import read_json
 from trl_dlr.rewards import correctness_reward, get_reasoning_gym_reward
 
 
 def load_questions(data_file: str | None = None, **kwargs) -> dict[str, Dataset]:
     if data_file is None:
-        raise ValueError("`data_file` must be given: --metadata data_file=<JSONL file>.")
-    lines = [line for line in Path(data_file).read_text(encoding="utf-8").split("\n") if line.strip()]
-    rows = [json.loads(line) for line in lines]
+        raise ValueError("`data_file` must be given: --metadata data_file=<JSON or JSONL file>.")
+    rows = read_json(data_file)
     columns = {
         "question": [row["question"] if "question" in row else row["problem"] for row in rows],
         "answer": [row["answer"] if "answer" in row else row["solution"] for row in rows],
-        "entry": lines,
+        "entry": [json.dumps(row) for row in rows],
     }
     return {"test": Dataset.from_dict(columns)}
 

@@ -70,6 +70,14 @@ def test_a_template_without_a_question():
         with_prompts(Dataset.from_list(ROWS), None, "Solve {problem}")
 
 
+@pytest.mark.parametrize("name", ["system_prompt", "prompt_template"])
+def test_prompts_that_are_there_are_not_made_anew(name):
+    dataset = Dataset.from_list([{"prompt": "What is 1 + 1?", "question": "What is 2 + 2?", "answer": 2}])
+    assert list(with_prompts(dataset)["prompt"]) == ["What is 1 + 1?"]
+    with pytest.raises(ValueError, match=rf"`{name}` is for questions, .* column 'prompt', .*got 'A {{question}}'"):
+        with_prompts(dataset, **{name: "A {question}"})
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -2,9 +2,12 @@
 
 """The benchmarks run, and say what they promise to: on random weights, so the figures themselves mean nothing."""
 
+import importlib
 import json
 import math
+import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -106,3 +109,17 @@ def test_the_slope_and_the_exponent_of_known_curves(monkeypatch):
     x = [1.0, 2.0, 4.0]
     exponent, _, r_squared = fit([math.log(value) for value in x], [math.log(3 * value**0.5) for value in x])
     assert (exponent, r_squared) == pytest.approx((0.5, 1))
+
+
+@pytest.mark.parametrize("name", ["coconut_curriculum", "warm_start"])
+@pytest.mark.parametrize("accuracy", [[0.25], [0.25, 0.25], [0.0, 0.5], [1.0, 1.0]])
+def test_an_interval_lies_between_0_and_1_and_has_a_width(name, accuracy, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script, found = importlib.import_module(name), iter(accuracy)
+    monkeypatch.setattr(script, "run_seed", lambda *args: {"arm": next(found)})
+    monkeypatch.setattr(script, "logging", MagicMock(), raising=False)
+    monkeypatch.setattr(script, "load_smollm2", lambda: (MagicMock(), None, "nowhere"), raising=False)
+    arguments = script.WarmStartArguments if name == "warm_start" else script.CurriculumBenchmarkArguments
+    script.main(arguments(seeds=list(range(len(accuracy)))))
+    low, high = map(float, re.search(r"\[([^, ]+), (.+)\]   \d", capsys.readouterr().out).groups())
+    assert 0 <= low < high <= 1

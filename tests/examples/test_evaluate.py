@@ -9,10 +9,12 @@ import shutil
 import sys
 import warnings
 
+import fsspec
 import lm_eval
 import pytest
 import reasoning_gym
 import torch
+from datasets import Dataset
 from lm_eval.tasks import TaskManager
 from trl import ModelConfig, TrlParser
 
@@ -243,6 +245,31 @@ def test_tasks_of_reasoning_gym_are_judged_by_themselves():
     answers = [entries[i]["answer"] for i in range(3)]
     assert reward(completions=answers, index=dataset["index"]) == [1.0] * 3
     assert reward(completions=[f"It is {answer}" for answer in answers], index=dataset["index"]) == [-1.0] * 3
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "json.gz", "jsonl.gz", "parquet"])
+def test_entries_of_reasoning_gym_in_files_of_any_kind(tmp_path, kind):
+    entries = json.loads(json.dumps(list(reasoning_gym.create_dataset("letter_counting", size=3, seed=0))))
+    name = str(tmp_path / f"entries.{kind}")
+    arguments = script.ScriptArguments(dataset_name=name)
+    if kind == "parquet":
+        Dataset.from_list(entries).to_parquet(name)
+        with pytest.raises(ValueError, match="entries of reasoning-gym must be a file of JSON, got .*parquet"):
+            script.load_test_questions(arguments)
+        return
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    with fsspec.open(name, "wt", compression="infer") as file:
+        file.write(json.dumps(entries, indent=1) if "jsonl" not in kind else lines)
+    dataset, reward = script.load_test_questions(arguments)
+    assert reward.__name__ == "reasoning_gym_reward" and list(dataset["index"]) == [0, 1, 2]
+    assert script.read_json(name) == entries == [json.loads(entry) for entry in harness_questions(name)["entry"]]
+
+
+def harness_questions(name):
+    spec = importlib.util.spec_from_file_location("lm_eval_utils", ROOT / "examples" / "lm_eval" / "utils.py")
+    utils = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(utils)
+    return utils.load_questions(name)["test"]
 
 
 def test_files_of_maths_problems(tmp_path):

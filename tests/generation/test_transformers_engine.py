@@ -1,13 +1,24 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import sys
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
+from trl_dlr import LatentPolicyModel, ThinkingConfig, fresh_layers
 from trl_dlr.generation import TransformersEngine
 from trl_dlr.generation.text import StopStrings
+from trl_dlr.models.thinking import Thinker
 
 
 PROMPTS = ["A12", "B1", "C123456"]
@@ -220,6 +231,27 @@ def test_a_row_has_one_completion(name):
 def test_what_only_sampling_reads_is_refused_without_it():
     with pytest.raises(ValueError, match="sets temperature, top_k, which have no meaning.*do_sample=True"):
         TransformersEngine(random_main_model(), tiny_tokenizer(), 5, {"top_k": 5, "temperature": 0.5})
+
+
+def test_rows_of_a_cache_are_picked_by_transformers(monkeypatch):
+    # It moves their index to each layer's device; with a `device_map` there are several, and none has them all
+    asked, reorder = [], DynamicCache.reorder_cache
+
+    def spy(cache, rows):
+        asked.append((sys._getframe(1).f_code.co_name, len(rows)))
+        reorder(cache, rows)
+
+    monkeypatch.setattr(DynamicCache, "reorder_cache", spy)
+    main_model, prompts = often_ending_main_model(), tiny_tokenizer()(PROMPTS, padding=True, return_tensors="pt")
+    latent_embeds = 2 * torch.randn(17, 3, 64, generator=torch.Generator().manual_seed(0))
+    engine = TransformersEngine(main_model, tiny_tokenizer(), max_new_tokens=12)
+    engine.generate(ids_of(PROMPTS), latent_embeds, torch.tensor([9, 0, 8]))
+    assert asked[0] == ("_decode_batch", 17) and len(asked) > 1  # after the questions, and when rows have ended
+    with torch.no_grad():
+        Thinker(ThinkingConfig(num_latents=2), tiny_tokenizer(), len(VOCABULARY)).think(main_model, *prompts.values())
+    policy = LatentPolicyModel.from_assistant(fresh_layers(main_model, 1), main_model, tiny_tokenizer())
+    policy.sample(**prompts, num_samples=2)
+    assert asked[-2:] == [("think", 3), ("_read_question", 6)]
 
 
 # ---- Stop strings ----

@@ -354,6 +354,11 @@ def test_limits_and_options_reach_the_decoder(policy_folder):
     assert not loaded.engine.model.training and not loaded.policy.training
 
 
+def test_no_tokens_of_an_answer_are_refused(policy_folder):
+    with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1, got 0"):
+        LatentReasoner.from_pretrained(policy_folder, max_new_tokens=0)
+
+
 def test_another_main_model_is_refused(policy_folder):
     other = random_main_model(seed=1, initializer_range=0.2)
     given = {"main_processing_class": tokenizer()}

@@ -98,6 +98,11 @@ def test_prompts_that_are_longer_than_the_models_positions():
             make_reasoner("soft tokens").generate([prompt])
 
 
+def test_no_tokens_of_an_answer_are_refused():
+    with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1, got 0"):
+        ThinkingReasoner(peaked_model(), tiny_tokenizer(), CONFIGS["markers"], 0)
+
+
 def test_a_model_that_does_not_think_is_refused(tmp_path):
     random_main_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="was not trained to think"):

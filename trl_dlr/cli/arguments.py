@@ -136,6 +136,15 @@ def load_rows(name: str, config: str | None, split: str) -> Dataset:
         raise ValueError(f"`dataset_name`: the file {name!r} cannot be read: {place}.") from error
 
 
+def read_json(name: str) -> list[dict]:
+    """Rows of a local JSON or JSONL file as they stand there, where `datasets` would give all of them the same keys."""
+    with fsspec.open(name, "rt", encoding="utf-8", compression="infer") as file:
+        text = file.read()
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
 def what_is_broken(name: str, loader: str) -> str | None:
     """Where a text file is no JSON, with its line, or that it is empty; `None` if it is neither."""
     if loader == "parquet":
@@ -155,12 +164,24 @@ def what_is_broken(name: str, loader: str) -> str | None:
 
 
 def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_template: str | None = None) -> Dataset:
-    """Questions as prompts: conversational, or text if there is a template. Prompts that are there stay as they are."""
+    """
+    Questions as prompts: conversational, or text if there is a template. Prompts that are there stay as they are.
+
+    Raises:
+        `ValueError`: there are neither prompts nor questions, or prompts and what to make prompts with, or a template
+        without its question.
+    """
     columns = dataset.column_names
     question = next((name for name in QUESTION_COLUMNS if name in columns), None)
     if "prompt" not in columns and question is None:
         raise ValueError(f"`dataset_name` must have a column 'prompt', 'question' or 'problem', has {columns}.")
-
+    if "prompt" in columns:
+        for name, value in (("system_prompt", system_prompt), ("prompt_template", prompt_template)):
+            if value:
+                raise ValueError(
+                    f"`{name}` is for questions, but the dataset has a column 'prompt', which is used as it is, got "
+                    f"{value!r}. Unset `{name}`, or rename or remove that column."
+                )
     if prompt_template is not None and "{question}" not in prompt_template:
         raise ValueError(f"`prompt_template` must have {{question}} in it, got {prompt_template!r}.")
 

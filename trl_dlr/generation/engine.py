@@ -61,6 +61,8 @@ class DecodingEngine(ABC):
         max_new_tokens: int,
         stop_strings: str | list[str] | None = None,
     ):
+        if max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}.")
         self.processing_class = processing_class
         self.max_new_tokens = max_new_tokens
         self.stop_strings = None if stop_strings is None else StopStrings(stop_strings, processing_class)

@@ -183,7 +183,9 @@ class LatentReasoner:
         load |= main_model_init_kwargs or {}
         main_model, main_processing_class = load_main_model(config, main_model, main_processing_class, load)
         policy.attach_main_model(main_model, allow_mismatch=allow_main_model_mismatch)
-        limits = max_new_tokens or config.max_completion_length or 256, generation_kwargs
+        if max_new_tokens is None:
+            max_new_tokens = config.max_completion_length or 256
+        limits = max_new_tokens, generation_kwargs
         if engine == "transformers":
             if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
                 main_model.to(device)

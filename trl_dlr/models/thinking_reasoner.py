@@ -134,7 +134,8 @@ class ThinkingReasoner(LatentReasoner):
         model_card: str | None = None,
     ):
         thinker = Thinker(config, processing_class, model.get_output_embeddings().weight.size(0))
-        max_new_tokens = max_new_tokens or config.max_completion_length or 256
+        if max_new_tokens is None:
+            max_new_tokens = config.max_completion_length or 256
         engine = TransformersEngine(model, processing_class, max_new_tokens, generation_kwargs, batch_size)
         policy = ThinkingPolicy(model, thinker)
         super().__init__(policy, processing_class, engine, processing_class, model_card=model_card)
