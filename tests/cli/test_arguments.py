@@ -78,6 +78,12 @@ def test_prompts_that_are_there_are_not_made_anew(name):
         with_prompts(dataset, **{name: "A {question}"})
 
 
+def test_a_system_message_has_no_place_in_a_template():
+    dataset = Dataset.from_list([{"question": "What is 2 + 2?", "answer": 2}])
+    with pytest.raises(ValueError, match="`system_prompt` is a message of a chat, but `prompt_template` makes plain"):
+        with_prompts(dataset, system_prompt="Be brief.", prompt_template="{question}")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

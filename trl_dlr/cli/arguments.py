@@ -169,7 +169,7 @@ def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_temp
 
     Raises:
         `ValueError`: there are neither prompts nor questions, or prompts and what to make prompts with, or a template
-        without its question.
+        without its question, or one and a system message.
     """
     columns = dataset.column_names
     question = next((name for name in QUESTION_COLUMNS if name in columns), None)
@@ -182,6 +182,11 @@ def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_temp
                     f"`{name}` is for questions, but the dataset has a column 'prompt', which is used as it is, got "
                     f"{value!r}. Unset `{name}`, or rename or remove that column."
                 )
+    if system_prompt and prompt_template is not None:
+        raise ValueError(
+            f"`system_prompt` is a message of a chat, but `prompt_template` makes plain prompts, got {system_prompt!r}. Unset "
+            "either, or write the one into the other."
+        )
     if prompt_template is not None and "{question}" not in prompt_template:
         raise ValueError(f"`prompt_template` must have {{question}} in it, got {prompt_template!r}.")
 
