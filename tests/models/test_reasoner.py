@@ -191,6 +191,25 @@ def test_chat_prompts_are_rendered_for_both_models(reasoner):
     assert "".join(reasoner.stream(chats[0])) == as_text.texts[0]
 
 
+CHAT = [{"role": "user", "content": "A12"}]
+NO_PROMPTS = [
+    ([""], "index 0 that is empty"),
+    (["A12", None], "index 1 that is a NoneType"),
+    (["A12", CHAT], "index 1 that is of another kind than the first"),
+    ([CHAT, [{"role": "user"}]], "index 1 that has a NoneType as 'content'"),
+    ([[{"role": "user", "content": [{"type": "text", "text": "A12"}]}]], "a list of parts as 'content'"),
+]
+
+
+@pytest.mark.parametrize(("prompts", "message"), NO_PROMPTS)
+def test_what_is_no_prompt(reasoner, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        reasoner.generate(prompts)
+    if len(prompts) == 1:
+        with pytest.raises(ValueError, match=message):
+            reasoner.stream(prompts[0])
+
+
 def test_wrong_arguments_of_generate(main_folder, reasoner):
     for prompts in ("A12", [], [{"role": "user", "content": "A12"}]):
         with pytest.raises(ValueError, match="`prompts` must be a list of prompts"):
@@ -354,7 +373,9 @@ def test_limits_and_options_reach_the_decoder(policy_folder):
     assert not loaded.engine.model.training and not loaded.policy.training
 
 
-def test_no_tokens_of_an_answer_are_refused(policy_folder):
+def test_no_tokens_or_rows_of_an_answer_are_refused(policy_folder):
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1 or `None`, got 0"):
+        LatentReasoner.from_pretrained(policy_folder, batch_size=0)
     with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1, got 0"):
         LatentReasoner.from_pretrained(policy_folder, max_new_tokens=0)
 
@@ -550,6 +571,13 @@ def test_batches_of_the_pipeline_answer_as_one_prompt_does(pipe, batch_size):
         assert list(pipe((prompt for prompt in inputs), batch_size=batch_size, max_new_tokens=6)) == alone
         assert pipe(inputs[:1], batch_size=batch_size, max_new_tokens=6) == alone[:1]
     assert pipe(PROMPTS[0], batch_size=batch_size, max_new_tokens=2)[0]["generated_text"].count(" ") == 1
+
+
+def test_no_prompts_for_the_pipeline(pipe):
+    with pytest.raises(ValueError, match=r"The prompts must be at least one, got \[\]"):
+        pipe([])
+    with pytest.raises(ValueError, match="index 0 that is empty"):
+        pipe(["", "A12"])
 
 
 def test_a_pipeline_of_an_adapter(main_folder, tmp_path):

@@ -98,7 +98,14 @@ def test_prompts_that_are_longer_than_the_models_positions():
             make_reasoner("soft tokens").generate([prompt])
 
 
-def test_no_tokens_of_an_answer_are_refused():
+def test_what_is_no_prompt():
+    with pytest.raises(ValueError, match="`prompts` has a prompt at index 1 that is empty"):
+        make_reasoner().generate(["A12", ""])
+
+
+def test_no_tokens_or_rows_of_an_answer_are_refused():
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1 or `None`, got 0"):
+        ThinkingReasoner(peaked_model(), tiny_tokenizer(), CONFIGS["markers"], batch_size=0)
     with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1, got 0"):
         ThinkingReasoner(peaked_model(), tiny_tokenizer(), CONFIGS["markers"], 0)
 

@@ -1,11 +1,12 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
 from tests.trainer.test_options import ON_CPU, ROWS, TRAINERS
 from trl_dlr import CoconutSFTTrainer, LatentGRPOTrainer, LatentRLTrainer, LatentSFTTrainer, SoftTokenGRPOTrainer
+from trl_dlr.trainer.dataset_checks import NUM_STREAMED
 
 
 # Without training, all that `LatentRLTrainer` differs in is what it warns of
@@ -133,11 +134,26 @@ def test_no_prompts(trainer_class, tmp_path, columns, message):
 def test_prompts_that_are_no_text(trainer_class, tmp_path, prompt, message):
     others = "A12" if isinstance(prompt, (str, type(None))) else prompt
     train_dataset = dataset_of(others, prompt, others, others)
-    with pytest.raises(ValueError, match=rf"`train_dataset` has a 'prompt' in row [01] that .*{message}"):
+    with pytest.raises(ValueError, match=rf"`train_dataset` has a prompt at index [01] that .*{message}"):
         make_trainer(trainer_class, tmp_path, train_dataset, templates=["{{ messages[0].content }}"] * 2)
     if isinstance(prompt, str):
-        with pytest.raises(ValueError, match=rf"`eval_dataset` has a 'prompt' in row 1 that .*{message}"):
+        with pytest.raises(ValueError, match=rf"`eval_dataset` has a prompt at index 1 that .*{message}"):
             make_trainer(trainer_class, tmp_path, dataset_of(*["A12"] * 4), eval_dataset=train_dataset)
+
+
+@pytest.mark.parametrize("trainer_class", [LatentGRPOTrainer, SoftTokenGRPOTrainer])
+@pytest.mark.parametrize(
+    ("prompt", "message"), [("", "is empty, got ''"), (None, "is a NoneType"), (say("A12"), "of another kind.*A12")]
+)
+def test_a_later_prompt_of_a_stream(trainer_class, tmp_path, prompt, message):
+    prompts = ["A12"] * NUM_STREAMED + [prompt, "A12"] * 2
+    stream = IterableDataset.from_generator(lambda: ({"prompt": prompt} for prompt in prompts))
+    settings = {"max_steps": 20, "num_iterations": 1, "shuffle_dataset": False, "save_strategy": "no"}
+    trainer = make_trainer(trainer_class, tmp_path, stream, **settings)
+    with pytest.raises(
+        ValueError, match=rf"The dataset, in this rollout, has a prompt at index [0-3] that .*{message}"
+    ):
+        trainer.train()
 
 
 def test_a_message_that_calls_a_tool_needs_no_content(tmp_path):

@@ -3,11 +3,53 @@
 """Prompts as tokens, up to where the answer begins, and completions as text."""
 
 import bisect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from trl.data_utils import is_conversational
+
+
+def check_prompts(prompts: Iterable, name: str) -> None:
+    """
+    Refuse prompts that can be neither tokenized nor rendered, and two kinds of them.
+
+    Args:
+        prompts (`Iterable`):
+            What was given as prompts.
+        name (`str`):
+            What has them, in messages.
+    """
+    first = None
+    for index, prompt in enumerate(prompts):
+        first = prompt if first is None else first
+        found = what_is_wrong_with(prompt)
+        if found is None and isinstance(prompt, str) != isinstance(first, str):
+            found = "is of another kind than the first", "Give texts alone or lists of messages alone"
+        if found is not None:
+            problem, remedy = found
+            raise ValueError(
+                f"{name} has a prompt at index {index} that {problem}, got {str(prompt)[:200]!r}. {remedy}."
+            )
+
+
+def what_is_wrong_with(prompt: Any) -> tuple[str, str] | None:
+    """Why a prompt can be neither tokenized nor rendered, and what to do, or `None` if it can."""
+    empty = "is empty", "Leave it out"
+    if isinstance(prompt, str):
+        return None if prompt.strip() else empty
+    if not isinstance(prompt, list):
+        return f"is a {type(prompt).__name__}", "Give a text or a list of messages"
+    for message in prompt:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return "is no list of messages", "Give each of them a 'role' and a 'content', or give a text"
+        content = message.get("content")
+        if isinstance(content, list):
+            return "has a list of parts as 'content'", "Join their texts into one: only text is read"
+        if not isinstance(content, str) and not message.get("tool_calls"):
+            return f"has a {type(content).__name__} as 'content'", "Give a text"
+    return None if any((message.get("content") or "").strip() for message in prompt) else empty
 
 
 def tokenize_prompts(
@@ -18,12 +60,13 @@ def tokenize_prompts(
 
     Args:
         prompts (`list`):
-            Prompts, all of one kind.
+            Prompts, at least one and all of one kind. What is no prompt is refused, see [`check_prompts`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer, with a chat template if the prompts are conversational.
         chat_template_kwargs (`dict`, *optional*):
             Keyword arguments for the chat template.
     """
+    check_prompts(prompts, "`prompts`")
     if is_conversational({"prompt": prompts[0]}):
         return processing_class.apply_chat_template(
             prompts, add_generation_prompt=True, return_dict=True, **(chat_template_kwargs or {})

@@ -78,6 +78,8 @@ class TransformersEngine(DecodingEngine):
             check_sampling(generation_kwargs, SAMPLING_FIELDS, "Set `do_sample=True` as well")
         stop_strings = generation_kwargs.pop("stop_strings", None)
         super().__init__(model.config, model.generation_config, processing_class, max_new_tokens, stop_strings)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1 or `None`, got {batch_size}.")
         self.model = model
         self.batch_size = batch_size
         neutral = {"do_sample": False, "min_new_tokens": 0}

@@ -76,6 +76,11 @@ class LatentReasoningPipeline(Pipeline):
             model.config.name_or_path, main_model, **{**same, **(reasoner_kwargs or {})}
         )
 
+    def __call__(self, inputs, *args, **kwargs):
+        if isinstance(inputs, (list, tuple)) and not inputs:
+            raise ValueError(f"The prompts must be at least one, got {inputs!r}.")
+        return super().__call__(inputs, *args, **kwargs)
+
     def _sanitize_parameters(self, **kwargs):
         return {}, kwargs, {}
 

@@ -11,6 +11,8 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from ..generation.text import check_prompts
+
 
 OTHER_NAMES = ("question", "problem", "query", "instruction", "input", "text")  # of a column of prompts
 NUM_STREAMED = 16  # rows of a stream that are looked at
@@ -42,7 +44,7 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, args: GRPOConfig) -> N
         )
     for name, dataset in {"train_dataset": train_dataset, **splits(eval_dataset, "eval_dataset")}.items():
         check_rows(dataset, name)
-        check_prompts(dataset, name)
+        check_prompt_column(dataset, name)
     if eval_dataset is not None:
         args.check_evaluation()
     num_prompts = args.generation_batch_size // args.num_generations
@@ -89,7 +91,7 @@ def read_column(dataset: Dataset | IterableDataset, name: str) -> Iterator[Any]:
     return (row[name] for row in itertools.islice(dataset, NUM_STREAMED))
 
 
-def check_prompts(dataset: Dataset | IterableDataset, name: str) -> None:
+def check_prompt_column(dataset: Dataset | IterableDataset, name: str) -> None:
     """
     Refuse a dataset without a column `"prompt"` of texts or conversations, or with images.
 
@@ -111,30 +113,7 @@ def check_prompts(dataset: Dataset | IterableDataset, name: str) -> None:
         elif "messages" in columns:
             hint = " Make one of what comes before the answer in 'messages'."
         raise ValueError(f"`{name}` must have a column 'prompt', has {columns}.{hint}")
-    for index, prompt in enumerate(read_column(dataset, "prompt")):
-        if (found := what_is_wrong_with(prompt)) is not None:
-            problem, remedy = found
-            raise ValueError(
-                f"`{name}` has a 'prompt' in row {index} that {problem}, got {str(prompt)[:200]!r}. {remedy}."
-            )
-
-
-def what_is_wrong_with(prompt: Any) -> tuple[str, str] | None:
-    """Why a prompt can be neither tokenized nor rendered, and what to do, or `None` if it can."""
-    empty = "is empty", "Remove the row"
-    if isinstance(prompt, str):
-        return None if prompt.strip() else empty
-    if not isinstance(prompt, list):
-        return f"is a {type(prompt).__name__}", "Give a text or a list of messages"
-    for message in prompt:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            return "is no list of messages", "Give each of them a 'role' and a 'content', or give a text"
-        content = message.get("content")
-        if isinstance(content, list):
-            return "has a list of parts as 'content'", "Join their texts into one: this trainer reads text alone"
-        if not isinstance(content, str) and not message.get("tool_calls"):
-            return f"has a {type(content).__name__} as 'content'", "Give a text"
-    return None if any((message.get("content") or "").strip() for message in prompt) else empty
+    check_prompts(read_column(dataset, "prompt"), f"`{name}`")
 
 
 def check_chat_templates(

@@ -21,7 +21,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad, use_adapter
 
 from ..generation import tokenize_prompts
-from ..generation.text import as_completions
+from ..generation.text import as_completions, check_prompts
 from ..models import LatentPolicyOutput
 from ..models.distributions import Density, concatenate, put_rows
 from ..models.latent_policy import disable_dropout
@@ -301,6 +301,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             self.processing_class, self._tokenizer = own
 
     def _generate(self, prompts: list):
+        check_prompts(prompts, "The dataset, in this rollout,")  # only the first rows of a stream were looked at
         self._assistant_prompt_ids, *_ = self._tokenize_prompts(prompts)
         with self._main_model_speaks():
             _, completion_ids, tool_mask, _, *others = super()._generate(prompts)

@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, pad
 
-from ..generation.text import StopStrings, as_completions, decode_completions, tokenize_prompts
+from ..generation.text import StopStrings, as_completions, check_prompts, decode_completions, tokenize_prompts
 from ..models.hub import hub_arguments
 from ..models.latent_policy import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
@@ -206,6 +206,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
     # ---- Rollout: latents, then tokens ----
 
     def _tokenize_prompts(self, prompts: list):
+        check_prompts(prompts, "The dataset, in this rollout,")  # only the first rows of a stream were looked at
         prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
         return [ids + self.thinker.start_ids for ids in prompt_ids], images, multimodal_fields
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 from trl.data_utils import is_conversational
 
-from .dataset_checks import check_prompts, check_rows, column_names, read_column, splits
+from .dataset_checks import check_prompt_column, check_rows, column_names, read_column, splits
 
 
 logger = get_logger(__name__)
@@ -60,7 +60,7 @@ def with_worked_columns(
             raise ValueError(f"`{dataset_name}_dataset` must have a column {name!r} or {other!r}, has {columns}.")
         if name not in columns:
             dataset = with_column(dataset, name, other)
-    check_prompts(dataset, f"{dataset_name}_dataset")
+    check_prompt_column(dataset, f"{dataset_name}_dataset")
     for index, completion in enumerate(read_column(dataset, "completion")):
         is_message = isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict)
         if not isinstance(completion[0].get("content") if is_message else completion, str):
