@@ -128,7 +128,6 @@ def test_every_command_has_help_that_teaches(cli, command):
         ),
         (["report", "--output_dir", "policy"], "trl-dlr report: error: `output_dir='policy'` has no report/run.json"),
         (["plan", "--config", "run.yaml", "--num_generations", 7], "trl-dlr plan: error: "),
-        (["train", "--config", "missing.yaml"], "trl-dlr train: error: "),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(cli, argv, message, monkeypatch):
@@ -177,6 +176,8 @@ def test_a_file_that_is_no_configuration_exits_with_2(cli, workplace, content, m
     for command in ("generate", "train"):
         code, _, err = cli(command, "--config", "bad.yaml")
         assert code == 2 and message in err.splitlines()[-1]
+        code, _, err = cli(command, "--config", "missing.yaml")
+        assert code == 2 and "the file 'missing.yaml' cannot be read: No such file" in err.splitlines()[-1]
     assert cli("generate", "--config")[0] == 2
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
 from trl_dlr import LatentPolicyModel, fresh_layers
-from trl_dlr.evaluation import answer_questions, controls, evaluate_latents, score_answers
+from trl_dlr.evaluation import answer_questions, controls, evaluate_latents, preflight, score_answers
 from trl_dlr.evaluation.table import evaluate_row
 from trl_dlr.generation import TransformersEngine
 from trl_dlr.models.reasoner import LatentReasoner
@@ -121,6 +121,21 @@ def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
 def test_unknown_control():
     with pytest.raises(ValueError, match="latents.*own, mean, zero, none, shuffled, anchors, fresh_head.*twin"):
         evaluate_latents(EchoReasoner(), distinct(2), is_own, is_own, latents="twin")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kwargs", "message"),
+    [
+        ([{"prompt": "A12"}], {}, "`dataset` must be a `datasets.Dataset` with a column 'prompt', got list"),
+        (distinct(2).rename_column("prompt", "question"), {}, r"with a column 'prompt', got \['question'"),
+        (distinct(2), {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        (distinct(2), {"num_samples": 0}, "`num_samples` must be at least 1, got 0"),
+    ],
+)
+def test_what_are_no_questions(dataset, kwargs, message):
+    for function in (evaluate_latents, preflight):
+        with pytest.raises(ValueError, match=message):
+            function(EchoReasoner(), dataset, is_own, **kwargs)
 
 
 def make_reasoner(**config_kwargs):

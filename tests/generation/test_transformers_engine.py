@@ -314,8 +314,9 @@ def test_a_stop_string_may_be_part_of_a_token_or_many():
         assert lengths[0] == len(stop_strings.cut(ids))
     none = StopStrings(["x", "4<stop>"], tokenizer)
     assert none.cut(ids) == ids and not none.are_in(ids)
-    with pytest.raises(ValueError, match="stop_strings.*at least one text that is not empty"):
-        StopStrings([""], tokenizer)
+    for bad in ([""], [], [5], 5):
+        with pytest.raises(ValueError, match=r"stop_strings.*at least one text that is not empty, got [\[5]"):
+            StopStrings(bad, tokenizer)
 
 
 # ---- Text ----

@@ -526,6 +526,14 @@ def test_an_adapter_of_another_trainer_is_told_apart(main_folder, tmp_path):
         LatentReasoner.from_pretrained(str(tmp_path))
 
 
+def test_an_adapter_of_a_model_that_was_built_in_memory(tmp_path):
+    get_peft_model(random_main_model(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match="is an adapter that names no base model"):
+        LatentReasoner.from_pretrained(str(tmp_path))
+
+
 def test_a_model_that_thinks_is_told_from_a_policy(main_folder, tmp_path):
     main_model = type(random_main_model()).from_pretrained(main_folder)
     ThinkingReasoner(main_model, tokenizer(), ThinkingConfig(num_latents=2)).save_pretrained(tmp_path)

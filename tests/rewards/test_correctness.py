@@ -183,3 +183,9 @@ def test_works_outside_the_main_thread():
     thread.start()
     thread.join()
     assert results == [1.0]
+
+
+def test_a_gold_answer_for_each_completion():
+    for column in ("answer", "solution"):
+        with pytest.raises(ValueError, match=f"`{column}` must hold .*got 1 for 2 completions"):
+            correctness_reward(["1", "2"], **{column: ["1"]})

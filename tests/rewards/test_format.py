@@ -57,12 +57,13 @@ def test_other_tags_and_patterns():
     assert number.__name__ == "number_alone"
 
 
-@pytest.mark.parametrize("tags", [[], "answer", ["a b"]])
+@pytest.mark.parametrize("tags", [[], "answer", ["a b"], [1], 1])
 def test_bad_tags(tags):
     with pytest.raises(ValueError, match="tags"):
         get_tag_format_reward(tags)
 
 
 def test_bad_pattern():
-    with pytest.raises(ValueError, match="pattern"):
-        get_pattern_reward("(")
+    for pattern in ("(", 5):
+        with pytest.raises(ValueError, match="`pattern` must be a regular expression, got"):
+            get_pattern_reward(pattern)

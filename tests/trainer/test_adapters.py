@@ -144,3 +144,6 @@ def test_rewards_in_a_tuple(trainer_class, tmp_path):
     assert trainer.reward_func_names == ["ones", "twos"] and [f([""]) for f in trainer.reward_funcs] == [[1.0], [2.0]]
     with pytest.raises(ValueError, match="`reward_funcs` must be functions, models or names of models.*got dict"):
         make_trainer(trainer_class, tmp_path, dataset, trainer_kwargs={"reward_funcs": {"a": ones}})
+    for nothing, message in ((None, "must be functions, models.*got NoneType"), ([], "at least one reward function")):
+        with pytest.raises(ValueError, match=f"`reward_funcs` .*{message}"):
+            make_trainer(trainer_class, tmp_path, dataset, trainer_kwargs={"reward_funcs": nothing})

@@ -1,5 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import re
+
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
@@ -197,6 +199,16 @@ def test_conversations_for_a_model_without_a_template(trainer_class, tmp_path):
 def test_answers_that_are_no_text(trainer_class, tmp_path, completion):
     train_dataset = dataset_of(*["A12"] * 4, completion=completion)
     with pytest.raises(ValueError, match="`train_dataset` has a 'completion' that is neither a text nor.*in row 0"):
+        make_trainer(trainer_class, tmp_path, train_dataset)
+
+
+@pytest.mark.parametrize("trainer_class", ON_ANSWERS)
+@pytest.mark.parametrize("steps", ["1 + 1 = 2", [1, 2], [None]])
+def test_steps_that_are_no_list_of_texts(trainer_class, tmp_path, steps):
+    train_dataset = dataset_of(*["A12"] * 4, steps=steps)
+    with pytest.raises(
+        ValueError, match=rf"`train_dataset` has 'steps' that are no .*row 0, got '{re.escape(str(steps))}'"
+    ):
         make_trainer(trainer_class, tmp_path, train_dataset)
 
 

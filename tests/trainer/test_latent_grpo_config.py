@@ -12,6 +12,43 @@ from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
 from trl_dlr.trainer.remedy_arguments import RemedyArguments
 
 
+@pytest.mark.parametrize("config_class", [LatentGRPOConfig, SoftTokenGRPOConfig])
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"loss_type": "nope"}, "`loss_type` must be one of grpo, dr_grpo.*got 'nope'"),
+        ({"importance_sampling_level": "word"}, "`importance_sampling_level` must be one of token, sequence.*'word'"),
+        ({"scale_rewards": "nope"}, "`scale_rewards` must be one of group, batch, none.*'nope'"),
+        ({"multi_objective_aggregation": "sum"}, "`multi_objective_aggregation` must be one of.*'sum'"),
+        ({"num_iterations": 0}, "`num_iterations` must be at least 1, got 0"),
+        ({"num_generations": 0}, "`num_generations` must be at least 2, got 0"),
+        ({"steps_per_generation": 0}, "`steps_per_generation` must be at least 1, got 0"),
+        ({"epsilon": -1.0}, "`epsilon` must be a number of at least 0, got -1.0"),
+        ({"epsilon_high": float("nan")}, "`epsilon_high` must be a number of at least 0, got nan"),
+        ({"delta": 0.0}, "`delta` must be a positive number, got 0.0"),
+        ({"sapo_temperature_neg": 0.0}, "`sapo_temperature_neg` must be a positive number, got 0.0"),
+    ],
+)
+def test_bad_options_of_trl(tmp_path, config_class, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        config_class(str(tmp_path / "run"), bf16=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"temperature": 0.0}, "`temperature` must be a positive number, got 0.0"),
+        ({"repetition_penalty": -1.0}, "`repetition_penalty` must be a positive number, got -1.0"),
+        ({"top_p": 0.0}, "`top_p` must be above 0 and at most 1, got 0.0"),
+        ({"min_p": 2.0}, "`min_p` must be between 0 and 1 or unset, got 2.0"),
+        ({"top_k": -1}, "`top_k` must be at least 0"),
+    ],
+)
+def test_bad_options_of_sampling(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SoftTokenGRPOConfig(str(tmp_path / "run"), bf16=False, **kwargs)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

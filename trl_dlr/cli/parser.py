@@ -52,11 +52,13 @@ class CommandParser(TrlParser):
         place = args.index("--config")
         if place + 1 == len(args):
             self.error("--config needs the path of a YAML file")
-        with open(args[place + 1], encoding="utf-8") as file:
-            try:
+        try:
+            with open(args[place + 1], encoding="utf-8") as file:
                 config = yaml.safe_load(file)
-            except yaml.YAMLError as error:
-                self.error(f"{args[place + 1]} is no YAML: {' '.join(str(error).split())}")
+        except OSError as error:
+            self.error(f"--config: the file {args[place + 1]!r} cannot be read: {error.strerror}")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            self.error(f"{args[place + 1]} is no YAML: {' '.join(str(error).split())}")
         if not isinstance(config, dict):
             self.error(f"{args[place + 1]} must hold lines like 'learning_rate: 1e-4', but is {config!r:.80}")
         return config, args[:place] + args[place + 2 :]

@@ -65,6 +65,15 @@ def answer_questions(
     """
     if latents not in reasoner.controls:
         raise ValueError(f"`latents` must be one of {', '.join(reasoner.controls)}, got {latents!r}.")
+    if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names:
+        found = dataset.column_names if isinstance(dataset, Dataset) else type(dataset).__name__
+        raise ValueError(
+            f"`dataset` must be a `datasets.Dataset` with a column 'prompt', got {found}. `Dataset.from_list` makes one of "
+            "a list of rows."
+        )
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if len(dataset) == 0:
         raise ValueError("`dataset` must hold at least one question, and is empty.")
     if latents not in SAMPLED:

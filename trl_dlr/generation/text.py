@@ -119,8 +119,9 @@ class StopStrings(StoppingCriteria):
     """
 
     def __init__(self, stop_strings: str | list[str], processing_class: PreTrainedTokenizerBase):
-        self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-        if not self.stop_strings or not all(isinstance(text, str) and text for text in self.stop_strings):
+        self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+        is_list = isinstance(self.stop_strings, (list, tuple)) and len(self.stop_strings) > 0
+        if not is_list or not all(isinstance(text, str) and text for text in self.stop_strings):
             raise ValueError(f"`stop_strings` must be at least one text that is not empty, got {stop_strings!r}.")
         self.processing_class = processing_class
         # A token may stand for a byte; a first one may lose its space

@@ -490,6 +490,11 @@ def load_policy(
             base = LatentPolicyModel.from_pretrained(base_name, subfolder=subfolder, **kwargs, **here)
         else:
             config = PeftConfig.from_pretrained(name, **here)
+            if config.base_model_name_or_path is None:
+                raise ValueError(
+                    f"{name!r} is an adapter that names no base model (`base_model_name_or_path` in its "
+                    "`adapter_config.json`): it was built in memory. Save that policy, and set the name to its folder."
+                )
             there = {"revision": config.revision, **hub}
             found = _model_type(config.base_model_name_or_path, **there)
             if found != LatentPolicyConfig.model_type:

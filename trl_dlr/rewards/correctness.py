@@ -88,6 +88,10 @@ def correctness_reward(
     column, golds = ("answer", answer) if answer is not None else ("solution", solution)
     if golds is None:
         raise ValueError("`correctness_reward` needs gold answers, but there is no column `answer` or `solution`.")
+    if len(golds) != len(completions):
+        raise ValueError(
+            f"`{column}` must hold a gold answer for each completion, got {len(golds)} for {len(completions)} completions."
+        )
     same_expression, rewards = InTime(math_judge.same_expression, len(completions)), []
     for completion, gold in zip(completions, golds, strict=True):
         if not isinstance(gold, str | Number) or str(gold).strip().lower() in ("", "nan"):

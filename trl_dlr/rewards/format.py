@@ -30,7 +30,7 @@ def get_pattern_reward(pattern: str, name: str = "format_reward") -> Callable[..
     """
     try:
         compiled = re.compile(pattern, re.DOTALL)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(f"`pattern` must be a regular expression, got {pattern!r}: {error}.") from error
 
     def format_reward(completions: list[str] | list[list[dict[str, Any]]], **kwargs) -> list[float]:
@@ -59,7 +59,8 @@ def get_tag_format_reward(tags: Sequence[str] = ("think", "answer")) -> Callable
     [1.0, -1.0]
     ```
     """
-    if isinstance(tags, str) or not tags or not all(re.fullmatch(r"\w[\w-]*", tag) for tag in tags):
+    is_list = isinstance(tags, Sequence) and not isinstance(tags, str) and len(tags) > 0
+    if not is_list or not all(isinstance(tag, str) and re.fullmatch(r"\w[\w-]*", tag) for tag in tags):
         raise ValueError(
             f"`tags` must be a non-empty sequence of tag names such as ('think', 'answer'), got {tags!r}."
         )

@@ -298,13 +298,15 @@ def as_reward_funcs(reward_funcs: Any) -> Any:
     if isinstance(reward_funcs, tuple):
         reward_funcs = list(reward_funcs)
     several = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    if not several:
+        raise ValueError("`reward_funcs` must hold at least one reward function, got [].")
     for reward_func in several:
-        if reward_func is not None and not isinstance(reward_func, str) and not callable(reward_func):
+        if not isinstance(reward_func, str) and not callable(reward_func):
             raise ValueError(
                 "`reward_funcs` must be functions, models or names of models, one or a list of them, got "
                 f"{type(reward_func).__name__}."
             )
-    named = [f if f is None or isinstance(f, (str, nn.Module)) else naming_itself(f) for f in several]
+    named = [f if isinstance(f, (str, nn.Module)) else naming_itself(f) for f in several]
     return named if isinstance(reward_funcs, list) else named[0]
 
 

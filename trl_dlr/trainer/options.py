@@ -2,6 +2,7 @@
 
 """Options of a training: which of TRL's have no meaning here, which were set, and what may be said of them."""
 
+import math
 import re
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
@@ -33,6 +34,15 @@ def without_secrets(value: Any, name: str = "") -> Any:
     if isinstance(value, str):
         return f"<{name.upper()}>" if SECRET_NAME.search(name) else URL_CREDENTIALS.sub("<CREDENTIALS>@", value)
     return value
+
+
+# What TRL would only refuse in the first loss
+GROUP_CHOICES = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 
 
 def default_of(field: Field) -> Any:
@@ -93,10 +103,27 @@ class GroupArguments:
     )
 
     def __post_init__(self):
+        if self.num_generations < 2:
+            raise ValueError(
+                f"`num_generations` must be at least 2, got {self.num_generations}: one answer to a question has nothing to "
+                "be compared with."
+            )
         if self.per_device_eval_batch_size is None:
             size = self.num_generations_eval or self.num_generations
             self.per_device_eval_batch_size = size * max(1, self.per_device_train_batch_size // size)
         super().__post_init__()
+        for name in ("num_iterations", "steps_per_generation", "generation_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name, choices in GROUP_CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        for name in ("epsilon", "epsilon_high"):
+            if (value := getattr(self, name)) is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
+        for name in ("delta", "sapo_temperature_neg", "sapo_temperature_pos"):
+            if (value := getattr(self, name)) is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a positive number, got {value}.")
 
     def check_evaluation(self) -> None:
         """Refuse evaluation batches that cannot hold all answers to a question."""

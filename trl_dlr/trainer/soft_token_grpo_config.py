@@ -1,5 +1,6 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import math
 from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
@@ -116,6 +117,15 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
         super().__post_init__()
         refuse_options(self, REFUSED_OPTIONS, GRPOConfig, "SoftTokenGRPOTrainer")
         self.check_remedies()
+        for name in ("temperature", "repetition_penalty"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` must be above 0 and at most 1, got {self.top_p}.")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"`min_p` must be between 0 and 1 or unset, got {self.min_p}.")
+        if self.top_k < 0:
+            raise ValueError(f"`top_k` must be at least 0 (which keeps all), got {self.top_k}.")
         own = set(SAMPLING_FIELDS) & self.__dataclass_fields__.keys() | {"repetition_penalty"}
         check_generation_kwargs(
             self.generation_kwargs or {},

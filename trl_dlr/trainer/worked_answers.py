@@ -75,6 +75,12 @@ def with_worked_columns(
             f"`{dataset_name}_dataset` must have a column 'steps', a list of texts, for a curriculum of "
             f"`num_stages={num_stages}` stages. It has {columns}."
         )
+    for index, steps in enumerate(read_column(dataset, "steps") if "steps" in columns else ()):
+        if steps is not None and not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
+            raise ValueError(
+                f"`{dataset_name}_dataset` has 'steps' that are no list of texts in row {index}, got {str(steps)[:200]!r}. "
+                "Give a list with a text for each step."
+            )
     if "steps" in columns and (empty := [i for i, steps in enumerate(read_column(dataset, "steps")) if not steps]):
         raise ValueError(f"`{dataset_name}_dataset` has no 'steps' in {len(empty)} rows, the first is {empty[0]}.")
     return dataset
