@@ -367,6 +367,21 @@ def test_a_run_resumed_in_a_later_epoch_goes_on_with_the_same_rows(tmp_path, sto
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("name", ["beta", "gamma", "hybrid_coef"])
+def test_a_term_that_the_stored_rollout_knows_nothing_of_is_refused(tmp_path, name):
+    make_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    trainer = make_trainer(tmp_path, **{name: 0.1})
+    with pytest.raises(ValueError, match=rf"`loss_terms` was \[\] in its run, and is \['{name}'\] now"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_another_policy_is_refused(tmp_path):
+    make_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    trainer = make_trainer(tmp_path, policy_kwargs={"sigma": 3.0})
+    with pytest.raises(ValueError, match=r"`sigma` was 1.0 in its policy, and is 3.0 now"):
+        trainer.train(resume_from_checkpoint=True)
+
+
 # ---- The hybrid term ----
 
 
@@ -617,6 +632,15 @@ def test_a_reward_function_that_raises_is_named_and_keeps_its_traceback(tmp_path
     assert raised.value.__cause__.__traceback__.tb_next.tb_frame.f_code.co_name == "picky_reward"
 
 
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf")])
+def test_an_infinite_reward_is_refused(tmp_path, bad):
+    def endless_reward(completions, **kwargs):
+        return [0.0] * (len(completions) - 1) + [bad]
+
+    with pytest.raises(ValueError, match=f"'endless_reward' returned {bad}, which leaves no mean"):
+        make_trainer(tmp_path, reward_funcs=endless_reward).train()
+
+
 def test_an_async_reward_function_that_raises_is_named(tmp_path):
     async def slow_reward(completions, **kwargs):
         raise OSError("no answer")
@@ -766,6 +790,18 @@ def shared(main_model):
 
 
 BAD_INPUT = {
+    "fields of a policy": (
+        lambda main: {"main_model": main, "model": make_policy(main), "sigma": 2.0, "num_latents": 3},
+        "`sigma=2.0` is of a new policy, but the one given as `model` has 1.0",
+    ),
+    "vocabulary of the assistant": (
+        lambda main: {"main_model": main, "model": make_policy(main, assistant=gpt2(vocab_size=20))},
+        "`processing_class` has 25 tokens, but GPT2Model has embeddings for 20",
+    ),
+    "vocabulary of the main model": (
+        lambda main: {"main_model": random_main_model(vocab_size=20), "model": gpt2()},
+        "`main_processing_class` has 25 tokens, but LlamaForCausalLM has embeddings for 20",
+    ),
     "sizes": (
         lambda main: {"main_model": random_main_model(hidden_size=32), "model": make_policy(main)},
         "size 32.*size 64",

@@ -16,6 +16,7 @@ from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokeni
 from tests.trainer.test_latent_grpo_trainer import gpt2, history, make_policy, make_trainer, weights
 from tests.trainer.test_learning import accuracy, make_learner
 from trl_dlr import LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer, fresh_layers
+from trl_dlr.models.reasoner import load_policy
 from trl_dlr.trainer.curriculum import keep_after_stage
 
 
@@ -241,6 +242,18 @@ def test_lora_trains_and_is_saved_with_its_policy(tmp_path):
     trainer.save_model(tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert LatentPolicyModel.from_pretrained(config["base_model_name_or_path"])
+
+    # Which goes on training as it is, with the trainer that comes next
+    first = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer = make_trainer(tmp_path, model=str(tmp_path / "adapter"), main_model=trainer.main_model, max_steps=1)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in trainer.model.state_dict().items())
+    trainer.train()
+    moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, first[name])}
+    assert moved and all("lora_" in name or "modules_to_save" in name for name in moved)
+    trainer.save_model()
+    trained = trainer.model.state_dict()
+    loaded = load_policy(trainer.args.output_dir).state_dict()
+    assert all(torch.equal(trained[name], tensor) for name, tensor in loaded.items())
 
 
 @pytest.mark.parametrize("stop", [3, 4])

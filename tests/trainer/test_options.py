@@ -44,6 +44,12 @@ ON_CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": T
             {"proxies": {"https": f"http://me:{SECRET}@proxy:80"}},
             {"proxies": {"https": "http://<CREDENTIALS>@proxy:80"}},
         ),
+        (
+            {"url": f"http://h/?a=1&api_key={SECRET}&b=2", "run_name": f"t?token={SECRET}"},
+            {"url": "http://h/?a=1&api_key=<CREDENTIALS>&b=2", "run_name": "t?token=<CREDENTIALS>"},
+        ),
+        ({"headers": {"x": f"Bearer {SECRET}"}}, {"headers": {"x": "Bearer <CREDENTIALS>"}}),
+        ({"private_key": SECRET, "pwd": SECRET}, {"private_key": "<PRIVATE_KEY>", "pwd": "<PWD>"}),
         ({"token": True, "password": None}, {"token": True, "password": None}),
         (
             {"max_new_tokens": 5, "bos_token_id": 3, "name": "a@b"},
@@ -53,6 +59,13 @@ ON_CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": T
 )
 def test_what_is_called_a_secret_is_not_shown(value, shown):
     assert without_secrets(value) == shown
+
+
+@pytest.mark.parametrize("config_class", [*POLICY_CONFIGS, SoftTokenGRPOConfig, LatentRLConfig])
+def test_what_is_saved_with_the_model_must_hold_no_secret(config_class, tmp_path):
+    with pytest.raises(ValueError, match=r"`chat_template_kwargs` .* must hold no secret, got .*<API_KEY>") as raised:
+        config_class(str(tmp_path), chat_template_kwargs={"api_key": SECRET}, **ON_CPU)
+    assert SECRET not in str(raised.value)
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)

@@ -305,6 +305,7 @@ def test_evaluation_reports_the_held_out_reward(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"model": random_main_model(vocab_size=20)}, "`processing_class` has 25 tokens, but LlamaForCausalLM has"),
         ({"num_latents": 0}, "`num_latents` must be at least 1, got 0"),
         (
             {"num_latents": 30, "max_completion_length": 32},

@@ -462,10 +462,11 @@ def load_policy(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | None = None,
+    is_trainable: bool = False,
 ) -> LatentPolicyModel | PeftModel:
     """
     A saved policy in float32, or an adapter on the policy that it was trained on, which lies beside it or where the
-    adapter's configuration says.
+    adapter's configuration says. `is_trainable` is PEFT's: whether the adapter is loaded to go on training it.
     """
     name, hub = pretrained_model_name_or_path, {"token": token, "cache_dir": cache_dir}
     here = {"revision": revision, **hub}
@@ -504,7 +505,7 @@ def load_policy(
                     "`AutoPeftModelForCausalLM`, or if it thinks by itself with `ThinkingReasoner`."
                 )
             base = LatentPolicyModel.from_pretrained(config.base_model_name_or_path, **kwargs, **there)
-        return PeftModel.from_pretrained(base, name, **here)
+        return PeftModel.from_pretrained(base, name, is_trainable=is_trainable, **here)
 
 
 def _model_type(name: str, **hub) -> str | None:

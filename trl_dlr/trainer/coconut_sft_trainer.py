@@ -36,7 +36,7 @@ from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
 from .coconut_sft_config import MARKERS, CoconutSFTConfig
-from .construction import check_adapter, load_causal_lm, refuse_fsdp
+from .construction import check_adapter, check_vocabulary, load_causal_lm, refuse_fsdp
 from .curriculum import CurriculumMixin
 from .dataset_checks import check_chat_templates
 from .markers import add_markers, train_markers
@@ -195,6 +195,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
                 processing_class = AutoTokenizer.from_pretrained(name, **hub)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise ValueError(f"`processing_class` must be a tokenizer, got {type(processing_class).__name__}.")
+        check_vocabulary(model, processing_class, "processing_class")
         if processing_class.eos_token is None:
             raise ValueError("`processing_class` has no `eos_token`, which ends an answer. Set one.")
         markers = {name: getattr(args, name) for name in MARKERS}

@@ -5,6 +5,7 @@
 import copy
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMSer
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
 from ..models.hub import check_location, find_file, hub_arguments, readable_damage
+from ..models.reasoner import load_policy
 from .latent_grpo_config import LatentGRPOConfig
 from .policy_arguments import LatentPolicyArguments
 
@@ -55,6 +57,7 @@ def assemble(
     model = build_policy(model, main_model, main_processing_class, args)
     check_adapter(model, None)
     policy = model.get_base_model() if is_peft_model(model) else model
+    args.check_policy(policy.config)
     if args.chat_template_kwargs is None:
         args.chat_template_kwargs = policy.config.chat_template_kwargs
     policy.config.chat_template_kwargs = args.chat_template_kwargs
@@ -63,6 +66,8 @@ def assemble(
     if processing_class is None:
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         processing_class = assistant_tokenizer(policy, main_model, main_processing_class, **hub)
+    check_vocabulary(policy.assistant, processing_class, "processing_class")
+    check_vocabulary(main_model, main_processing_class, "main_processing_class")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # which Trainer would align with a warning
         token = getattr(processing_class, name)
         for config in (policy.config, policy.generation_config):
@@ -160,13 +165,23 @@ def load_tokenizer(model: str | PreTrainedModel, name: str, **kwargs) -> PreTrai
         return AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left", **kwargs)
 
 
+def check_vocabulary(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer with tokens that a model has no embeddings for; `name` is the argument to blame."""
+    num_embeddings = model.get_input_embeddings().weight.size(0)
+    if len(processing_class) > num_embeddings:
+        raise ValueError(
+            f"`{name}` has {len(processing_class)} tokens, but {type(model).__name__} has embeddings for {num_embeddings}. "
+            "Give the tokenizer that belongs to it, or resize the embeddings (`resize_token_embeddings`)."
+        )
+
+
 def build_policy(
     model: str | PreTrainedModel,
     main_model: PreTrainedModel,
     main_processing_class: PreTrainedTokenizerBase,
     args: LatentPolicyArguments,
 ) -> PreTrainedModel:
-    """The policy to train: a saved or given [`LatentPolicyModel`], or a new one around an assistant."""
+    """The policy to train: a saved or given [`LatentPolicyModel`] or adapter of one, or a new one around an assistant."""
     if model is main_model:
         raise ValueError(
             "`model` and `main_model` are the same object, but one is trained and the other frozen. Pass an assistant "
@@ -175,8 +190,12 @@ def build_policy(
     init_kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if isinstance(model, str):
         check_location(model)
-        config = AutoConfig.from_pretrained(model, **hub_arguments(init_kwargs))
-        if config.model_type == LatentPolicyConfig.model_type:
+        hub = {name: init_kwargs[name] for name in ("revision", "token", "cache_dir") if name in init_kwargs}
+        if find_file(model, "adapter_config.json", **hub) is not None:
+            model = load_policy(model, is_trainable=True, **hub)
+        elif (
+            AutoConfig.from_pretrained(model, **hub_arguments(init_kwargs)).model_type == LatentPolicyConfig.model_type
+        ):
             model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **init_kwargs})
     policy = model.get_base_model() if not isinstance(model, str) and is_peft_model(model) else model
     if not isinstance(policy, LatentPolicyModel):
@@ -294,7 +313,7 @@ def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> Pe
 
 
 def as_reward_funcs(reward_funcs: Any) -> Any:
-    """What was given as `reward_funcs`, as TRL takes it, each with its name in the error if it raises."""
+    """What was given as `reward_funcs`, as TRL takes it, each with its name in the error if it fails."""
     if isinstance(reward_funcs, tuple):
         reward_funcs = list(reward_funcs)
     several = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
@@ -311,27 +330,37 @@ def as_reward_funcs(reward_funcs: Any) -> Any:
 
 
 def naming_itself(reward_func: Callable) -> Callable:
-    """`reward_func`, with its name in the error if it raises; the original traceback stays."""
+    """`reward_func`, with its name in the error if it raises, with its traceback, or if a reward is infinite."""
     name = get_callable_name(reward_func)
 
     def error(cause: Exception) -> RuntimeError:
         return RuntimeError(f"The reward function '{name}' raised {type(cause).__name__}: {cause}")
 
+    def finite(rewards: list[float | None]) -> list[float | None]:
+        if infinite := [reward for reward in rewards if reward is not None and math.isinf(reward)]:
+            raise ValueError(
+                f"The reward function '{name}' returned {infinite[0]}, which leaves no mean to compare with. Return a number, "
+                "or None where there is no reward."
+            )
+        return rewards
+
     if is_async_callable(reward_func):
 
         async def wrapped(*args, **kwargs):
             try:
-                return await reward_func(*args, **kwargs)
+                rewards = await reward_func(*args, **kwargs)
             except Exception as cause:
                 raise error(cause) from cause
+            return finite(rewards)
 
     else:
 
         def wrapped(*args, **kwargs):
             try:
-                return reward_func(*args, **kwargs)
+                rewards = reward_func(*args, **kwargs)
             except Exception as cause:
                 raise error(cause) from cause
+            return finite(rewards)
 
     functools.update_wrapper(wrapped, reward_func)
     wrapped.__name__ = name

@@ -766,6 +766,8 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         record["run"]["prescreening"] = self.prescreener is not None
         for name in ("num_generations", "num_iterations", "steps_per_generation"):
             record["run"][name] = getattr(self.args, name)
+        # What a stored rollout has to hold
+        record["run"]["loss_terms"] = [n for n in ("beta", "gamma", "hybrid_coef") if getattr(self.args, n) > 0]
         return record
 
     def _save_beside_policy(self, folder: str) -> None:

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 
 
-SECRET_NAME = re.compile(
-    r"(^|[_-])(token|api[_-]?key|access[_-]?key|secret([_-]?key)?|password|credentials?|authorization|auth)$", re.I
+NAMES_OF_SECRETS = r"(token|(api|access|private)[_-]?key|secret([_-]?key)?|passw(or)?d|pwd|credentials?|authorization|auth|bearer|cookie)"
+SECRET_NAME = re.compile(rf"(^|[_-]){NAMES_OF_SECRETS}$", re.I)
+SECRET_IN_TEXT = re.compile(  # of an URL, or a header
+    rf"(?<=://)[^/\s@]+(?=@)|((?<![a-z]){NAMES_OF_SECRETS}=|\bbearer )[^&\s]+", re.I
 )
-URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
     """
     `value` as it may be printed, saved or uploaded: texts with the name of a secret, at any depth, are replaced by that
-    name, as in [`~transformers.TrainingArguments.to_dict`], and so are credentials in URLs.
+    name, as in [`~transformers.TrainingArguments.to_dict`], and so are credentials in URLs and headers.
 
     Args:
         value (`Any`):
@@ -32,7 +33,7 @@ def without_secrets(value: Any, name: str = "") -> Any:
     if isinstance(value, (list, tuple)):
         return [without_secrets(part, name) for part in value]
     if isinstance(value, str):
-        return f"<{name.upper()}>" if SECRET_NAME.search(name) else URL_CREDENTIALS.sub("<CREDENTIALS>@", value)
+        return f"<{name.upper()}>" if SECRET_NAME.search(name) else SECRET_IN_TEXT.sub(r"\1<CREDENTIALS>", value)
     return value
 
 
@@ -69,6 +70,12 @@ class ReportableArguments:
                 setattr(self, new, getattr(self, old))
         self.max_grad_norm = self.max_grad_norm or 0.0  # for no limit; Trainer and DeepSpeed could not compare `None`
         super().__post_init__()
+        template_kwargs = getattr(self, "chat_template_kwargs", None)
+        if template_kwargs and without_secrets(template_kwargs) != template_kwargs:
+            raise ValueError(
+                "`chat_template_kwargs` are saved with the model and must hold no secret, got "
+                f"{without_secrets(template_kwargs)}. Take it out."
+            )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # for copies to a device; torch warns where there is none
 

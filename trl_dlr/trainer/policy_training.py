@@ -17,7 +17,6 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..models import LatentPolicyModel
 from ..models.hub import DEFAULT_PROMPT, location_of
-from ..models.latent_policy_config import DENSITIES
 from ..models.reasoner import BASE_POLICY, LatentReasoner, name_base_policy_beside, policy_below
 from .callbacks import EngineCheckCallback
 from .checkpoints import WholeCheckpointsMixin, whole_files
@@ -130,11 +129,8 @@ class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
     def _checkpoint_record(self) -> dict[str, Any]:
         record, config = super()._checkpoint_record(), self.policy.config
         record["main_model_fingerprint"] = config.main_model_fingerprint
-        of_config = ("latent_dim", "num_latents", "sampling", "learn_sigma", "normalize_mean")
-        of_config += ("learn_stop", "min_latents")
-        if config.density == "soft_tokens":
-            of_config += DENSITIES["soft_tokens"]
-        record["policy"] = {**{name: getattr(config, name) for name in of_config}, **record["policy"]}
+        of_config = {name: getattr(config, name) for name in self.args.policy_kwargs()}
+        record["policy"] = {**of_config, **record["policy"]}
         return record
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):

@@ -23,6 +23,7 @@ from .checkpoints import share_weights
 from .construction import (
     as_reward_funcs,
     check_adapter,
+    check_vocabulary,
     init_kwargs_were_used,
     load_causal_lm,
     load_tokenizer,
@@ -157,6 +158,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         is_named = isinstance(model, str)
         if is_named:
             model, quantization_config = load_causal_lm(model, args, quantization_config), None
+        check_vocabulary(model, processing_class, "processing_class")
         config = model.config.get_text_config()
         self.thinker = Thinker(args.thinking_config(), processing_class, config.vocab_size)
         thought_length = args.num_latents + len(self.thinker.end_ids)
