@@ -13,7 +13,8 @@ Then reinforcement learning from its result, with the same prompts:
 
     accelerate launch examples/train_gsm8k.py --config examples/configs/gsm8k_smollm2.yaml \
         --dataset_name train.jsonl --eval_dataset_name test.jsonl --answer_tags answer \
-        --policy outputs/sft_gsm8k_smollm2
+        --policy outputs/sft_gsm8k_smollm2 \
+        --system_prompt "Give the final number between <answer> and </answer>." --anchor_text "Answer: "
 
 Offline, answers without steps: a code that only the policy learns (`codes.yaml` goes on with reinforcement learning):
 

@@ -92,6 +92,11 @@ def test_two_stages_one_after_the_other(tmp_path):
     assert "\nbefore  loss " in stdout and "\nafter   loss " in stdout and "\n  latents/mixed " in stdout
     assert LatentPolicyModel.from_pretrained(tmp_path / "sft").config.num_latents == 4
     assert "Report: sft/report/report.html" in stdout and (tmp_path / "sft" / "report" / "report.html").is_file()
-    stdout = run("train_gsm8k.py", policy="sft", output_dir="rl", per_device_train_batch_size=32)
+    of_policy = {
+        "latent_sampling": "autoregressive",
+        "freeze_embeddings": False,
+        "anchor_text": "==",
+    }  # not the demo's
+    stdout = run("train_gsm8k.py", policy="sft", output_dir="rl", per_device_train_batch_size=32, **of_policy)
     assert "\nbefore_run " in stdout and "\ntrained " in stdout and "untrained" not in stdout
     assert LatentPolicyModel.from_pretrained(tmp_path / "rl").config.num_latents == 4
