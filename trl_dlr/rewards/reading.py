@@ -13,6 +13,8 @@ SYMBOLS = str.maketrans("‐‑‒–−﹣⁄∕÷“”«»’‘≈≃∼~", 
 SYMBOLS |= str.maketrans({"π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "})
 SYMBOLS |= str.maketrans({"±": r"\pm ", "×": r"\times ", "·": r"\cdot ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in "})
 SYMBOLS |= str.maketrans({"—": ", ", "。": ". "})
+ISO_CURRENCIES = "AUD|BRL|CAD|CHF|CNY|CZK|DKK|EUR|GBP|HKD|HUF"
+ISO_CURRENCIES += "|IDR|ILS|INR|JPY|KRW|MXN|MYR|NOK|NZD|PHP|PLN|RUB|SEK|SGD|THB|TWD|USD|ZAR"
 REWRITES = [
     (re.compile(pattern, re.MULTILINE), replacement)
     for pattern, replacement in (
@@ -39,7 +41,7 @@ REWRITES = [
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°", " degrees "),
         (r"\\%|\bpercent\b", "%"),
         (r"(?:\b[A-Z]{1,2}(?=\\?\$\s?[\d.]))?\\?\$|[€£¥₹₽₩₪₫฿₱₦₺₴¢]|(?<!\\)\\[\[\]()]", ""),
-        (r"\b(?:USD|EUR|GBP|Rs\.?)\s?(?=[-+]?\.?\d)", ""),
+        (rf"\b(?:{ISO_CURRENCIES}|Rs\.?)\s?(?=[-+]?\.?\d)", ""),
         (r"^(?:minus|negative) (?=\d)", "-"),
     )
 ]
