@@ -70,7 +70,7 @@ def test_tags_that_are_special_tokens_reach_the_rewards_in_training_as_in_evalua
         return get_tag_format_reward(["answer"])(completions)
 
     trainer = LatentGRPOTrainer(
-        model=random_main_model(seed=1),
+        model=random_main_model(seed=1, vocab_size=len(tokenizer)),
         main_model=main_model,
         reward_funcs=reward,
         args=LatentGRPOConfig(

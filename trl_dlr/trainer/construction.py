@@ -190,13 +190,13 @@ def build_policy(
     init_kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if isinstance(model, str):
         check_location(model)
-        hub = {name: init_kwargs[name] for name in ("revision", "token", "cache_dir") if name in init_kwargs}
-        if find_file(model, "adapter_config.json", **hub) is not None:
-            model = load_policy(model, is_trainable=True, **hub)
-        elif (
-            AutoConfig.from_pretrained(model, **hub_arguments(init_kwargs)).model_type == LatentPolicyConfig.model_type
-        ):
-            model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **init_kwargs})
+        config = AutoConfig.from_pretrained(model, **hub_arguments(init_kwargs))
+        if config.model_type == LatentPolicyConfig.model_type:
+            hub = {name: init_kwargs[name] for name in ("revision", "token", "cache_dir") if name in init_kwargs}
+            if find_file(model, "adapter_config.json", **hub) is not None:
+                model = load_policy(model, is_trainable=True, **hub)
+            else:
+                model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **init_kwargs})
     policy = model.get_base_model() if not isinstance(model, str) and is_peft_model(model) else model
     if not isinstance(policy, LatentPolicyModel):
         return LatentPolicyModel.from_assistant(
