@@ -39,7 +39,9 @@ def make_learner(folder, model_seed=0, model=None, num_hints=(2,), **kwargs):
 def test_latents_learn_to_carry_the_question(tmp_path, sampling):
     trainer = make_learner(
         tmp_path / "run",
-        max_steps=400,
+        max_steps=240,
+        num_iterations=4,
+        learning_rate=1e-3,
         latent_sampling=sampling,
         per_device_train_batch_size=256,
         lr_scheduler_type="constant",
