@@ -5,6 +5,7 @@ Programs of the tests, each in processes of its own: forked from one that has im
 takes a second and not ten, and without a launcher where none is tested.
 """
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -25,6 +26,7 @@ context.set_forkserver_preload(["deepspeed", "tests.trainer.fault_worker", "test
 
 def main(program: list[str], folder: str, cwd: str, environment: dict[str, str]) -> None:
     """What a process does: it runs `program`, a script or `-m` and a module, with their arguments, as `python` would."""
+    gc.freeze()  # what was imported before is no garbage
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(f"{folder}/{name}.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY), descriptor)
     os.environ.clear()
