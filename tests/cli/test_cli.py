@@ -266,8 +266,12 @@ def test_env_names_versions(cli):
 def test_train_and_sft_run_under_accelerate(cli, workplace):
     code, out, err = cli("sft", "--config", "run.yaml", "--output_dir", "sft", "--learning_rate", "1e-3")
     assert code == 0 and "Saved to sft." in out, err[-3000:]
+    # Right and wrong answers to one question are a matter of luck in two steps; this reward has both in every group
+    lines = ["def alternating(completions, **kwargs):", "    return [float(i % 2) for i in range(len(completions))]"]
+    (workplace / "mixed_rewards.py").write_text("\n".join(lines))
     arguments = ["--config", "run.yaml", "--policy", "sft", "--output_dir", "rl", "--num_processes", "1"]
-    code, out, err = cli("train", *arguments, "--reward_funcs", "correctness_reward", "--report", "true")
+    rewards = ["--reward_funcs", "correctness_reward", "mixed_rewards.alternating"]
+    code, out, err = cli("train", *arguments, *rewards, "--report", "true")
     assert code == 0 and "Saved to rl." in out, err[-3000:]
     first, second = (LatentPolicyModel.from_pretrained(workplace / name).state_dict() for name in ("sft", "rl"))
     assert first.keys() == second.keys() and any((first[name] != second[name]).any() for name in first)
