@@ -243,9 +243,12 @@ ANSWERS = {
     },
     "text": {
         "yes": (["yes", "Yes, he can.", "Yes"], ["Yes and no", "not yes", "Yeah", "No, yes", "Yes. The answer is no.",
-            "Yes or no", "yes/no", "yes yes"]),
-        "no": (["No.", "The answer is no.", "No, because 7 is odd."], ["yes", "Nobody", "ON"]),
-        "true": (["True", "It is true."], ["false", "True or false", "It is not true.", "False"]),
+            "Yes or no", "yes/no", "yes yes", "yes\nno", "no\nyes", "yes. no.", "yes, no", "<answer>yes\nno</answer>",
+            "#### yes, no", "Yes - no", "Yes! No!", "No, it is yes", "\\boxed{yes}, \\boxed{no}"]),
+        "no": (["No.", "The answer is no.", "No, because 7 is odd.", "No, there is no way, yes-sayers are wrong."], [
+            "yes", "Nobody", "ON", "yes\nno", "no\nyes", "No, yes", "yes. no.", "No: yes", "<answer>no\nyes</answer>"]),
+        "true": (["True", "It is true."], ["false", "True or false", "It is not true.", "False", "True\nFalse",
+            "True, false", "false\ntrue"]),
         "Paris": (["The capital is Paris.", "The answer is Paris.", "<answer>Paris</answer>", "'Paris'", "\"Paris\""], [
             "Paris or London", "The answer is not Paris", "It is not Paris", "I like Paris in spring"]),
         "\\text{Friday}": (["Friday"], []),

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
 from tests.trainer.test_options import ON_CPU, ROWS, TRAINERS
 from trl_dlr import CoconutSFTTrainer, LatentGRPOTrainer, LatentRLTrainer, LatentSFTTrainer, SoftTokenGRPOTrainer
+from trl_dlr.rewards import correctness_reward
 from trl_dlr.trainer.dataset_checks import NUM_STREAMED
 
 
@@ -114,6 +115,29 @@ def test_no_prompts(trainer_class, tmp_path, columns, message):
         {"train_dataset": tiny_dataset(4, 0), "eval_dataset": {"hard": dataset}},
     ):
         with pytest.raises(ValueError, match=rf"`{list(datasets)[-1]}.*must have a column 'prompt'.*{message}"):
+            make_trainer(trainer_class, tmp_path, **datasets)
+
+
+@pytest.mark.parametrize("trainer_class", ON_PROMPTS)
+@pytest.mark.parametrize("reward_funcs", [correctness_reward, [len, correctness_reward]])
+def test_no_gold_answers_for_the_correctness_reward(trainer_class, tmp_path, reward_funcs):
+    dataset = Dataset.from_list([{"prompt": "A12", "gold": "3"}] * 4)
+    for datasets in (
+        {"train_dataset": dataset},
+        {"train_dataset": dataset.to_iterable_dataset()},
+        {"train_dataset": dataset.rename_column("gold", "solution"), "eval_dataset": {"hard": dataset}},
+    ):
+        message = rf"`{list(datasets)[-1]}.*must have a column 'answer' or 'solution'.*has \['prompt', 'gold'\]"
+        with pytest.raises(ValueError, match=message):
+            make_trainer(trainer_class, tmp_path, trainer_kwargs={"reward_funcs": reward_funcs}, **datasets)
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+@pytest.mark.parametrize("dataset", ["test", [1, 2], [{"prompt": "A12"}]])
+def test_what_is_no_dataset(trainer_class, tmp_path, dataset):
+    for name in ("train_dataset", "eval_dataset"):
+        datasets = {"train_dataset": dataset_of(*["A12"] * 4), name: dataset}
+        with pytest.raises(ValueError, match=rf"`{name}` must be a `Dataset`.*got {type(dataset).__name__}"):
             make_trainer(trainer_class, tmp_path, **datasets)
 
 

@@ -272,7 +272,9 @@ def stated_words(text: str) -> set[str]:
     if text.endswith("?"):
         return set()
     verdict = re.match(r"(?:yes|no|true|false)(?=[,.;:!\n-])", text, re.IGNORECASE)  # "No, because it is odd"
-    return set(map(as_words, (text, *subject_and_predicate(text), verdict[0] if verdict else ""))) - {""}
+    words = set(map(as_words, (text, *subject_and_predicate(text), verdict[0] if verdict else ""))) - {""}
+    said = words.union(map(as_words, re.split(r"[,.;:!\n]|\s-\s", text)))
+    return set() if any(pair <= said for pair in ({"yes", "no"}, {"true", "false"})) else words  # both are none
 
 
 def is_math(text: str) -> bool:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from ..generation.text import check_prompts
+from ..rewards import correctness_reward
 
 
 OTHER_NAMES = ("question", "problem", "query", "instruction", "input", "text")  # of a column of prompts
@@ -60,11 +61,27 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, args: GRPOConfig) -> N
 def splits(dataset: Any, name: str) -> dict[str, Dataset | IterableDataset]:
     """The datasets that were given as one or as several, by what they are called in messages."""
     several = {f"{name}[{split!r}]": part for split, part in dataset.items()} if isinstance(dataset, dict) else {}
-    return {
-        name: part
-        for name, part in (several or {name: dataset}).items()
-        if isinstance(part, (Dataset, IterableDataset))
-    }
+    several = {name: part for name, part in (several or {name: dataset}).items() if part is not None}
+    for split_name, part in several.items():
+        if not isinstance(part, (Dataset, IterableDataset)):
+            raise ValueError(
+                f"`{split_name}` must be a `Dataset` or an `IterableDataset`, got {type(part).__name__}. "
+                "`Dataset.from_list` makes one of a list of rows."
+            )
+    return several
+
+
+def check_gold_answers(reward_funcs: Any, train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuse datasets of checked prompts without the gold answers that [`correctness_reward`] reads."""
+    several = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    if not any(reward_func is correctness_reward for reward_func in several):
+        return
+    for name, dataset in {"train_dataset": train_dataset, **splits(eval_dataset, "eval_dataset")}.items():
+        columns = column_names(dataset)
+        if not {"answer", "solution"} & set(columns):
+            raise ValueError(
+                f"`{name}` must have a column 'answer' or 'solution' of gold answers for `correctness_reward`, has {columns}."
+            )
 
 
 def count_rows(dataset: Dataset | IterableDataset, at_most: int) -> int:

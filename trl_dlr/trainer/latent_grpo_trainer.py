@@ -38,7 +38,7 @@ from .construction import (
     check_reduction,
     check_stop,
 )
-from .dataset_checks import check_chat_templates, check_datasets, longest_prompts
+from .dataset_checks import check_chat_templates, check_datasets, check_gold_answers, longest_prompts
 from .latent_grpo_config import LatentGRPOConfig
 from .losses import clamp_log_ratio, contrastive_loss
 from .policy_training import PolicyTrainingMixin
@@ -178,6 +178,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         elif not isinstance(args, LatentGRPOConfig):
             raise ValueError(f"`args` must be a `LatentGRPOConfig`, got {type(args).__name__}.")
         check_datasets(train_dataset, eval_dataset, args)
+        check_gold_answers(reward_funcs, train_dataset, eval_dataset)
 
         model, main_model, main_processing_class, processing_class = assemble(
             model, main_model, main_processing_class, processing_class, args, quantization_config

@@ -30,7 +30,7 @@ from .construction import (
     reference_is_a_copy,
     refuse_fsdp,
 )
-from .dataset_checks import check_chat_templates, check_datasets, longest_prompts
+from .dataset_checks import check_chat_templates, check_datasets, check_gold_answers, longest_prompts
 from .losses import clamp_log_ratio
 from .remedies import RemediesMixin
 from .rollouts import ResumableRolloutsMixin
@@ -149,6 +149,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
             raise ValueError(f"`args` must be a `SoftTokenGRPOConfig`, got {type(args).__name__}.")
         refuse_fsdp(args)
         check_datasets(train_dataset, eval_dataset, args)
+        check_gold_answers(reward_funcs, train_dataset, eval_dataset)
         check_adapter(model, peft_config)
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
         if processing_class is None:
