@@ -35,7 +35,7 @@ from trl_dlr.cli.parser import CommandParser
 from trl_dlr.evaluation import check_main_model
 from trl_dlr.evaluation.table import ROWS, evaluate_row, print_table
 from trl_dlr.generation import TransformersEngine
-from trl_dlr.models.reasoner import load_main_model, load_policy
+from trl_dlr.reasoners.latent_reasoner import load_main_model, load_policy
 from trl_dlr.rewards import correctness_reward, extract_answer, get_reasoning_gym_reward
 
 

@@ -37,7 +37,7 @@ from trl import ModelConfig, get_peft_config
 from trl_dlr import LatentReportCallback, LatentSFTConfig, LatentSFTTrainer
 from trl_dlr.cli.parser import CommandParser
 from trl_dlr.evaluation import preflight
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward
 
 

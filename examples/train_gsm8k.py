@@ -49,10 +49,11 @@ from trl import ModelConfig, get_peft_config
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentReportCallback
 from trl_dlr.cli.arguments import file_loader, load_rows, resolve_models, with_prompts
 from trl_dlr.cli.parser import CommandParser
-from trl_dlr.evaluation import evaluate_latents, write_report
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.evaluation import evaluate_latents
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
+from trl_dlr.report import write_report
 from trl_dlr.rewards import correctness_reward, get_pattern_reward, get_tag_format_reward
-from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
+from trl_dlr.trainer.arguments import LatentPolicyArguments
 
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from transformers import pipeline
 from trl import TrlParser
 
-import trl_dlr.models.pipeline  # noqa: F401 (registers the task)
+import trl_dlr.reasoners.pipeline  # noqa: F401 (registers the task)
 from tests.hub_server import inject
 from tests.tiny import random_main_model, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import make_trainer

@@ -17,7 +17,7 @@ from tests.hub_server import LocalHub
 from tests.hub_worker import DEMO_QUESTIONS, FAULTS
 from trl_dlr.models import LatentPolicyConfig
 from trl_dlr.models.hub import card_data, describe_push_failure, find_file, hub_name, usage
-from trl_dlr.models.reasoner import BASE_POLICY
+from trl_dlr.reasoners.latent_reasoner import BASE_POLICY
 
 
 ROOT = Path(__file__).parents[1]

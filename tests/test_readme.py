@@ -14,9 +14,7 @@ from packaging.requirements import Requirement
 from trl import GRPOConfig
 
 from trl_dlr import LatentGRPOConfig
-from trl_dlr.trainer.options import GroupArguments
-from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
-from trl_dlr.trainer.remedy_arguments import RemedyArguments
+from trl_dlr.trainer.arguments import GroupArguments, LatentPolicyArguments, RemedyArguments
 
 
 ROOT = Path(__file__).parents[1]

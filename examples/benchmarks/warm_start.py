@@ -30,7 +30,7 @@ from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerB
 
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer, first_layers
 from trl_dlr.evaluation import evaluate_latents, wilson_interval
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward, get_pattern_reward
 
 

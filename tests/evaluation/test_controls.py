@@ -11,7 +11,7 @@ from trl_dlr import LatentPolicyModel, fresh_layers
 from trl_dlr.evaluation import answer_questions, controls, evaluate_latents, preflight, score_answers
 from trl_dlr.evaluation.table import evaluate_row
 from trl_dlr.generation import TransformersEngine
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 
 
 class EchoReasoner:

@@ -7,7 +7,7 @@ from tests.tiny import tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_m
 from tests.trainer.test_latent_grpo_trainer import make_policy
 from trl_dlr.evaluation import preflight
 from trl_dlr.generation import TransformersEngine
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 
 
 def make_reasoner(**kwargs):

@@ -23,7 +23,7 @@ from tests.launch import ROOT, Job
 from tests.tiny import tiny_dataset
 from trl_dlr import LatentGRPOConfig
 from trl_dlr.evaluation.lm_eval_model import LatentReasonerLM  # also registers it
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tests.experimental.latent_rl.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
 from tests.tiny import random_main_model, tiny_dataset
 from tests.trainer.test_coconut_sft_trainer import make_coconut_trainer
 from tests.trainer.test_latent_grpo_trainer import history, make_policy, make_trainer
-from tests.trainer.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer, with_steps
 from tests.trainer.test_soft_token_grpo_trainer import EXACT, undecided_model
 from tests.trainer.test_soft_token_grpo_trainer import make_trainer as make_soft_token_trainer

@@ -6,10 +6,9 @@ import dataclasses
 import pytest
 from trl import TrlParser
 
-from trl_dlr import LatentGRPOConfig, LatentPolicyConfig, LatentRLConfig, LatentSFTConfig, SoftTokenGRPOConfig
-from trl_dlr.trainer.options import GroupArguments
-from trl_dlr.trainer.policy_arguments import LatentPolicyArguments
-from trl_dlr.trainer.remedy_arguments import RemedyArguments
+from trl_dlr import LatentGRPOConfig, LatentPolicyConfig, LatentSFTConfig, SoftTokenGRPOConfig
+from trl_dlr.experimental.latent_rl import LatentRLConfig
+from trl_dlr.trainer.arguments import GroupArguments, LatentPolicyArguments, RemedyArguments
 
 
 @pytest.mark.parametrize("config_class", [LatentGRPOConfig, SoftTokenGRPOConfig])

@@ -902,7 +902,7 @@ def test_quantization_applies_to_the_main_model_that_is_loaded_by_name(tmp_path,
     random_main_model().save_pretrained(tmp_path / "main")
     tiny_tokenizer().save_pretrained(tmp_path / "main")
     given = {}
-    from trl_dlr.trainer import construction
+    from trl_dlr.trainer import inputs as construction
 
     load = construction.AutoModelForCausalLM.from_pretrained
 

@@ -16,7 +16,7 @@ from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokeni
 from tests.trainer.test_latent_grpo_trainer import gpt2, history, make_policy, make_trainer, weights
 from tests.trainer.test_learning import accuracy, make_learner
 from trl_dlr import LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer, fresh_layers
-from trl_dlr.models.reasoner import load_policy
+from trl_dlr.reasoners.latent_reasoner import load_policy
 from trl_dlr.trainer.curriculum import keep_after_stage
 
 
@@ -96,7 +96,7 @@ def test_rows_longer_than_a_limit_are_left_out(tmp_path, caplog, kwargs, lengths
     if "n_positions" in kwargs:  # of which the last latent takes none
         kwargs["model"] = make_policy(main_model, assistant=gpt2(n_positions=kwargs.pop("n_positions")))
     rows = Dataset.from_list(LONG)
-    logger = logging.getLogger("trl_dlr.trainer.worked_answers")
+    logger = logging.getLogger("trl_dlr.trainer.curriculum")
     logger.addHandler(caplog.handler)
     trainer = make_sft_trainer(
         tmp_path, main_model=main_model, train_dataset=rows.to_iterable_dataset() if streamed else rows, **kwargs

@@ -8,13 +8,7 @@ from datasets import Dataset
 from torch.distributions import Bernoulli, Normal
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
-from tests.trainer.test_latent_grpo_trainer import (
-    history,
-    length_reward,
-    make_policy,
-    make_trainer,
-    weights,
-)
+from tests.trainer.test_latent_grpo_trainer import history, length_reward, make_policy, make_trainer, weights
 from tests.trainer.test_learning import accuracy, make_learner
 from trl_dlr import LatentGRPOConfig, LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer
 

@@ -8,7 +8,7 @@ import torch
 from tests.tiny import tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_model
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, fresh_layers
 from trl_dlr.evaluation import evaluate_latents
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 
 
 def accuracy(trainer, latents):

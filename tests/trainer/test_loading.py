@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from tests.tiny import random_main_model, tiny_tokenizer
-from tests.trainer.test_options import ON_CPU, ROWS, TRAINERS
+from tests.trainer.test_arguments import ON_CPU, ROWS, TRAINERS
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentPolicyModel, LatentReasoner, SoftTokenGRPOTrainer
 from trl_dlr.cli.arguments import resolve_models
 from trl_dlr.generation.vllm_engine import vllm_hub_arguments

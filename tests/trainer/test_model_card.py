@@ -11,7 +11,7 @@ from tests.tiny import tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import make_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer
 from trl_dlr import LatentGRPOConfig, LatentPolicyConfig, LatentSFTTrainer
-from trl_dlr.trainer.model_card import chosen_arguments, read_results, training_card
+from trl_dlr.trainer.hub import chosen_arguments, read_results, training_card
 
 
 def card(output_dir, config=None, **kwargs):

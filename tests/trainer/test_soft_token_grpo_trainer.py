@@ -12,7 +12,7 @@ from tests.trainer.test_latent_grpo_trainer import history, length_reward
 from trl_dlr import LatentReportCallback, SoftTokenGRPOConfig, SoftTokenGRPOTrainer, ThinkingReasoner
 from trl_dlr.models.soft_tokens import SOFT_TOKEN_SCORES, gumbel_softmax_log_prob, latent_grpo_score, lepo_score
 from trl_dlr.models.thinking import ThinkingConfig
-from trl_dlr.trainer.advantages import group_advantages, select_first_latent
+from trl_dlr.trainer.losses import group_advantages, select_first_latent
 
 
 EXACT = {"soft_token_score": "exact", "soft_token_temperature": 0.5}

@@ -17,8 +17,8 @@ from trl_dlr import (
     fresh_layers,
 )
 from trl_dlr.evaluation import preflight
-from trl_dlr.evaluation.probe import take_probe
-from trl_dlr.trainer.memory_plan import plan_memory
+from trl_dlr.memory_plan import plan_memory
+from trl_dlr.report.probe import take_probe
 
 
 SCORES = {

@@ -9,7 +9,7 @@ from tests.generation.test_vllm_server_engine import serve
 from tests.tiny import random_main_model, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, make_trainer, weights
 from trl_dlr.generation import TransformersEngine, VLLMServerEngine
-from trl_dlr.trainer import construction
+from trl_dlr.trainer import inputs as construction
 
 
 def test_training_on_a_server_is_training_with_transformers(tmp_path):

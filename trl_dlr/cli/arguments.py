@@ -14,8 +14,8 @@ from trl import ModelConfig, get_quantization_config
 
 from ..models import first_layers, fresh_layers
 from ..models.hub import check_location
-from ..trainer.construction import load_main_model
-from ..trainer.policy_arguments import LatentPolicyArguments
+from ..trainer.arguments import LatentPolicyArguments
+from ..trainer.policy_training import load_main_model
 
 
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}

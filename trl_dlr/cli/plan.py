@@ -9,12 +9,12 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
+from ..memory_plan import MemoryPlan, plan_memory
 from ..models import LatentPolicyConfig, LatentPolicyModel
-from ..models.assistants import with_few_layers
 from ..models.hub import has_code_of_its_own, hub_arguments
+from ..models.main_model import with_few_layers
 from ..trainer import LatentGRPOConfig
-from ..trainer.construction import adapter_for_policy
-from ..trainer.memory_plan import MemoryPlan, plan_memory
+from ..trainer.policy_training import adapter_for_policy
 from .arguments import ASSISTANTS
 from .parser import command_parser
 from .train import TrainArguments

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..models.hub import find_file
-from ..models.reasoner import LatentReasoner
 from ..models.thinking import THINKING_FILE
-from ..models.thinking_reasoner import ThinkingReasoner
+from ..reasoners.latent_reasoner import LatentReasoner
+from ..reasoners.thinking_reasoner import ThinkingReasoner
 
 
 @dataclass

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, field
 
-from ..evaluation.report import write_report
+from ..report.page import write_report
 from .parser import command_parser
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from trl import ModelConfig, get_peft_config
 
 from .. import rewards
-from ..trainer import LatentGRPOConfig, LatentGRPOTrainer, LatentReportCallback, LatentSFTTrainer
-from ..trainer.policy_arguments import LatentPolicyArguments
+from ..report import LatentReportCallback
+from ..trainer import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTTrainer
+from ..trainer.arguments import LatentPolicyArguments
 from .arguments import RunArguments, load_split, resolve_models
 from .launch import EPILOG, launch, run_script
 from .parser import CommandParser, command_parser, did_you_mean

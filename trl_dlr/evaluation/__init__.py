@@ -4,8 +4,6 @@ from .controls import answer_questions, evaluate_latents, score_answers
 from .main_model_check import check_main_model
 from .metrics import majority_at_k, mean_interval, pass_at_k, wilson_interval
 from .preflight import preflight
-from .probe import take_probe
-from .report import render_report, write_report
 
 
 __all__ = [
@@ -16,9 +14,6 @@ __all__ = [
     "mean_interval",
     "pass_at_k",
     "preflight",
-    "render_report",
     "score_answers",
-    "take_probe",
     "wilson_interval",
-    "write_report",
 ]

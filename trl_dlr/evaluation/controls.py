@@ -13,7 +13,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..models import LatentPolicyModel
-from ..models.reasoner import LatentReasoner
+from ..reasoners.latent_reasoner import LatentReasoner
 
 
 logger = get_logger(__name__)

@@ -22,8 +22,8 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from tqdm import tqdm
 
 from ..generation import TransformersEngine
-from ..models.likelihood import completion_log_probs
-from ..models.reasoner import SELECTIONS, LatentReasoner
+from ..models.main_model import completion_log_probs
+from ..reasoners.latent_reasoner import SELECTIONS, LatentReasoner
 from ..rewards import majority_vote
 
 

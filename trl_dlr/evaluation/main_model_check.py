@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..generation import DecodingEngine, TransformersEngine, tokenize_prompts
-from ..models.likelihood import completion_log_probs
+from ..models.main_model import completion_log_probs
 
 
 def check_main_model(

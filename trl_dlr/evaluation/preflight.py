@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from datasets import Dataset
 
-from ..models.reasoner import LatentReasoner
+from ..reasoners.latent_reasoner import LatentReasoner
 from .controls import evaluate_latents
 
 

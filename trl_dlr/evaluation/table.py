@@ -9,7 +9,7 @@ from collections.abc import Callable
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from ..models.reasoner import LatentReasoner
+from ..reasoners.latent_reasoner import LatentReasoner
 from .controls import SAMPLED, answer_questions, score_answers
 from .metrics import majority_at_k, pass_at_k, wilson_interval
 

@@ -4,10 +4,8 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from accelerate.utils import is_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     DynamicCache,
@@ -19,7 +17,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from ..models.cache import CACHE_ARGUMENT
+from ..models.main_model import CACHE_ARGUMENT, contiguous_lm_head, nothing_inherited
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling
 from .text import StopStrings, control_ids
 
@@ -211,32 +209,6 @@ class TransformersEngine(DecodingEngine):
             writer.join()
         if failure:
             raise failure[0]
-
-
-@contextmanager
-def contiguous_lm_head(model: PreTrainedModel) -> Iterator[None]:
-    """
-    A slice of hidden states times a frozen head is a batched product in torch: it copies the head once per row, and
-    rounds differently than the product with a head that is not frozen. Here the head is given whole tensors.
-    """
-    lm_head = model.get_output_embeddings()
-    contiguous = lm_head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
-    try:
-        yield
-    finally:
-        contiguous.remove()
-
-
-@contextmanager
-def nothing_inherited(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills what a configuration leaves open from the model's own, which is put aside for the while."""
-    model = model.get_base_model() if is_peft_model(model) else model
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 class CompletionStreamer(TextIteratorStreamer):

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache import CACHE_ARGUMENT, is_checkpointed
+from .main_model import CACHE_ARGUMENT, is_checkpointed
 from .thinking import positions
 
 

@@ -25,12 +25,11 @@ from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
-from .cache import CACHE_ARGUMENT, is_checkpointed
-from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
-from .fingerprint import fingerprints_match, warn_of_cast, weights_fingerprint
+from .densities import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
 from .hub import has_code_of_its_own, hub_name, location_of, readable_damage
 from .injection import LatentInjector
 from .latent_policy_config import LatentPolicyConfig
+from .main_model import CACHE_ARGUMENT, fingerprints_match, is_checkpointed, warn_of_cast, weights_fingerprint
 from .soft_token_policy import SoftTokenHead, SoftTokenInjector, vocabulary_size
 
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
-from .curriculum_arguments import CurriculumArguments
-from .options import ReportableArguments, refuse_options
+from .arguments import CurriculumArguments, ReportableArguments, refuse_options
 
 
 MARKERS = {

@@ -36,17 +36,17 @@ from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
 from .coconut_sft_config import MARKERS, CoconutSFTConfig
-from .construction import check_adapter, check_vocabulary, load_causal_lm, refuse_fsdp
-from .curriculum import CurriculumMixin
-from .dataset_checks import check_chat_templates
-from .markers import add_markers, train_markers
-from .thinking_training import ThinkingTrainingMixin
-from .worked_answers import (
+from .curriculum import (
+    CurriculumMixin,
+    add_markers,
     check_worked_datasets,
     tokenize_completions,
     tokenize_worked_answers,
+    train_markers,
     with_worked_columns,
 )
+from .inputs import check_adapter, check_chat_templates, check_vocabulary, refuse_fsdp
+from .thinking_training import ThinkingTrainingMixin, load_causal_lm
 
 
 logger = get_logger(__name__)

@@ -5,10 +5,15 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from .arguments import (
+    GroupArguments,
+    LatentPolicyArguments,
+    RemedyArguments,
+    ReportableArguments,
+    check_group_advantages,
+    refuse_options,
+)
 from .losses import CONTRASTIVE_SIMILARITIES
-from .options import GroupArguments, ReportableArguments, refuse_options
-from .policy_arguments import LatentPolicyArguments
-from .remedy_arguments import RemedyArguments, check_group_advantages
 
 
 # TRL options that speak of a policy that writes tokens. Ours draws latents, and the main model's tokens are not trained.

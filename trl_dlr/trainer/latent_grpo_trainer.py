@@ -23,28 +23,25 @@ from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad, use_a
 from ..generation import tokenize_prompts
 from ..generation.text import as_completions, check_prompts
 from ..models import LatentPolicyOutput
-from ..models.distributions import Density, concatenate, put_rows
+from ..models.densities import Density, concatenate, put_rows
 from ..models.latent_policy import disable_dropout
-from ..models.likelihood import given_latents
+from ..models.main_model import given_latents
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback, fraction_mixed
-from .checkpoints import share_weights
-from .construction import (
+from .checkpoints import ResumableRolloutsMixin, share_weights
+from .inputs import as_reward_funcs, check_chat_templates, check_datasets, longest_prompts
+from .latent_grpo_config import LatentGRPOConfig
+from .losses import RemediesMixin, clamp_log_ratio, contrastive_loss
+from .policy_training import (
+    PolicyTrainingMixin,
     adapter_for_policy,
-    as_reward_funcs,
     assemble,
     build_engine,
     check_optimizer,
     check_reduction,
     check_stop,
 )
-from .dataset_checks import check_chat_templates, check_datasets, longest_prompts
-from .latent_grpo_config import LatentGRPOConfig
-from .losses import clamp_log_ratio, contrastive_loss
-from .policy_training import PolicyTrainingMixin
 from .prescreening import Prescreener, area_under_curve, select_trajectories
-from .remedies import RemediesMixin
-from .rollouts import ResumableRolloutsMixin
 
 
 logger = get_logger(__name__)

@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
-from .curriculum_arguments import CurriculumArguments
-from .options import ReportableArguments, refuse_options
-from .policy_arguments import LatentPolicyArguments
+from .arguments import CurriculumArguments, LatentPolicyArguments, ReportableArguments, refuse_options
 
 
 # TRL options that speak of a model whose own tokens are trained. Here the main model writes, and the policy is trained.

@@ -19,20 +19,19 @@ from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
 from ..models import LatentPolicyModel
 from ..models.latent_policy import disable_dropout
-from ..models.likelihood import given_latents
-from ..models.reasoner import LatentReasoner
+from ..models.main_model import given_latents
+from ..reasoners.latent_reasoner import LatentReasoner
 from ..rewards import correctness_reward
-from .construction import adapter_for_policy, assemble, check_optimizer
-from .curriculum import CurriculumMixin
-from .dataset_checks import check_chat_templates
-from .latent_sft_config import LatentSFTConfig
-from .policy_training import PolicyTrainingMixin
-from .worked_answers import (
+from .curriculum import (
+    CurriculumMixin,
     check_worked_datasets,
     tokenize_completions,
     tokenize_worked_answers,
     with_worked_columns,
 )
+from .inputs import check_chat_templates
+from .latent_sft_config import LatentSFTConfig
+from .policy_training import PolicyTrainingMixin, adapter_for_policy, assemble, check_optimizer
 
 
 def train_part(policy: LatentPolicyModel, parts: list[str] | None) -> None:

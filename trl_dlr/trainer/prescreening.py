@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ..models.value_head import VALUE_HEAD_FILE, ValueHead
-from .optimizer_moments import load_moments, moments_of
+from .checkpoints import load_moments, moments_of
 
 
 REPLAY_SIZE = (

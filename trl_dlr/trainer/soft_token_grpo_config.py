@@ -9,8 +9,7 @@ from ..generation.engine import check_generation_kwargs
 from ..generation.transformers_engine import GENERATION_FIELDS, SAMPLING_FIELDS
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import LATENT_TYPES, ThinkingConfig
-from .options import GroupArguments, ReportableArguments, refuse_options
-from .remedy_arguments import RemedyArguments
+from .arguments import GroupArguments, RemedyArguments, ReportableArguments, refuse_options
 
 
 # TRL options that generate from token ids alone

@@ -19,23 +19,20 @@ from ..models.hub import hub_arguments
 from ..models.latent_policy import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import Thinker, Thoughts, check_positions, positions
-from .checkpoints import share_weights
-from .construction import (
+from .checkpoints import ResumableRolloutsMixin, share_weights
+from .inputs import (
     as_reward_funcs,
     check_adapter,
+    check_chat_templates,
+    check_datasets,
     check_vocabulary,
-    init_kwargs_were_used,
-    load_causal_lm,
     load_tokenizer,
-    reference_is_a_copy,
+    longest_prompts,
     refuse_fsdp,
 )
-from .dataset_checks import check_chat_templates, check_datasets, longest_prompts
-from .losses import clamp_log_ratio
-from .remedies import RemediesMixin
-from .rollouts import ResumableRolloutsMixin
+from .losses import RemediesMixin, clamp_log_ratio
 from .soft_token_grpo_config import SoftTokenGRPOConfig
-from .thinking_training import ThinkingTrainingMixin
+from .thinking_training import ThinkingTrainingMixin, init_kwargs_were_used, load_causal_lm, reference_is_a_copy
 
 
 class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTrainingMixin, GRPOTrainer):
