@@ -81,7 +81,7 @@ def test_a_stage_replaces_steps_by_latents(tmp_path):
 def test_latents_of_a_batch_end_in_one_column(tmp_path):
     rows = [{"prompt": p, "steps": ["1+1", "2"], "completion": c} for p, c in (("A1", "=1"), ("B1234", "=123"))]
     trainer = make_coconut_trainer(tmp_path, train_dataset=Dataset.from_list(rows), stage_mixing=1.0)
-    trainer._draw_stages = lambda *args: torch.tensor([1, 3])
+    trainer.curriculum.draw_stages = lambda *args: torch.tensor([1, 3])
     batch = staged(trainer, [0, 1], 1)
     places = [row.nonzero().flatten().tolist() for row in batch["is_latent"]]
     assert [len(row) for row in places] == [2, 6] and places[0][-1] == places[1][-1]
@@ -161,7 +161,7 @@ def test_held_out_questions_that_leave_no_room_for_an_answer(tmp_path):
 def test_the_loss_is_that_of_a_whole_forward_for_each_latent(tmp_path, detach):
     trainer = make_coconut_trainer(tmp_path, detach_latents=detach, stage_mixing=1.0)
     trainer.model.eval()
-    trainer._draw_stages = lambda *args: torch.tensor([0, 1, 2, 3])
+    trainer.curriculum.draw_stages = lambda *args: torch.tensor([0, 1, 2, 3])
     loss = trainer.compute_loss(trainer.model, batch_of(trainer, [0, 1, 2, 3]))
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}

@@ -31,12 +31,12 @@ def test_truncated_samples_have_no_advantage(tmp_path, invalid_samples):
 
     def some_end(*args, **kwargs):
         output = sampled(*args, **kwargs)
-        trainer._is_truncated = ~ended
+        trainer._rollout.is_truncated = ~ended
         return output
 
     trainer._generate_single_turn = some_end
     output = rollout_of(trainer)
-    rewards = trainer._rewards.view(2, 8)
+    rewards = trainer._rollout.rewards.view(2, 8)
     expected = group_advantages(rewards, ended.view(2, 8), invalid_samples).flatten()
     assert torch.equal(output["advantages"], expected) and (expected[ended] != 0).any()
     assert (output["advantages"][~ended] == 0).all()
@@ -46,8 +46,8 @@ def test_truncated_samples_have_no_advantage(tmp_path, invalid_samples):
 def test_unscaled_advantages_stay_unscaled(tmp_path):
     trainer = make_remedied(tmp_path, invalid_samples="exclude", scale_rewards="none")
     output = rollout_of(trainer)
-    is_valid = ~trainer._is_truncated.view(2, 8)
-    expected = group_advantages(trainer._rewards.view(2, 8), is_valid, "exclude", scale=False)
+    is_valid = ~trainer._rollout.is_truncated.view(2, 8)
+    expected = group_advantages(trainer._rollout.rewards.view(2, 8), is_valid, "exclude", scale=False)
     assert torch.equal(output["advantages"], expected.flatten())
 
 
@@ -59,7 +59,7 @@ def test_with_nothing_truncated_the_remedy_is_without_effect(tmp_path):
 
         def all_end(*args, generate=generate, trainer=trainer, **kwargs):
             output = generate(*args, **kwargs)
-            trainer._is_truncated = torch.zeros_like(trainer._is_truncated)
+            trainer._rollout.is_truncated = torch.zeros_like(trainer._rollout.is_truncated)
             return output
 
         trainer._generate_single_turn = all_end
@@ -72,7 +72,7 @@ def test_with_nothing_truncated_the_remedy_is_without_effect(tmp_path):
 def test_the_first_latent_has_one_positive_sample_per_group(tmp_path):
     trainer = make_trainer(tmp_path, first_latent_selection=True)
     output = rollout_of(trainer)
-    rollout, of_samples = trainer._rollout, output["completion_advantages"]
+    rollout, of_samples = trainer._rollout.drawn, output["completion_advantages"]
     log_probs = rollout.density.log_prob(rollout.latents)
     expected = select_first_latent(of_samples.view(2, 4), log_probs.view(2, 4, 3))
     assert torch.equal(output["advantages"], expected.flatten(0, 1))

@@ -90,9 +90,10 @@ def record_losses(trainer):
 
     def recording(model, inputs):
         loss = compute(model, inputs)
-        density, logps, _ = trainer._scored
-        density = DiagonalGaussian(density.mean.detach().clone(), density.log_std.detach().clone())
-        seen.append((trainer.state.global_step, density, logps, trainer._old_logps))
+        scoring = trainer._scoring
+        drawn = scoring.density
+        density = DiagonalGaussian(drawn.mean.detach().clone(), drawn.log_std.detach().clone())
+        seen.append((trainer.state.global_step, density, scoring.logps, scoring.old_logps))
         return loss
 
     trainer._compute_loss = recording

@@ -26,7 +26,7 @@ def record(trainer):
 
     def recording(model, inputs):
         loss = compute(model, inputs)
-        seen.append((inputs, trainer._scored[1], trainer._old_logps))
+        seen.append((inputs, trainer._scoring.logps, trainer._scoring.old_logps))
         return loss
 
     trainer._compute_loss = recording
@@ -157,7 +157,7 @@ def test_gradient_accumulation_equals_one_large_batch(tmp_path, loss_type):
 def test_the_cost_is_in_the_advantages_and_not_in_the_rewards(tmp_path, scale_rewards):
     trainer = make_stopping_trainer(tmp_path, latent_cost=0.25, scale_rewards=scale_rewards)
     inputs = rollout_of(trainer)
-    rewards = trainer._rewards.view(2, 4)
+    rewards = trainer._rollout.rewards.view(2, 4)
     shaped = rewards - 0.25 * inputs["lengths"].view(2, 4)
     expected = shaped - shaped.mean(1, keepdim=True)
     if scale_rewards == "group":
@@ -194,7 +194,7 @@ def test_the_cost_of_trajectories_that_were_not_decoded_is_not_counted(tmp_path)
     inputs = rollout_of(trainer)
     is_decoded = inputs["completion_mask"].any(1)
     assert is_decoded.sum() == 4 and (inputs["advantages"][~is_decoded] == 0).all()
-    shaped = trainer._rewards - 0.25 * inputs["lengths"]
+    shaped = trainer._rollout.rewards - 0.25 * inputs["lengths"]
     for rows in (slice(0, 4), slice(4, 8)):
         two = shaped[rows][is_decoded[rows]]
         expected = (two - two.mean()) / (two.std() + 1e-4)

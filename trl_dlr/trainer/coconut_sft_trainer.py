@@ -2,7 +2,7 @@
 
 import copy
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,13 @@ from ..models.hub import hub_arguments, readable_damage
 from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
+from .checkpoints import CheckpointsMixin
 from .coconut_sft_config import MARKERS, CoconutSFTConfig
 from .curriculum import (
-    CurriculumMixin,
+    Curriculum,
     add_markers,
     check_worked_datasets,
+    stage_generator,
     tokenize_completions,
     tokenize_worked_answers,
     train_markers,
@@ -87,7 +89,7 @@ def pad_around(before: list[list[int]], after: list[list[int]], value: int) -> t
     )
 
 
-class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
+class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
     r"""
     Trainer for Coconut ([Training Large Language Models to Reason in a Continuous Latent
     Space](https://huggingface.co/papers/2412.06769)): a language model whose own last hidden states are its thoughts.
@@ -209,6 +211,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         self._end_token_ids = end_token_ids(model.generation_config, processing_class)
         self._model_config = model.config
         self.reward_func = reward_func
+        self.curriculum = Curriculum(args, args.cot_epochs)
         super().__init__(
             model=model,
             args=args,
@@ -220,8 +223,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
             optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
-            epochs_of_stage_0=args.cot_epochs,
         )
+        self.add_callback(self.curriculum)
         if self.aux_loss_enabled:
             raise ValueError(
                 f"`router_aux_loss_coef` must be 0 for a mixture of experts, got {self.router_aux_loss_coef}: its "
@@ -274,8 +277,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         all rows end in the same column, so that they share columns and all labels come behind them, in the last pass.
         """
         prompts, mask, completion_ids = inputs["input_ids"], inputs["attention_mask"].bool(), inputs["completion_ids"]
-        stages = self._draw_stages(len(prompts), generator).to(prompts.device)
-        left = self._what_is_left(completion_ids, inputs["step_index"], stages)
+        stages = self.curriculum.draw_stages(len(prompts), generator).to(prompts.device)
+        left = self.curriculum.what_is_left(completion_ids, inputs["step_index"], stages)
         start, latent, end = self.marker_ids
         before, after, is_latent, labels = [], [], [], []
         for prompt, is_there, stage, rest in zip(prompts, mask, stages.tolist(), left, strict=True):
@@ -295,6 +298,12 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
             "labels": pad_around(no_label, labels, -100),
         }
         return {name: tensor.to(prompts.device) for name, tensor in staged.items()}
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Trainer counts the labels of a step here
+        generator = stage_generator(self)
+        staged = (self._at_stage(inputs, generator) for inputs in epoch_iterator)
+        return super().get_batch_samples(staged, num_batches, device)
 
     # ---- Loss ----
 
@@ -355,6 +364,10 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
 
     def _checkpoint_record(self) -> dict[str, Any]:
         record = super()._checkpoint_record()
-        for name in ("max_latents", "cot_epochs", "detach_latents"):
+        for name in (*Curriculum.RECORDED, "max_latents", "cot_epochs", "detach_latents"):
             record["run"][name] = getattr(self.args, name)
         return record
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.curriculum.go_to_checkpoint(self.state.best_model_checkpoint)

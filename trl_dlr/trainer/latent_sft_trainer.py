@@ -22,9 +22,11 @@ from ..models.latent_policy import disable_dropout
 from ..models.main_model import given_latents
 from ..reasoners.latent_reasoner import LatentReasoner
 from ..rewards import correctness_reward
+from .checkpoints import CheckpointsMixin
 from .curriculum import (
-    CurriculumMixin,
+    Curriculum,
     check_worked_datasets,
+    stage_generator,
     tokenize_completions,
     tokenize_worked_answers,
     with_worked_columns,
@@ -76,7 +78,7 @@ class LatentSFTCollator(DataCollatorMixin):
         }
 
 
-class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
+class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
     r"""
     Trainer for the supervised start of a latent policy: the negative log-likelihood of gold completions under the
     frozen main model that has been given the policy's latents.
@@ -196,6 +198,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         self.engine = TransformersEngine(main_model, main_processing_class, args.max_completion_length)
         self.reward_func = reward_func
         self._num_latents, self._max_prompt_length = policy.config.num_latents, policy.max_prompt_length
+        self.curriculum = Curriculum(args)
         super().__init__(
             model=model,
             args=args,
@@ -207,6 +210,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        self.add_callback(self.curriculum)
 
         self.main_model = main_model.requires_grad_(False).eval()
         if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
@@ -263,11 +267,17 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         inputs = dict(inputs)
         ids, step_index = inputs.pop("completion_ids"), inputs.pop("step_index")
         if self.args.num_stages > 0:
-            stages = self._draw_stages(len(ids), generator).to(ids.device)
-            ids = self._what_is_left(ids, step_index, stages)
+            stages = self.curriculum.draw_stages(len(ids), generator).to(ids.device)
+            ids = self.curriculum.what_is_left(ids, step_index, stages)
             inputs["num_latents"] = stages * self.args.latents_per_stage
         inputs["labels"] = torch.nn.functional.pad(ids, (1, 0), value=-100)
         return inputs
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Trainer counts the labels of a step here
+        generator = stage_generator(self)
+        staged = (self._at_stage(inputs, generator) for inputs in epoch_iterator)
+        return super().get_batch_samples(staged, num_batches, device)
 
     # ---- Loss ----
 
@@ -328,3 +338,15 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         )
         output.metrics.update({f"{metric_key_prefix}_{name}": figures[name] for name in ("accuracy", "pass_at_k")})
         return output
+
+    # ---- Checkpoints ----
+
+    def _checkpoint_record(self) -> dict[str, Any]:
+        record = super()._checkpoint_record()
+        for name in Curriculum.RECORDED:
+            record["run"][name] = getattr(self.args, name)
+        return record
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.curriculum.go_to_checkpoint(self.state.best_model_checkpoint)

@@ -5,15 +5,70 @@ Group advantages and Latent-GRPO's changes to them (arXiv 2604.27998), contrasti
 of one question (equation 8 and its stated alternatives), and log-ratios.
 """
 
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from trl import GRPOConfig
+
+from ..models.densities import Density
 
 
 CONTRASTIVE_SIMILARITIES = ("dot", "cosine", "infonce", "margin")
 # A clipped ratio says nothing beyond this, and exp() of the sum over many dimensions would overflow
 MAX_LOG_RATIO = 20.0
+
+
+@dataclass
+class Scoring:
+    """
+    What a loss asks of TRL's hook for log-probabilities, `_get_per_token_logps_and_entropies`, and what that has found.
+    B rows are those of a micro-batch.
+
+    Args:
+        latents (`torch.Tensor` or `dict[str, torch.Tensor]`):
+            Stored latents, `(B, T, ...)`.
+        lengths (`torch.Tensor` of shape `(B,)`):
+            Latents of each row, the first ones.
+        old_logps (`torch.Tensor` of shape `(B, num_positions)`, *optional*):
+            Scores at the time of the rollout. `None` if this pass finds them: nothing was updated since.
+        is_needed (`torch.Tensor` of shape `(B,)`, *optional*):
+            Rows that the loss needs; all, if not given.
+        noise (`torch.Tensor` of shape `(B, T, d)`, *optional*):
+            Noise by which latents are drawn anew from the density.
+        logps (`torch.Tensor` of shape `(B, num_positions)`, *optional*):
+            Scores that were found, detached.
+        density ([`Density`], *optional*):
+            Density of the latents that was found.
+        latent_embeds (`torch.Tensor` of shape `(B, T, hidden_size)`, *optional*):
+            Embeddings of the latents that were drawn anew.
+    """
+
+    latents: torch.Tensor | dict[str, torch.Tensor]
+    lengths: torch.Tensor
+    old_logps: torch.Tensor | None = None
+    is_needed: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+    logps: torch.Tensor | None = None
+    density: Density | None = None
+    latent_embeds: torch.Tensor | None = None
+
+    @classmethod
+    def of_loss(cls, inputs: dict[str, torch.Tensor], global_step: int, **kwargs) -> "Scoring":
+        """
+        That of a micro-batch. Without an update since the rollout its very score is the old one, whatever a batch of
+        another shape would round it to, and [`keep`] leaves it in the buffered micro-batch for the passes to come.
+        """
+        if inputs["rollout_step"] == global_step:
+            inputs["old_per_token_logps"] = None
+        return cls(old_logps=inputs.get("old_per_token_logps"), **kwargs)
+
+    def keep(self, inputs: dict[str, torch.Tensor]) -> None:
+        if self.old_logps is None:
+            inputs["old_per_token_logps"] = self.old_logps = self.logps
 
 
 def clamp_log_ratio(logps: torch.Tensor, old_logps: torch.Tensor) -> torch.Tensor:
@@ -166,61 +221,66 @@ def select_first_latent(
     return of_positions * mask
 
 
-class RemediesMixin:
-    """For a [`~trl.GRPOTrainer`] of latents whose configuration has [`RemedyArguments`]."""
+def shape_advantages(
+    output: dict[str, Any],
+    args: GRPOConfig,
+    accelerator: Accelerator,
+    num_generations: int,
+    rewards: torch.Tensor,
+    is_valid: torch.Tensor,
+    log_probs: torch.Tensor | None,
+    mask: torch.Tensor,
+    logged: deque,
+    costs: torch.Tensor | None = None,
+) -> None:
+    """
+    Change the advantages of a rollout as the configuration asks for.
 
-    def _remedy_advantages(
-        self,
-        output: dict[str, Any],
-        rewards: torch.Tensor,
-        is_valid: torch.Tensor,
-        log_probs: torch.Tensor | None,
-        mask: torch.Tensor,
-        costs: torch.Tensor | None = None,
-    ) -> None:
-        """
-        Replace advantages as the configuration asks for.
+    Args:
+        output (`dict[str, Any]`):
+            Rollout, of which `advantages` is changed, to shape `(num_rows, num_positions)` with
+            `first_latent_selection`; `completion_advantages` are then those of whole completions.
+        args ([`~trl.GRPOConfig`] with [`RemedyArguments`]):
+            Configuration of the trainer.
+        accelerator ([`~accelerate.Accelerator`]):
+            What gathers the rows of all processes: groups may span them.
+        num_generations (`int`):
+            Size G of a group.
+        rewards (`torch.Tensor` of shape `(num_processes * num_rows,)`):
+            Total rewards of all processes' rows, NaN where there is none.
+        is_valid (`torch.Tensor` of shape `(num_rows,)`):
+            Rows that ended by themselves.
+        log_probs (`torch.Tensor` of shape `(num_rows, num_positions)`, *optional*):
+            Log-probabilities under the policy that sampled, needed for `first_latent_selection`.
+        mask (`torch.Tensor` of shape `(num_rows, num_positions)`):
+            0 at positions that are no actions.
+        logged (`deque`):
+            Advantages that are shown beside their completions, of which the latest are replaced.
+        costs (`torch.Tensor` of shape `(num_rows,)`, *optional*):
+            What is taken off each row's reward for its advantage.
+    """
 
-        Args:
-            output (`dict[str, Any]`):
-                Rollout, of which `advantages` is changed, to shape `(num_rows, num_positions)` with
-                `first_latent_selection`; `completion_advantages` are then those of whole completions.
-            rewards (`torch.Tensor` of shape `(num_processes * num_rows,)`):
-                Total rewards of all processes' rows, NaN where there is none.
-            is_valid (`torch.Tensor` of shape `(num_rows,)`):
-                Rows that ended by themselves.
-            log_probs (`torch.Tensor` of shape `(num_rows, num_positions)`, *optional*):
-                Log-probabilities under the policy that sampled, needed for `first_latent_selection`.
-            mask (`torch.Tensor` of shape `(num_rows, num_positions)`):
-                0 at positions that are no actions.
-            costs (`torch.Tensor` of shape `(num_rows,)`, *optional*):
-                What is taken off each row's reward for its advantage.
-        """
-        num_generations = self.num_generations if self.model.training else self.num_generations_eval
+    def groups(of_process: torch.Tensor) -> torch.Tensor:
+        if of_process.dim() > 1:  # completions of one process may be longer than those of another
+            of_process = accelerator.pad_across_processes(of_process, dim=1)
+        return accelerator.gather(of_process).unflatten(0, (-1, num_generations))
 
-        def groups(of_process: torch.Tensor) -> torch.Tensor:
-            if of_process.dim() > 1:  # completions of one process may be longer than those of another
-                of_process = self.accelerator.pad_across_processes(of_process, dim=1)
-            return self.accelerator.gather(of_process).unflatten(0, (-1, num_generations))
+    def of_process(groups: torch.Tensor) -> torch.Tensor:
+        return groups.flatten(0, 1).tensor_split(accelerator.num_processes)[accelerator.process_index]
 
-        def of_process(groups: torch.Tensor) -> torch.Tensor:
-            return groups.flatten(0, 1).tensor_split(self.accelerator.num_processes)[self.accelerator.process_index]
-
-        if self.args.invalid_samples != "keep" or costs is not None:
-            keeps_all = self.args.invalid_samples == "keep"
-            is_valid = None if keeps_all else groups(is_valid.to(self.accelerator.device))
-            rewards = rewards.unflatten(0, (-1, num_generations))
-            if costs is not None:
-                rewards = rewards - groups(costs)
-            scale = self.args.scale_rewards == "group"
-            invalid = "include" if keeps_all else self.args.invalid_samples
-            advantages = group_advantages(rewards, is_valid, invalid, scale)
-            output["advantages"] = of_process(advantages)
-            logged = self._logs["advantages"]
-            for _ in range(min(len(logged), advantages.numel())):
-                logged.pop()
-            logged.extend(advantages.flatten().tolist())
-        if self.args.first_latent_selection:
-            output["completion_advantages"] = output["advantages"]
-            selected = select_first_latent(groups(output["advantages"]), groups(log_probs), groups(mask))
-            output["advantages"] = of_process(selected)[:, : mask.size(1)]
+    if args.invalid_samples != "keep" or costs is not None:
+        keeps_all = args.invalid_samples == "keep"
+        is_valid = None if keeps_all else groups(is_valid.to(accelerator.device))
+        rewards = rewards.unflatten(0, (-1, num_generations))
+        if costs is not None:
+            rewards = rewards - groups(costs)
+        invalid = "include" if keeps_all else args.invalid_samples
+        advantages = group_advantages(rewards, is_valid, invalid, scale=args.scale_rewards == "group")
+        output["advantages"] = of_process(advantages)
+        for _ in range(min(len(logged), advantages.numel())):
+            logged.pop()
+        logged.extend(advantages.flatten().tolist())
+    if args.first_latent_selection:
+        output["completion_advantages"] = output["advantages"]
+        selected = select_first_latent(groups(output["advantages"]), groups(log_probs), groups(mask))
+        output["advantages"] = of_process(selected)[:, : mask.size(1)]

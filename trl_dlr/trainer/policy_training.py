@@ -30,8 +30,8 @@ from ..models.hub import DEFAULT_PROMPT, check_location, find_file, hub_argument
 from ..reasoners.latent_reasoner import BASE_POLICY, LatentReasoner, load_policy, name_base_policy_beside, policy_below
 from .arguments import LatentPolicyArguments
 from .callbacks import EngineCheckCallback
-from .checkpoints import WholeCheckpointsMixin, whole_files
-from .hub import PushesMixin, training_card
+from .checkpoints import whole_files
+from .hub import training_card
 from .inputs import check_adapter, check_vocabulary, load_tokenizer, refuse_fsdp
 from .latent_grpo_config import LatentGRPOConfig
 
@@ -39,9 +39,9 @@ from .latent_grpo_config import LatentGRPOConfig
 logger = get_logger(__name__)
 
 
-class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
+class PolicyTrainingMixin:
     """
-    For a TRL trainer of a [`LatentPolicyModel`] beside a frozen `main_model`: checks the engine at the start, gives the
+    For a TRL trainer with [`CheckpointsMixin`] of a [`LatentPolicyModel`] beside a frozen `main_model`: checks the engine at the start, gives the
     projection layers their own learning rate and clipping, and saves adapters with the policy that they belong to.
     """
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ..models.value_head import VALUE_HEAD_FILE, ValueHead
-from .checkpoints import load_moments, moments_of
+from .checkpoints import load_moments, moments_of, with_prefix
 
 
 REPLAY_SIZE = (
@@ -32,8 +32,6 @@ class Prescreener:
         learning_rate (`float`):
             Learning rate of AdamW.
     """
-
-    STATE_FILE = "prescreening.safetensors"  # in checkpoints only: what training it on needs
 
     def __init__(self, head: ValueHead, learning_rate: float):
         self.head = head
@@ -105,23 +103,21 @@ class Prescreener:
     def save_head(self, folder: str) -> None:
         save_file(self.head.state_dict(), os.path.join(folder, VALUE_HEAD_FILE))
 
-    def save_state(self, folder: str) -> None:
-        tensors = {"reward_range": self.reward_range}
-        tensors.update({f"replay.{name}": rows.contiguous() for name, rows in self.replay.items()})
-        save_file({**tensors, **moments_of(self.optimizer)}, os.path.join(folder, self.STATE_FILE))
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Head and what training it on needs, for a checkpoint."""
+        tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        tensors |= {f"replay.{name}": rows for name, rows in self.replay.items()}
+        return {"reward_range": self.reward_range, **tensors, **moments_of(self.optimizer)}
 
     def load_head(self, folder: str) -> None:
         self.head.load_state_dict(load_file(os.path.join(folder, VALUE_HEAD_FILE)))
 
-    def load(self, folder: str) -> None:
-        """Load what [`save_head`] and [`save_state`] wrote."""
-        self.load_head(folder)
-        path, device = os.path.join(folder, self.STATE_FILE), self.reward_range.device
-        tensors = {name: tensor.to(device) for name, tensor in load_file(path).items()}
-        self.reward_range = tensors.pop("reward_range")
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Load what [`state_tensors`] returned."""
+        self.reward_range = tensors["reward_range"]
+        self.head.load_state_dict(with_prefix(tensors, "head."))
+        self.replay = with_prefix(tensors, "replay.")
         load_moments(self.optimizer, tensors)
-        replay = {name: rows for name, rows in tensors.items() if name.startswith("replay.")}
-        self.replay = {name.removeprefix("replay."): rows for name, rows in replay.items()}
 
 
 def select_trajectories(

@@ -18,13 +18,12 @@ from ..models.hub import check_location, readable_damage
 from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig
 from ..reasoners.thinking_reasoner import ThinkingReasoner
-from .checkpoints import WholeCheckpointsMixin, whole_files
-from .hub import PushesMixin
+from .checkpoints import whole_files
 
 
-class ThinkingTrainingMixin(PushesMixin, WholeCheckpointsMixin):
+class ThinkingTrainingMixin:
     """
-    For a TRL trainer of a causal LM that thinks as `self.thinker` lets it, or as `thinking_config` and `latent_type` say:
+    For a TRL trainer with [`CheckpointsMixin`] of a causal LM that thinks as `self.thinker` lets it, or as `thinking_config` and `latent_type` say:
     checkpoints that are whole, and that say how the model thinks, and pushes.
     """
 

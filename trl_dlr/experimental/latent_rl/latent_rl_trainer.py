@@ -19,13 +19,10 @@ from trl.trainer.utils import get_config_model_id
 
 from ...models.hidden_thoughts import add_hidden_thoughts
 from ...models.value_head import VALUE_HEAD_FILE, StateValueHead
-from ...trainer.checkpoints import load_moments, moments_of, whole_files
+from ...trainer.checkpoints import load_moments, moments_of, whole_files, with_prefix
 from ...trainer.prescreening import area_under_curve, f1_score
 from ...trainer.soft_token_grpo_trainer import SoftTokenGRPOTrainer
 from .latent_rl_config import LatentRLConfig
-
-
-STATE_FILE = "value_training.safetensors"  # in checkpoints only: what going on with training needs
 
 
 class LatentRLTrainer(SoftTokenGRPOTrainer):
@@ -242,26 +239,20 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
             with whole_files(output_dir or self.args.output_dir) as folder:
                 save_file(self.value_head.state_dict(), os.path.join(folder, VALUE_HEAD_FILE))
 
-    def _save_rng_state(self, output_dir: str):
-        super()._save_rng_state(output_dir)
-        if self.args.should_save:
-            state = {**moments_of(self.value_optimizer), **self._hacking.state_tensors()}
-            save_file(state, os.path.join(output_dir, STATE_FILE))
+    def _extra_state(self) -> dict[str, torch.Tensor]:
+        head = {f"value_head.{name}": tensor for name, tensor in self.value_head.state_dict().items()}
+        return super()._extra_state() | head | moments_of(self.value_optimizer) | self._hacking.state_tensors()
 
-    def _load_rng_state(self, checkpoint: str | None):
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None:
-            self._load_value_head(checkpoint)
-            state = load_file(os.path.join(checkpoint, STATE_FILE))
-            load_moments(self.value_optimizer, state)
-            self._hacking.load_state_tensors(state)
+    def _load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        super()._load_extra_state(tensors)
+        self.value_head.load_state_dict(with_prefix(tensors, "value_head."))
+        load_moments(self.value_optimizer, tensors)
+        self._hacking.load_state_tensors(tensors)
 
     def _load_best_model(self):
         super()._load_best_model()
-        self._load_value_head(self.state.best_model_checkpoint)
-
-    def _load_value_head(self, checkpoint: str) -> None:
-        self.value_head.load_state_dict(load_file(os.path.join(checkpoint, VALUE_HEAD_FILE)))
+        path = os.path.join(self.state.best_model_checkpoint, VALUE_HEAD_FILE)
+        self.value_head.load_state_dict(load_file(path))
 
 
 logger = get_logger(__name__)
