@@ -18,8 +18,10 @@ PARTS = {
     "trl_dlr.trainer": "What trainers have in common",
     "trl_dlr.rewards": "Rewards",
     "trl_dlr.evaluation": "Evaluation",
+    "trl_dlr.report": "Report",
     "trl_dlr.generation": "Engines",
     "trl_dlr.models": "Parts of a policy",
+    "trl_dlr.experimental.latent_rl": "Experimental: latent RL",
 }
 HEADINGS = ("Args", "Parameters", "Returns", "Raises", "Attributes", "Example")
 

@@ -903,15 +903,15 @@ def test_quantization_applies_to_the_main_model_that_is_loaded_by_name(tmp_path,
     random_main_model().save_pretrained(tmp_path / "main")
     tiny_tokenizer().save_pretrained(tmp_path / "main")
     given = {}
-    from trl_dlr.trainer import inputs as construction
+    from trl_dlr.trainer import policy_training
 
-    load = construction.AutoModelForCausalLM.from_pretrained
+    load = policy_training.AutoModelForCausalLM.from_pretrained
 
     def recording(name, quantization_config=None, **kwargs):
         given.update(name=name, quantization_config=quantization_config, **kwargs)
         return load(name, **kwargs)
 
-    monkeypatch.setattr(construction.AutoModelForCausalLM, "from_pretrained", recording)
+    monkeypatch.setattr(policy_training.AutoModelForCausalLM, "from_pretrained", recording)
     marker = object()
     trainer = make_trainer(
         tmp_path,

@@ -313,6 +313,20 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         self._skip_step = False
         self._skipped_in_a_row = 0
 
+    # The order in which TRL calls its hooks, and what each hands on. B rows are this process's, N all processes'.
+    #
+    # A rollout, kept in `self._rollout`:
+    #   _generate_and_score_completions            around all of it: the actions become latent steps, mask (B, T)
+    #     _generate                                prompts, as the policy reads them
+    #       _generate_single_turn                  latents (B, T, d) from the policy, then text from the main model
+    #         _prescreen                           which rows are decoded, (B,)
+    #     _calculate_rewards                       rewards (N,), NaN for what was not decoded
+    #     shape_advantages                         advantages (B,) or (B, T)
+    # Each of its losses, whose scores are in `self._scoring`:
+    #   _compute_loss                              TRL's clipped surrogate, then KL, contrastive and hybrid terms
+    #     _get_per_token_logps_and_entropies       log-density of each latent step, (B, T): the ratio is exp(new - old)
+    #   training_step, _finish_step                the update, or none if a loss was bad
+
     # ---- Rollout: latents from the policy, text from the main model ----
 
     @contextmanager
