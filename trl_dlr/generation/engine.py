@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .text import StopStrings, decode_completions
 
@@ -26,10 +26,8 @@ class DecodingEngine(ABC):
     Decodes completions of a frozen causal LM from `[prompt embeddings ; latent embeddings]`.
 
     Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the main model.
-        generation_config ([`~transformers.GenerationConfig`]):
-            Its generation configuration, which knows the end-of-sequence tokens.
+        main_model ([`~transformers.PreTrainedModel`]):
+            Frozen causal LM. Of its generation configuration, only the end-of-sequence tokens count.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         max_new_tokens (`int`):
@@ -55,8 +53,7 @@ class DecodingEngine(ABC):
 
     def __init__(
         self,
-        config: PreTrainedConfig,
-        generation_config: GenerationConfig,
+        main_model: PreTrainedModel,
         processing_class: PreTrainedTokenizerBase,
         max_new_tokens: int,
         stop_strings: str | list[str] | None = None,
@@ -66,9 +63,9 @@ class DecodingEngine(ABC):
         self.processing_class = processing_class
         self.max_new_tokens = max_new_tokens
         self.stop_strings = None if stop_strings is None else StopStrings(stop_strings, processing_class)
-        self.max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.max_positions = getattr(main_model.config.get_text_config(), "max_position_embeddings", None)
         self.max_model_len = None  # tokens that the decoder takes, if it has a limit of its own
-        self.eos_token_ids = end_token_ids(generation_config, processing_class)
+        self.eos_token_ids = end_token_ids(main_model.generation_config, processing_class)
         if not self.eos_token_ids:
             raise ValueError(
                 "`main_model` has no end-of-sequence token: neither its generation config nor `main_processing_class` "

@@ -47,7 +47,7 @@ class TransformersEngine(DecodingEngine):
     similar length are decoded together, and rows that have finished leave the batch.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        main_model ([`~transformers.PreTrainedModel`]):
             Frozen causal LM.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
@@ -64,7 +64,7 @@ class TransformersEngine(DecodingEngine):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        main_model: PreTrainedModel,
         processing_class: PreTrainedTokenizerBase,
         max_new_tokens: int,
         generation_kwargs: dict | None = None,
@@ -75,10 +75,10 @@ class TransformersEngine(DecodingEngine):
         if not generation_kwargs.get("do_sample"):
             check_sampling(generation_kwargs, SAMPLING_FIELDS, "Set `do_sample=True` as well")
         stop_strings = generation_kwargs.pop("stop_strings", None)
-        super().__init__(model.config, model.generation_config, processing_class, max_new_tokens, stop_strings)
+        super().__init__(main_model, processing_class, max_new_tokens, stop_strings)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1 or `None`, got {batch_size}.")
-        self.model = model
+        self.model = main_model
         self.batch_size = batch_size
         neutral = {"do_sample": False, "min_new_tokens": 0}
         if generation_kwargs.get("do_sample"):

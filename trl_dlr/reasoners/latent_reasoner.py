@@ -20,7 +20,13 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine, tokenize_prompts
+from ..generation import (
+    DecodingEngine,
+    TransformersEngine,
+    check_engine_name,
+    create_engine,
+    tokenize_prompts,
+)
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models.hub import find_file, hub_arguments, leave_out_folders, readable_damage, readable_push_errors, short_card
 from ..models.latent_policy import LatentPolicyModel, LatentPolicyOutput
@@ -169,8 +175,7 @@ class LatentReasoner:
             `ValueError`: the folder holds no policy, no main model is known, or its weights are others.
         """
         name = pretrained_model_name_or_path
-        if engine not in ("transformers", "vllm") and not engine.startswith(("http://", "https://")):
-            raise ValueError(f"`engine` must be 'transformers', 'vllm' or the URL of a vLLM server, got {engine!r}.")
+        check_engine_name(engine)
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -185,21 +190,18 @@ class LatentReasoner:
         policy.attach_main_model(main_model, allow_mismatch=allow_main_model_mismatch)
         if max_new_tokens is None:
             max_new_tokens = config.max_completion_length or 256
-        limits = max_new_tokens, generation_kwargs
         if engine == "transformers":
             if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
                 main_model.to(device)
-            decoder = TransformersEngine(main_model, main_processing_class, *limits, batch_size)
+            options = {"batch_size": batch_size}
         else:  # vLLM holds the weights; of these, only the embeddings are needed
-            embed_tokens = main_model.get_input_embeddings().to(device)
-            parts = embed_tokens, main_model.config, main_model.generation_config, main_processing_class
-            if engine == "vllm":
-                dtype = str(embed_tokens.weight.dtype).removeprefix("torch.")
-                hub_of_main = hub_arguments({"revision": getattr(main_model.config, "_commit_hash", None), **load})
-                llm_kwargs = {"dtype": dtype, **vllm_hub_arguments(hub_of_main), **(vllm_kwargs or {})}
-                decoder = VLLMEngine(main_model.config.name_or_path, *parts, *limits, llm_kwargs=llm_kwargs)
-            else:
-                decoder = VLLMServerEngine(engine, *parts, *limits)
+            main_model.get_input_embeddings().to(device)
+            hub_of_main = hub_arguments({"revision": getattr(main_model.config, "_commit_hash", None), **load})
+            options = {"llm_kwargs": {**vllm_hub_arguments(hub_of_main), **(vllm_kwargs or {})}}
+            options = options if engine == "vllm" else {}
+        decoder = create_engine(
+            engine, main_model, main_processing_class, max_new_tokens, generation_kwargs, **options
+        )
         with readable_damage(name):
             processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False, **hub)
         value_head = None

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..generation import DecodingEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
+from ..generation import DecodingEngine, create_engine
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
 from ..models.hub import DEFAULT_PROMPT, check_location, find_file, hub_arguments, location_of, readable_damage
@@ -324,22 +324,13 @@ def build_engine(
     main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, args: LatentGRPOConfig
 ) -> DecodingEngine:
     """What decodes the answers: the main model itself, or vLLM for it (TRL's `use_vllm` and `vllm_mode`)."""
-    limits = args.max_completion_length, args.generation_kwargs
+    parts = main_model, main_processing_class, args.max_completion_length, args.generation_kwargs
     if not args.use_vllm:
-        return TransformersEngine(main_model, main_processing_class, *limits, args.decoding_batch_size)
-    name = main_model.config.name_or_path
-    embed_tokens = main_model.get_input_embeddings()
-    parts = embed_tokens, main_model.config, main_model.generation_config, main_processing_class
+        return create_engine("transformers", *parts, batch_size=args.decoding_batch_size)
     if args.vllm_mode == "server":
         base_url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
-        return VLLMServerEngine(base_url, *parts, *limits, timeout=args.vllm_server_timeout)
-    if not name:
-        raise ValueError(
-            "`use_vllm=True` with `vllm_mode='colocate'` loads the main model by name, but `main_model` was built in "
-            "memory. Save it with `save_pretrained` and pass the path."
-        )
+        return create_engine(base_url, *parts, timeout=args.vllm_server_timeout)
     llm_kwargs = {
-        "dtype": str(embed_tokens.weight.dtype).removeprefix("torch."),
         "gpu_memory_utilization": args.vllm_gpu_memory_utilization,
         "tensor_parallel_size": args.vllm_tensor_parallel_size,
         "max_model_len": args.vllm_max_model_length,
@@ -347,7 +338,7 @@ def build_engine(
         "seed": args.seed,
         **vllm_hub_arguments(hub_arguments(args.main_model_init_kwargs, args.trust_remote_code)),
     }
-    return VLLMEngine(name, *parts, *limits, llm_kwargs=llm_kwargs)
+    return create_engine("vllm", *parts, llm_kwargs=llm_kwargs)
 
 
 def assistant_tokenizer(
