@@ -27,7 +27,7 @@ test: $(VENV)/.ready
 # What calculates, once more without the processor's vector instructions, which round differently
 test-numeric: $(VENV)/.ready
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 --dist loadfile -k "not distributed and not faults" \
-		tests/models tests/generation tests/evaluation tests/trainer tests/examples/test_evaluate.py
+		tests/models tests/generation tests/evaluation tests/trainer tests/scripts/test_evaluate.py
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow

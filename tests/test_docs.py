@@ -4,6 +4,7 @@
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import io
 import re
@@ -15,12 +16,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
 from transformers import TrainingArguments
 
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import LatentPolicyModel, ThinkingConfig, ThinkingReasoner, fresh_layers
 from trl_dlr.cli.main import COMMANDS
+from trl_dlr.cli.parser import CommandParser
 
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +101,15 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @functools.cache
-def options_of(script: Path) -> set[str]:
+def options_of(command: str) -> set[str]:
+    """Options of a command of `trl-dlr`."""
+    module = importlib.import_module(f"trl_dlr.{COMMANDS[command][0]}")
+    parsers = [CommandParser(module.ARGUMENTS, prog=command), launch_command_parser()]
+    return {name for parser in parsers for action in parser._actions for name in action.option_strings}
+
+
+@functools.cache
+def options_of_script(script: Path) -> set[str]:
     """Options that a script's help names."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
@@ -122,10 +133,13 @@ def test_commands_name_what_there_is(page):
         script = next((word for word in command if word.startswith("examples/") and word.endswith(".py")), None)
         if script is not None:
             own = command[command.index(script) + 1 :]
-            known = {"--config", *options_of(ROOT / script)}
+            is_main = script == "examples/train_gsm8k.py"
+            known = {"--config", *(options_of("train") if is_main else options_of_script(ROOT / script))}
             assert {word for word in own if word.startswith("--")} <= known, text
         if command[0] == "trl-dlr":
-            assert next(word for word in command[1:] if not word.startswith("--")) in COMMANDS, text
+            name = next(word for word in command[1:] if not word.startswith("--"))
+            given = {word.partition("=")[0] for word in command[command.index(name) :] if word.startswith("--")}
+            assert given <= {"--config", "--help", *options_of(name)}, text
 
 
 @pytest.mark.slow  # a process for each command

@@ -9,9 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import pipeline
 
-import trl_dlr.reasoners.pipeline  # registers the task
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import (
     LatentPolicyConfig,
@@ -547,56 +545,22 @@ def test_a_policy_is_loaded_in_float32(policy_folder, main_folder, tmp_path):
     assert load_policy(str(tmp_path / "half")).dtype == torch.float32
 
 
-# ---- The pipeline ----
-
-
-def test_the_pipeline_answers_as_the_reasoner(policy_folder, main_folder, reasoner):
-    pipe = pipeline(
-        "latent-reasoning", model=policy_folder, main_model=main_folder, reasoner_kwargs={"max_new_tokens": 6}
-    )
-    assert isinstance(pipe, trl_dlr.reasoners.pipeline.LatentReasoningPipeline)
-    texts = reasoner.generate(PROMPTS).texts
-    assert pipe(PROMPTS[0]) == [{"generated_text": reasoner.generate(PROMPTS[:1]).texts[0]}]
-    assert pipe(PROMPTS) == [[{"generated_text": text}] for text in texts]
-    best = reasoner.generate(PROMPTS[:1], num_samples=4, selection="best", seed=1).texts[0]
-    assert pipe(PROMPTS[0], num_samples=4, selection="best", seed=1) == [{"generated_text": best}]
-
-
-@pytest.fixture(scope="module")
-def pipe(main_folder, tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("pipeline"))
-    make_reasoner(main_folder).save_pretrained(folder)
-    return pipeline("latent-reasoning", model=folder, main_model=main_folder)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
-def test_batches_of_the_pipeline_answer_as_one_prompt_does(pipe, batch_size):
-    chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    for inputs in (PROMPTS, chats):
-        alone = [pipe(prompt, max_new_tokens=6) for prompt in inputs]
-        assert [[set(answer) for answer in answers] for answers in alone] == [[{"generated_text"}]] * 3
-        assert pipe(inputs, batch_size=batch_size, max_new_tokens=6) == alone
-        assert list(pipe((prompt for prompt in inputs), batch_size=batch_size, max_new_tokens=6)) == alone
-        assert pipe(inputs[:1], batch_size=batch_size, max_new_tokens=6) == alone[:1]
-    assert pipe(PROMPTS[0], batch_size=batch_size, max_new_tokens=2)[0]["generated_text"].count(" ") == 1
-
-
-def test_no_prompts_for_the_pipeline(pipe):
-    with pytest.raises(ValueError, match=r"The prompts must be at least one, got \[\]"):
-        pipe([])
-    with pytest.raises(ValueError, match="index 0 that is empty"):
-        pipe(["", "A12"])
-
-
-def test_a_pipeline_of_an_adapter(main_folder, tmp_path):
+def test_an_adapter_answers_after_loading(main_folder, tmp_path):
     reasoner = make_reasoner(main_folder, adapter=True, head=False)
     reasoner.save_pretrained(tmp_path)
-    expected = [[{"generated_text": text}] for text in reasoner.generate(PROMPTS).texts]
-    assert expected != [[{"generated_text": text}] for text in make_reasoner(main_folder).generate(PROMPTS).texts]
-    pipe = pipeline("latent-reasoning", model=str(tmp_path), reasoner_kwargs={"max_new_tokens": 6})
-    assert pipe(PROMPTS) == pipe(PROMPTS, batch_size=2) == expected
+    expected = reasoner.generate(PROMPTS).texts
+    assert expected != make_reasoner(main_folder).generate(PROMPTS).texts
+    assert LatentReasoner.from_pretrained(str(tmp_path), max_new_tokens=6).generate(PROMPTS).texts == expected
     # As a trainer leaves it, which names the policy below by its path
     path = tmp_path / "adapter_config.json"
     named = {**json.loads(path.read_text()), "base_model_name_or_path": str(tmp_path / BASE_POLICY)}
     path.write_text(json.dumps(named))
-    assert pipeline("latent-reasoning", model=str(tmp_path))(PROMPTS, max_new_tokens=6) == expected
+    assert LatentReasoner.from_pretrained(str(tmp_path), max_new_tokens=6).generate(PROMPTS).texts == expected
+
+
+def test_a_policy_without_its_main_model_is_saved_as_with_it(policy_folder, tmp_path):
+    reasoner = LatentReasoner.without_main_model(policy_folder)
+    reasoner.save_pretrained(tmp_path)
+    names = {path.name for path in Path(policy_folder).iterdir()}
+    assert names <= {path.name for path in tmp_path.iterdir()} and reasoner.engine is None
+    assert (tmp_path / "model.safetensors").read_bytes() == Path(policy_folder, "model.safetensors").read_bytes()

@@ -116,9 +116,9 @@ def test_a_model_that_does_not_think_is_refused(tmp_path):
         ThinkingReasoner.from_pretrained(str(tmp_path))
 
 
-@pytest.mark.parametrize("latents", ["own", "mean", "shuffled", "zero", "none"])
-def test_controls_are_evaluated(latents):
-    figures = evaluate_latents(make_reasoner(), tiny_dataset(6, 0), tiny_reward, latents=latents, num_samples=2)
+@pytest.mark.parametrize("control", ThinkingReasoner.controls)
+def test_controls_are_evaluated(control):
+    figures = evaluate_latents(make_reasoner(), tiny_dataset(6, 0), tiny_reward, control=control, num_samples=2)
     assert 0 <= figures["accuracy"] <= figures["pass_at_k"] <= 1
 
 

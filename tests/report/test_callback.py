@@ -127,7 +127,7 @@ def test_a_resumed_run_keeps_its_history_and_its_first_look(no_plots, tmp_path):
 
 def test_a_run_that_starts_anew_does_not_show_an_earlier_one(no_plots, tmp_path):
     make_reporting(tmp_path)[0].train()
-    (tmp_path / "run" / "eval_results.json").write_text(json.dumps({"trained/accuracy": 0.123}))
+    (tmp_path / "run" / "eval_results.json").write_text(json.dumps({"policy/accuracy": 0.123}))
     trainer, _ = make_reporting(tmp_path, {"report_steps": 2})
     seen = []
 

@@ -21,7 +21,7 @@ from trl_dlr.report.plots import PLOTS, REWARDS, _lines, _times, logged_metrics,
 
 
 matplotlib = pytest.importorskip("matplotlib")
-CONTROLS = {"no_latents": -0.8, "untrained": -0.5, "trained": 0.3, "shuffled": 0.1}
+CONTROLS = {"no_latents": -0.8, "before_training": -0.5, "policy": 0.3, "shuffled": 0.1}
 RESULTS = {f"{name}/reward": value for name, value in CONTROLS.items()}
 RESULTS |= {f"{name}/accuracy": (value + 1) / 2 for name, value in CONTROLS.items()}
 VOID = {"meta", "link", "img", "br"}
@@ -243,15 +243,15 @@ def test_looks_at_other_questions_are_not_put_side_by_side():
 def test_controls_are_told_from_other_figures():
     controls, others = by_control(
         {
-            "trained/reward": 1.0,
+            "policy/reward": 1.0,
             "before/eval_loss": 2.0,
-            "preflight/alone/accuracy": 0.5,
+            "preflight/no_latents/accuracy": 0.5,
             "preflight/gradient/assistant": 3.0,
             "eval_loss": 4.0,
             "note": "text",
         }
     )
-    assert controls == {"trained": {"reward": 1.0}, "before": {"loss": 2.0}, "preflight/alone": {"accuracy": 0.5}}
+    assert controls == {"policy": {"reward": 1.0}, "before": {"loss": 2.0}, "preflight/no_latents": {"accuracy": 0.5}}
     assert others == {"preflight/gradient/assistant": 3.0, "eval_loss": 4.0}
     assert list(by_control(dict(sorted(RESULTS.items())))[0]) == list(CONTROLS)  # not as their names sort
 

@@ -377,7 +377,7 @@ def reinforce(folder, max_steps, **kwargs):
     """Held-out accuracy after RL, with own latents and with shuffled ones."""
     learner = make_learner(folder, max_steps=max_steps, per_device_train_batch_size=256, **{**LARGE, **kwargs})
     learner.train()
-    return accuracy(learner, "own"), accuracy(learner, "shuffled")
+    return accuracy(learner, "policy"), accuracy(learner, "shuffled")
 
 
 def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path):

@@ -318,9 +318,9 @@ def test_a_cost_makes_trajectories_short_and_leaves_them_right(tmp_path):
             per_device_train_batch_size=256,
             lr_scheduler_type="constant",
         )
-        untrained = accuracy(trainer, "own")
+        untrained = accuracy(trainer, "policy")
         trainer.train()
-        figures[cost] = accuracy(trainer, "own"), history(trainer, "latent/mean_length")[-1]
+        figures[cost] = accuracy(trainer, "policy"), history(trainer, "latent/mean_length")[-1]
         print(f"cost {cost}: untrained {untrained:.3f}, accuracy and length {figures[cost]}")
     (free_accuracy, free_length), (cost_accuracy, cost_length) = figures.values()
     assert free_accuracy > untrained + 0.4 and cost_accuracy > free_accuracy - 0.1

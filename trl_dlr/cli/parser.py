@@ -1,19 +1,15 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""The parser of a command, with help that can be read and errors that say what was meant."""
+"""The parser of a command, with errors that say what was meant."""
 
 import difflib
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser
 from collections.abc import Iterable
 from typing import Any
 
 import yaml
 from trl import TrlParser
-
-
-class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the arguments, and examples as they are to be typed."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -26,6 +22,10 @@ class CommandParser(TrlParser):
     """A [`~trl.TrlParser`] that ends with exit code 2, and a hint, at what does not parse."""
 
     others: tuple[ArgumentParser, ...] = ()  # whose arguments may stand among this one's
+
+    def __init__(self, dataclass_types: tuple[type, ...], prog: str):
+        usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"  # there can be hundreds
+        super().__init__(dataclass_types, prog=prog, usage=usage, add_help=False)
 
     def parse_args_and_config(
         self,
@@ -70,27 +70,3 @@ class CommandParser(TrlParser):
         if names:
             hints = "".join(did_you_mean(name, known) for name in names)
             self.error(f"unrecognized arguments: {' '.join(names)}{'.' if hints else ''}{hints}")
-
-
-def command_parser(dataclass_types: tuple[type, ...], prog: str | None, doc: str, epilog: str) -> CommandParser:
-    """
-    Parser of a command.
-
-    Args:
-        dataclass_types (`tuple[type, ...]`):
-            Arguments.
-        prog (`str`, *optional*):
-            Name of the command.
-        doc (`str`):
-            What it does.
-        epilog (`str`):
-            Examples, and what else there is to know.
-    """
-    return CommandParser(
-        dataclass_types,
-        prog=prog,
-        usage="%(prog)s [--config FILE] [--ARGUMENT VALUE ...]",  # there can be hundreds; the list below has them
-        description=doc.replace("`", ""),
-        epilog=epilog,
-        formatter_class=HelpFormatter,
-    )

@@ -19,13 +19,14 @@ from ..reasoners.latent_reasoner import LatentReasoner
 logger = get_logger(__name__)
 
 
-SAMPLED = ("own", "shuffled", "fresh_head")
+CONTROLS = ("policy", "mean_latents", "no_latents", "plain_anchors", "zero_latents", "fresh_head", "shuffled")
+SAMPLED = ("policy", "fresh_head", "shuffled")
 
 
 def answer_questions(
     reasoner: LatentReasoner,
     dataset: Dataset,
-    latents: str = "own",
+    control: str = "policy",
     num_samples: int = 4,
     batch_size: int = 8,
     seed: int = 0,
@@ -40,17 +41,17 @@ def answer_questions(
             Policy and main model.
         dataset ([`~datasets.Dataset`]):
             Questions with a column `"prompt"`.
-        latents (`str`, *optional*, defaults to `"own"`):
-            - `"own"`: each question gets `num_samples` trajectories sampled for it.
-            - `"shuffled"`: each question gets those of another one. What this costs is what the latents carry about
-              their question; what remains is steering.
+        control (`str`, *optional*, defaults to `"policy"`):
+            - `"policy"`: each question gets `num_samples` trajectories sampled for it.
+            - `"mean_latents"`: the mean of every step, once.
+            - `"no_latents"`: the main model answers alone, once, greedily.
+            - `"plain_anchors"`: it is given as many plain tokens of the policy's anchor text instead, once.
+            - `"zero_latents"`: latents of 0, once. With `injection="anchors"`, they are the anchor tokens; soft tokens of
+              0 mix all tokens in equal parts.
             - `"fresh_head"`: trajectories of the same policy with a latent head that has not been trained, so mostly
               noise.
-            - `"mean"`: the mean of every step, once.
-            - `"zero"`: latents of 0, once. With `injection="anchors"`, they are the anchor tokens; soft tokens of 0 mix
-              all tokens in equal parts.
-            - `"none"`: the main model answers alone, once, greedily.
-            - `"anchors"`: it is given as many plain tokens of the policy's anchor text instead, once.
+            - `"shuffled"`: each question gets those of another one. What this costs is what the latents carry about
+              their question; what remains is steering.
         num_samples (`int`, *optional*, defaults to `4`):
             Trajectories per question, where they are sampled.
         batch_size (`int`, *optional*, defaults to `8`):
@@ -63,8 +64,8 @@ def answer_questions(
     Returns:
         `list[list[str]]`: answers of each question, in every process.
     """
-    if latents not in reasoner.controls:
-        raise ValueError(f"`latents` must be one of {', '.join(reasoner.controls)}, got {latents!r}.")
+    if control not in reasoner.controls:
+        raise ValueError(f"`control` must be one of {', '.join(reasoner.controls)}, got {control!r}.")
     if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names:
         found = dataset.column_names if isinstance(dataset, Dataset) else type(dataset).__name__
         raise ValueError(
@@ -76,25 +77,25 @@ def answer_questions(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if len(dataset) == 0:
         raise ValueError("`dataset` must hold at least one question, and is empty.")
-    if latents not in SAMPLED:
+    if control not in SAMPLED:
         num_samples = 1
-    num_anchors = reasoner.policy.config.num_latents if latents == "anchors" else 0
+    num_anchors = reasoner.policy.config.num_latents if control == "plain_anchors" else 0
     state, answers, prompts, own = PartialState(), [], list(dataset["prompt"]), None
     before = reasoner.engine.num_truncated
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # Every process draws the latents of all questions, which are cheap: answers do not depend on how many there are
-        if latents == "zero":
+        if control == "zero_latents":
             drawn = reasoner.policy.zero_latents(len(prompts))
             own, lengths = drawn.latents.unsqueeze(1), drawn.lengths.unsqueeze(1)
-        elif latents not in ("none", "anchors"):
+        elif control not in ("no_latents", "plain_anchors"):
             chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-            with fresh_head(reasoner.policy) if latents == "fresh_head" else nullcontext():
-                drawn = [reasoner.sample_latents(chunk, num_samples, latents == "mean") for chunk in chunks]
+            with fresh_head(reasoner.policy) if control == "fresh_head" else nullcontext():
+                drawn = [reasoner.sample_latents(chunk, num_samples, control == "mean_latents") for chunk in chunks]
             own, lengths = (
                 torch.cat(parts).unflatten(0, (len(prompts), num_samples)) for parts in zip(*drawn, strict=True)
             )
-            if latents == "shuffled":
+            if control == "shuffled":
                 order = torch.randperm(len(prompts))
                 giver = torch.empty_like(order)
                 giver[order] = order.roll(1)  # one cycle: nobody keeps its own
@@ -177,7 +178,7 @@ def evaluate_latents(
         format_weight (`float`, *optional*, defaults to `1.0`):
             Weight λ of the format reward in the total (equation 3).
         **kwargs:
-            As for [`answer_questions`]: `latents`, `num_samples`, `batch_size`, `seed`, `description`.
+            As for [`answer_questions`]: `control`, `num_samples`, `batch_size`, `seed`, `description`.
 
     Returns:
         `dict[str, float]`: `reward` (total), `accuracy` and `format` (shares), averaged over questions and samples, and

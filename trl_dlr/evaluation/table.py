@@ -14,16 +14,6 @@ from .controls import SAMPLED, answer_questions, score_answers
 from .metrics import majority_at_k, pass_at_k, wilson_interval
 
 
-# name of a row -> latents that it is given
-ROWS = {
-    "policy": "own",
-    "mean_latents": "mean",
-    "no_latents": "none",
-    "plain_anchors": "anchors",
-    "zero_latents": "zero",
-    "fresh_head": "fresh_head",
-    "shuffled": "shuffled",
-}
 LEGEND = {
     "policy": "latents sampled by the policy",
     "mean_latents": "the mean of every latent step",
@@ -31,7 +21,6 @@ LEGEND = {
     "plain_anchors": "as many plain tokens of the anchor text",
     "zero_latents": "latents of 0",
     "fresh_head": "latents of the policy with a latent head drawn anew",
-    "untrained": "latents of the policy before training",
     "shuffled": "latents sampled for another question",
     "pass@1": "share of right answers",
     "pass@k": "chance that one of k samples is right",
@@ -55,8 +44,7 @@ def evaluate_row(
     reasoner: LatentReasoner,
     dataset: Dataset,
     reward: Callable[..., list[float]],
-    latents: str,
-    name: str,
+    control: str,
     seeds: list[int],
     num_samples: int,
     k: int,
@@ -72,10 +60,8 @@ def evaluate_row(
             Questions with a column `"prompt"` and the columns that the reward reads.
         reward (`Callable`):
             Reward above 0 for a right answer.
-        latents (`str`):
-            Which latents are given, as in [`evaluate_latents`].
-        name (`str`):
-            Name of the row, for the progress bar.
+        control (`str`):
+            Which latents are given, as in [`answer_questions`].
         seeds (`list[int]`):
             Seeds of the latents, a run each. What does not depend on them runs once.
         num_samples (`int`):
@@ -92,9 +78,11 @@ def evaluate_row(
     """
     engine, runs = reasoner.engine, []
     counters = ("num_decoded", "num_completion_tokens", "num_truncated", "num_forward_tokens")
-    for seed in seeds if latents in SAMPLED else seeds[:1]:
+    for seed in seeds if control in SAMPLED else seeds[:1]:
         before, start = [getattr(engine, counter) for counter in counters], time.perf_counter()
-        answers = answer_questions(reasoner, dataset, latents, num_samples, batch_size, seed, f"{name}, seed {seed}")
+        answers = answer_questions(
+            reasoner, dataset, control, num_samples, batch_size, seed, f"{control}, seed {seed}"
+        )
         seconds = time.perf_counter() - start
         work = [getattr(engine, counter) - count for counter, count in zip(counters, before, strict=True)]
         num_decoded, num_answer_tokens, num_truncated, num_tokens = (
@@ -107,7 +95,7 @@ def evaluate_row(
         if not is_correct:
             raise ValueError("`reward` must judge all answers to at least one question, got `None` for each of them.")
         run = {"pass@1": statistics.fmean(statistics.fmean(row) for row in is_correct)}
-        if latents in SAMPLED and k > 1:
+        if control in SAMPLED and k > 1:
             run[f"pass@{k}"] = statistics.fmean(pass_at_k(len(row), sum(row), k) for row in is_correct)
             run[f"majority@{k}"] = statistics.fmean(
                 majority_at_k(texts, row, k) for texts, row in zip(answers, is_correct, strict=True)

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import align_module_device, is_peft_model
+from accelerate.utils import align_module_device
+from peft import PeftModel
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -267,10 +268,15 @@ def contiguous_lm_head(model: PreTrainedModel) -> Iterator[None]:
         contiguous.remove()
 
 
+def base_model_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model below an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 @contextmanager
 def nothing_inherited(model: PreTrainedModel) -> Iterator[None]:
     """`generate` fills what a configuration leaves open from the model's own, which is put aside for the while."""
-    model = model.get_base_model() if is_peft_model(model) else model
+    model = base_model_of(model)
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:

@@ -31,6 +31,7 @@ from ..generation.vllm_engine import vllm_hub_arguments
 from ..models.hub import find_file, hub_arguments, leave_out_folders, readable_damage, readable_push_errors, short_card
 from ..models.latent_policy import LatentPolicyModel, LatentPolicyOutput
 from ..models.latent_policy_config import LatentPolicyConfig
+from ..models.main_model import base_model_of
 from ..models.thinking import THINKING_FILE
 from ..models.value_head import VALUE_HEAD_FILE, ValueHead
 from ..rewards import majority_vote
@@ -94,19 +95,19 @@ class LatentReasoner:
     """
 
     # What its latents can be compared with, see `evaluation.answer_questions`
-    controls = ("own", "mean", "zero", "none", "shuffled", "anchors", "fresh_head")
+    controls = ("policy", "mean_latents", "no_latents", "plain_anchors", "zero_latents", "fresh_head", "shuffled")
 
     def __init__(
         self,
         policy: LatentPolicyModel | PeftModel,
         processing_class: PreTrainedTokenizerBase,
-        engine: DecodingEngine,
-        main_processing_class: PreTrainedTokenizerBase,
+        engine: DecodingEngine | None,
+        main_processing_class: PreTrainedTokenizerBase | None,
         value_head: ValueHead | None = None,
         model_card: str | None = None,
     ):
         self.model = policy
-        self.policy = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        self.policy = base_model_of(policy)
         self.processing_class = processing_class
         self.engine = engine
         self.main_processing_class = main_processing_class
@@ -179,9 +180,10 @@ class LatentReasoner:
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_policy(name, **hub).to(device).eval()
-        policy = model.get_base_model() if isinstance(model, PeftModel) else model
-        config = policy.config
+        reasoner = cls.without_main_model(name, **hub)
+        policy, config = reasoner.policy, reasoner.policy.config
+        for module in filter(None, (reasoner.model, reasoner.value_head)):
+            module.to(device)
         if isinstance(main_model, PreTrainedModel) and main_model_init_kwargs:
             raise ValueError("`main_model_init_kwargs` are for a `main_model` given by name, not for a loaded one.")
         load = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
@@ -199,9 +201,24 @@ class LatentReasoner:
             hub_of_main = hub_arguments({"revision": getattr(main_model.config, "_commit_hash", None), **load})
             options = {"llm_kwargs": {**vllm_hub_arguments(hub_of_main), **(vllm_kwargs or {})}}
             options = options if engine == "vllm" else {}
-        decoder = create_engine(
+        reasoner.engine = create_engine(
             engine, main_model, main_processing_class, max_new_tokens, generation_kwargs, **options
         )
+        reasoner.main_processing_class = main_processing_class
+        return reasoner
+
+    @classmethod
+    def without_main_model(
+        cls,
+        pretrained_model_name_or_path: str,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | None = None,
+    ) -> "LatentReasoner":
+        """A policy on the CPU with what was saved beside it. It can be pushed, but answers nothing."""
+        name, hub = pretrained_model_name_or_path, {"revision": revision, "token": token, "cache_dir": cache_dir}
+        model = load_policy(name, **hub).eval()
+        config = base_model_of(model).config
         with readable_damage(name):
             processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False, **hub)
         value_head = None
@@ -209,10 +226,9 @@ class LatentReasoner:
             value_head = ValueHead(config.num_latents * config.feature_size, config.hidden_size)
             with readable_damage(name):
                 value_head.load_state_dict(load_file(path))
-            value_head.to(device)
         card_path = find_file(name, "README.md", **hub)
         model_card = None if card_path is None else Path(card_path).read_text(encoding="utf-8")
-        return cls(model, processing_class, decoder, main_processing_class, value_head, model_card)
+        return cls(model, processing_class, None, None, value_head, model_card)
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """

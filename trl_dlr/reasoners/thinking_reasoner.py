@@ -121,7 +121,7 @@ class ThinkingReasoner(LatentReasoner):
             Card that is saved and pushed with the model. If `None`, a short one is written.
     """
 
-    controls = ("own", "mean", "zero", "none", "shuffled")
+    controls = ("policy", "mean_latents", "no_latents", "zero_latents", "shuffled")
 
     def __init__(
         self,

@@ -120,8 +120,8 @@ def _held_out(results: dict[str, Any] | None) -> str:
         columns = [figure for figure in FIGURES if any(figure in found for found in controls.values())]
         rows = [[escape(name), *(_number(of.get(figure)) for figure in columns)] for name, of in controls.items()]
         text = ""
-        if "accuracy" in controls.get("trained", {}) and "accuracy" in controls.get("shuffled", {}):
-            kept = controls["trained"]["accuracy"] - controls["shuffled"]["accuracy"]
+        if "accuracy" in controls.get("policy", {}) and "accuracy" in controls.get("shuffled", {}):
+            kept = controls["policy"]["accuracy"] - controls["shuffled"]["accuracy"]
             text = (
                 f'<p class="soft">Accuracy of trained latents is {kept:+.3f} beside latents of <em>another</em> '
                 "question. What shuffling does not cost is steering; only what it costs is about the question.</p>"

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 COLOURS = ["#2563eb", "#d97706", "#059669", "#be185d", "#6d28d9", "#475569"]
 CONTROL_COLOURS = {  # in the order in which they are read
     "no_latents": "#64748b",
-    "untrained": "#d97706",
-    "before_run": "#d97706",  # of a policy that has been trained before
-    "trained": "#059669",
+    "before_training": "#d97706",
+    "policy": "#059669",
     "mean_latents": "#2563eb",
     "shuffled": "#be185d",
 }
@@ -112,8 +111,8 @@ REWARDS = Plot(
 CONTROLS = Plot(
     "controls",
     "Held-out controls",
-    "What latents add is `trained` beside `no_latents` and `untrained` (or `before_run`); what they carry about their own question is "
-    "`trained` beside `shuffled`. Warning sign: bars of `shuffled` as high as those of `trained`, which is steering, "
+    "What latents add is `policy` beside `no_latents` and `before_training`; what they carry about their own question is "
+    "`policy` beside `shuffled`. Warning sign: bars of `shuffled` as high as those of `policy`, which is steering, "
     "not reasoning.",
 )
 GROUPS = Plot(

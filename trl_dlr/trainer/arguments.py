@@ -17,6 +17,7 @@ from trl import GRPOConfig
 from ..models import LatentPolicyConfig
 from ..models.latent_policy_config import DENSITIES
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
+from ..option_docs import described
 from .losses import INVALID_MODES
 
 
@@ -102,6 +103,7 @@ class ReportableArguments:
         return f"{type(self).__name__}(\n{''.join(lines)})"
 
 
+@described
 @dataclass
 class GroupArguments:
     r"""
@@ -114,10 +116,7 @@ class GroupArguments:
             the first.
     """
 
-    per_device_eval_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Answers per device in evaluation. If unset, as in training, in whole groups."},
-    )
+    per_device_eval_batch_size: int | None = None
 
     def __post_init__(self):
         if self.num_generations < 2:
@@ -181,6 +180,7 @@ def refuse_options(config: Any, reasons: dict[str, str], base: type, trainer: st
             )
 
 
+@described
 @dataclass
 class LatentPolicyArguments:
     r"""
@@ -260,91 +260,37 @@ class LatentPolicyArguments:
     _DICT_FIELDS: ClassVar[list[str]] = ["main_model_init_kwargs", "chat_template_kwargs"]
 
     # Latent policy
-    latent_density: str = field(
-        default="gaussian",
-        metadata={
-            "help": "What a latent is: 'gaussian' (a vector) or 'soft_tokens' (a mixture of the main model's tokens).",
-            "choices": list(DENSITIES),
-        },
-    )
-    latent_dim: int = field(default=16, metadata={"help": "Size d of a Gaussian latent."})
-    num_latents: int = field(default=4, metadata={"help": "Number T of latent steps per trajectory."})
-    learn_stop: bool = field(
-        default=False, metadata={"help": "Whether the policy decides after each latent step if it is the last."}
-    )
-    min_latents: int = field(default=1, metadata={"help": "Steps that are always taken if `learn_stop`."})
-    initial_stop_prob: float = field(
-        default=0.05, metadata={"help": "Probability of a stop at each step that is free to, before training."}
-    )
-    latent_sampling: str = field(
-        default="autoregressive",
-        metadata={
-            "help": "How latents are drawn: 'autoregressive' feeds each one back, 'parallel' draws all in one pass.",
-            "choices": ["autoregressive", "parallel"],
-        },
-    )
-    sigma: float = field(default=1.0, metadata={"help": "Standard deviation of a latent."})
-    learn_sigma: bool = field(default=False, metadata={"help": "Whether sigma is trained, one value per dimension."})
-    normalize_mean: bool = field(
-        default=False, metadata={"help": "Whether means are scaled to unit root mean square, which bounds them."}
-    )
-    soft_token_temperature: float = field(default=1.0, metadata={"help": "Temperature of a soft token's mixture."})
-    soft_token_score: str = field(
-        default="lepo",
-        metadata={
-            "help": "Log-probability of a soft token: 'exact' (density), or the surrogates 'lepo' and 'latent_grpo'.",
-            "choices": list(SOFT_TOKEN_SCORES),
-        },
-    )
-    one_sided_noise: bool = field(
-        default=False, metadata={"help": "Whether Gumbel noise is clamped and shifted to be at least 0."}
-    )
-    latent_top_k: int | None = field(
-        default=None, metadata={"help": "Most likely tokens that are candidates of a soft token. If unset, all."}
-    )
-    latent_top_p: float = field(default=1.0, metadata={"help": "Probability mass of a soft token's candidates."})
-    mixture_size: int | None = field(
-        default=None, metadata={"help": "Candidates that are mixed, the best perturbed ones. If unset, all."}
-    )
-    injection: str = field(
-        default="anchors",
-        metadata={
-            "help": "How latents become embeddings of the main model: 'anchors' (offsets from anchor tokens), "
-            "'components' (principal components of its embedding table) or 'trained' (a parameter).",
-            "choices": ["anchors", "components", "trained"],
-        },
-    )
-    injection_scale: float = field(
-        default=0.3, metadata={"help": "Size of the latents' share of an embedding, relative to the embeddings' RMS."}
-    )
-    anchor_text: str = field(default="Answer: ", metadata={"help": "Text whose tokens, in turn, are the anchors."})
-    freeze_embeddings: bool = field(
-        default=False, metadata={"help": "Whether the assistant's input embeddings stay as they are."}
-    )
+    latent_density: str = field(default="gaussian", metadata={"choices": list(DENSITIES)})
+    latent_dim: int = 16
+    num_latents: int = 4
+    learn_stop: bool = False
+    min_latents: int = 1
+    initial_stop_prob: float = 0.05
+    latent_sampling: str = field(default="autoregressive", metadata={"choices": ["autoregressive", "parallel"]})
+    sigma: float = 1.0
+    learn_sigma: bool = False
+    normalize_mean: bool = False
+    soft_token_temperature: float = 1.0
+    soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
+    one_sided_noise: bool = False
+    latent_top_k: int | None = None
+    latent_top_p: float = 1.0
+    mixture_size: int | None = None
+    injection: str = field(default="anchors", metadata={"choices": ["anchors", "components", "trained"]})
+    injection_scale: float = 0.3
+    anchor_text: str = "Answer: "
+    freeze_embeddings: bool = False
 
     # Main model
-    main_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Keyword arguments for loading the main model when `main_model` is a string."},
-    )
-    allow_main_model_mismatch: bool = field(
-        default=False,
-        metadata={"help": "Whether to go on when the policy was built for a main model with other weights."},
-    )
+    main_model_init_kwargs: dict[str, Any] | str | None = None
+    allow_main_model_mismatch: bool = False
 
     # Prompts
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Keyword arguments for both chat templates. If unset, those that the policy has."},
-    )
+    chat_template_kwargs: dict[str, Any] | str | None = None
 
     # Optimization
-    projection_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the projection layers. If unset, `learning_rate`."}
-    )
-    projection_max_grad_norm: float | None = field(
-        default=None, metadata={"help": "Norm to which the projection layers' gradients are clipped on their own."}
-    )
+    projection_learning_rate: float | None = None
+    projection_max_grad_norm: float | None = None
 
     def check_policy_arguments(self) -> None:
         for name in ("latent_density", "latent_sampling", "injection"):
@@ -376,6 +322,7 @@ class LatentPolicyArguments:
         return own | {name: getattr(self, name) for name in names}
 
 
+@described
 @dataclass
 class RemedyArguments:
     r"""
@@ -394,20 +341,8 @@ class RemedyArguments:
             at the first latent. All samples of a question have that position in common.
     """
 
-    invalid_samples: str = field(
-        default="keep",
-        metadata={
-            "help": "Samples cut off by their token budget: 'keep' them, 'include' them in their group's statistics with "
-            "advantage 0, or 'exclude' them from both.",
-            "choices": ["keep", *INVALID_MODES],
-        },
-    )
-    first_latent_selection: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether only the likeliest positive sample of a group has an advantage at its first latent."
-        },
-    )
+    invalid_samples: str = field(default="keep", metadata={"choices": ["keep", *INVALID_MODES]})
+    first_latent_selection: bool = False
 
     def check_remedies(self) -> None:
         choices = self.__dataclass_fields__["invalid_samples"].metadata["choices"]
@@ -432,6 +367,7 @@ def check_group_advantages(args: GRPOConfig, reason: str) -> None:
 CURRICULUM_UNITS = ("step", "token")
 
 
+@described
 @dataclass
 class CurriculumArguments:
     r"""
@@ -455,19 +391,12 @@ class CurriculumArguments:
             Probability with which an example is taken from another stage, drawn uniformly.
     """
 
-    num_stages: int = field(default=0, metadata={"help": "Stages of the curriculum; 0 for none."})
-    latents_per_stage: int = field(default=2, metadata={"help": "Latents that each stage adds."})
-    curriculum_unit: str = field(
-        default="step",
-        metadata={"help": "What a stage replaces: 'step' or 'token'.", "choices": list(CURRICULUM_UNITS)},
-    )
-    epochs_per_stage: int = field(default=1, metadata={"help": "Epochs of each stage before the last."})
-    reset_optimizer: bool = field(
-        default=True, metadata={"help": "Whether AdamW's moments start anew with each stage."}
-    )
-    stage_mixing: float = field(
-        default=0.0, metadata={"help": "Probability with which an example is taken from another stage."}
-    )
+    num_stages: int = 0
+    latents_per_stage: int = 2
+    curriculum_unit: str = field(default="step", metadata={"choices": list(CURRICULUM_UNITS)})
+    epochs_per_stage: int = 1
+    reset_optimizer: bool = True
+    stage_mixing: float = 0.0
 
     def check_curriculum_arguments(self) -> None:
         for name, least in (("num_stages", 0), ("latents_per_stage", 1), ("epochs_per_stage", 1)):

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast, is_peft_model
+from accelerate.utils import broadcast
 from huggingface_hub import CommitInfo, HfApi
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, HubStrategy
@@ -192,7 +193,7 @@ class CheckpointsMixin:
                 "trainer": type(self).__name__,
                 "num_processes": self.accelerator.num_processes,
                 "deepspeed": self.is_deepspeed_enabled,
-                "adapter": is_peft_model(model),
+                "adapter": isinstance(model, PeftModel),
                 "per_device_train_batch_size": self.args.per_device_train_batch_size,
                 "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             },

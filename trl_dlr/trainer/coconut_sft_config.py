@@ -1,9 +1,10 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl import SFTConfig
 
+from ..option_docs import described
 from .arguments import CurriculumArguments, ReportableArguments, refuse_options
 
 
@@ -25,6 +26,7 @@ REFUSED_OPTIONS = {
 }
 
 
+@described
 @dataclass
 class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
     r"""
@@ -75,27 +77,16 @@ class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
             Tokens written at most when held-out questions are answered.
     """
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate."})
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Whether to trade compute for memory. Each latent then takes a pass over all before it."},
-    )
-    num_stages: int = field(default=3, metadata={"help": "Stages of the curriculum."})
-    max_latents: int | None = field(
-        default=None, metadata={"help": "Most latents of a stage. If unset, latents_per_stage * num_stages."}
-    )
-    cot_epochs: int = field(default=0, metadata={"help": "Epochs of stage 0, plain fine-tuning on all steps."})
-    detach_latents: bool = field(default=False, metadata={"help": "Whether no gradient passes through latents."})
-    start_latent_token: str = field(
-        default=MARKERS["start_latent_token"], metadata={"help": "Token between question and latents."}
-    )
-    latent_token: str = field(default=MARKERS["latent_token"], metadata={"help": "Placeholder of a latent."})
-    end_latent_token: str = field(
-        default=MARKERS["end_latent_token"], metadata={"help": "Token between latents and answer."}
-    )
-    max_completion_length: int = field(
-        default=256, metadata={"help": "Tokens written at most when held-out questions are answered."}
-    )
+    learning_rate: float = 1e-4
+    gradient_checkpointing: bool = False
+    num_stages: int = 3
+    max_latents: int | None = None
+    cot_epochs: int = 0
+    detach_latents: bool = False
+    start_latent_token: str = MARKERS["start_latent_token"]
+    latent_token: str = MARKERS["latent_token"]
+    end_latent_token: str = MARKERS["end_latent_token"]
+    max_completion_length: int = 256
 
     def __post_init__(self):
         super().__post_init__()

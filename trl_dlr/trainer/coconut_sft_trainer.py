@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from peft.utils.other import TrainableTokensWrapper
@@ -33,6 +33,7 @@ from ..generation.text import decode_completions
 from ..models.hidden_thoughts import add_hidden_thoughts
 from ..models.hub import hub_arguments, readable_damage
 from ..models.latent_policy import eval_mode
+from ..models.main_model import base_model_of
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
 from .checkpoints import CheckpointsMixin
@@ -202,7 +203,7 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
             raise ValueError("`processing_class` has no `eos_token`, which ends an answer. Set one.")
         markers = {name: getattr(args, name) for name in MARKERS}
         self.marker_ids = add_markers(model, processing_class, markers, MARKERS)
-        if peft_config is not None and not is_peft_model(model):
+        if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = train_markers(peft_config, model, self.marker_ids)
         processing_class.pad_token = args.pad_token or processing_class.pad_token or processing_class.eos_token
         model.config.get_text_config().pad_token_id = processing_class.pad_token_id
@@ -235,7 +236,7 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
             head, TrainableTokensWrapper
         ):  # of tied embeddings: TRL reads its bias, which PEFT does not pass on
             vars(head)["bias"] = head.token_adapter.base_layer.bias
-        causal_lm = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        causal_lm = base_model_of(self.model)
         add_hidden_thoughts(causal_lm, args.detach_latents)
 
     # ---- Data ----

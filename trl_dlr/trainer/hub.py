@@ -122,7 +122,7 @@ def training_card(
             metric_type=metric,
             metric_value=value,
         )
-        for metric, value in results.get("trained", {}).items()
+        for metric, value in results.get("policy", {}).items()
     ]
     further = {"eval_results": eval_results, "model_name": name} if eval_results else {}
     data = card_data(config, is_adapter, ["generated_from_trainer", *tags], datasets=dataset, **further)

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from accelerate.utils import is_peft_model, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from torch import nn
 from transformers import (
     AutoTokenizer,
@@ -58,7 +58,7 @@ def check_vocabulary(model: PreTrainedModel, processing_class: PreTrainedTokeniz
 
 def check_adapter(model: Any, peft_config: PeftConfig | None) -> None:
     """Refuse what is no adapter of a model's modules, or needs more than the input."""
-    if peft_config is None and not isinstance(model, str) and is_peft_model(model):
+    if peft_config is None and isinstance(model, PeftModel):
         peft_config = model.active_peft_config
     if peft_config is None:
         return

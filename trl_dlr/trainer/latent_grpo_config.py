@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from ..option_docs import described
 from .arguments import (
     GroupArguments,
     LatentPolicyArguments,
@@ -40,6 +41,7 @@ LOGP_REDUCTIONS = ("sum", "mean")
 SELECTIONS = ("top_random", "top_bottom", "top", "random")
 
 
+@described
 @dataclass
 class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArguments, RemedyArguments, GRPOConfig):
     r"""
@@ -135,93 +137,35 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
     _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + LatentPolicyArguments._DICT_FIELDS
 
     # Defaults that differ from GRPOConfig: an assistant that is small, and rollouts that are used more than once
-    learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the assistant."})
-    per_device_train_batch_size: int = field(
-        default=64,
-        metadata={"help": "Trajectories per device and step. A trajectory is a few latents: they are cheap."},
-    )
-    num_generations: int = field(
-        default=16, metadata={"help": "Number G of latent trajectories per question. Must divide the global batch."}
-    )
-    num_iterations: int = field(default=4, metadata={"help": "Number of passes over each rollout."})
-    disable_dropout: bool = field(
-        default=True,
-        metadata={"help": "Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1."},
-    )
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Whether to trade compute for memory in the assistant, which is small by design."},
-    )
+    learning_rate: float = 3e-4
+    per_device_train_batch_size: int = 64
+    num_generations: int = 16
+    num_iterations: int = 4
+    disable_dropout: bool = True
+    gradient_checkpointing: bool = False
 
     # Main model
-    decoding_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Trajectories that transformers decodes together at most. If unset, all of a rollout."},
-    )
+    decoding_batch_size: int | None = None
 
     # Pre-screening
-    prescreening_fraction: float = field(
-        default=1.0,
-        metadata={
-            "help": "Share of each question's trajectories that are decoded (equation 13; the paper's is 0.18)."
-        },
-    )
-    prescreening_selection: str = field(
-        default="top_random",
-        metadata={
-            "help": "Which trajectories are decoded, by the scores of an online value head: 'top', 'top_random' (and a "
-            "random share), 'top_bottom' (best and worst, and a random share) or 'random'.",
-            "choices": list(SELECTIONS),
-        },
-    )
-    prescreening_random_share: float = field(
-        default=0.25,
-        metadata={"help": "Share of the decoded places that are filled at random, where a selection has one."},
-    )
-    prescreening_warmup_rollouts: int = field(
-        default=20, metadata={"help": "Rollouts at the start that are decoded whole."}
-    )
-    prescreening_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the value head."})
+    prescreening_fraction: float = 1.0
+    prescreening_selection: str = field(default="top_random", metadata={"choices": list(SELECTIONS)})
+    prescreening_random_share: float = 0.25
+    prescreening_warmup_rollouts: int = 20
+    prescreening_learning_rate: float = 1e-3
 
     # Loss
-    latent_cost: float = field(
-        default=0.0,
-        metadata={"help": "What each latent step takes off the total reward that advantages are computed from."},
-    )
-    gamma: float = field(default=0.0, metadata={"help": "Weight of the contrastive loss (equation 6)."})
-    hybrid_coef: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the advantage-weighted log-likelihood of completions through the latents."},
-    )
-    contrastive_similarity: str = field(
-        default="cosine",
-        metadata={
-            "help": "Similarity of the contrastive loss: 'dot' (equation 8 as printed), 'cosine', 'infonce', 'margin'.",
-            "choices": list(CONTRASTIVE_SIMILARITIES),
-        },
-    )
-    contrastive_temperature: float = field(
-        default=0.1, metadata={"help": "Temperature of the 'cosine' and 'infonce' similarities."}
-    )
-    contrastive_margin: float = field(
-        default=0.5, metadata={"help": "Cosine below which the 'margin' similarity is satisfied."}
-    )
-    latent_logp_reduction: str = field(
-        default="sum",
-        metadata={
-            "help": "Reduction of a step's log-density over its dimensions: 'sum' (exact) or 'mean' (a surrogate).",
-            "choices": list(LOGP_REDUCTIONS),
-        },
-    )
+    latent_cost: float = 0.0
+    gamma: float = 0.0
+    hybrid_coef: float = 0.0
+    contrastive_similarity: str = field(default="cosine", metadata={"choices": list(CONTRASTIVE_SIMILARITIES)})
+    contrastive_temperature: float = 0.1
+    contrastive_margin: float = 0.5
+    latent_logp_reduction: str = field(default="sum", metadata={"choices": list(LOGP_REDUCTIONS)})
 
     # Health
-    exploration_check_prompts: int = field(
-        default=8,
-        metadata={"help": "Prompts on which the share of groups with differing rewards is measured before training."},
-    )
-    max_skipped_steps: int = field(
-        default=5, metadata={"help": "Optimizer steps that may be skipped in a row before the run stops."}
-    )
+    exploration_check_prompts: int = 8
+    max_skipped_steps: int = 5
 
     def __post_init__(self):
         super().__post_init__()

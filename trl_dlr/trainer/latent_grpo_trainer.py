@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather, is_peft_model
+from accelerate.utils import gather
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
 from tqdm.auto import tqdm
@@ -26,7 +26,7 @@ from ..generation.text import as_completions, check_prompts
 from ..models import LatentPolicyOutput
 from ..models.densities import Density, concatenate, put_rows
 from ..models.latent_policy import disable_dropout
-from ..models.main_model import given_latents
+from ..models.main_model import base_model_of, given_latents
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback, fraction_mixed
 from .checkpoints import CheckpointsMixin, rollout_from_tensors, rollout_tensors, share_weights, with_prefix
@@ -218,7 +218,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         model, main_model, main_processing_class, processing_class = assemble(
             model, main_model, main_processing_class, processing_class, args, quantization_config
         )
-        policy = model.get_base_model() if is_peft_model(model) else model
+        policy = base_model_of(model)
         check_stop(policy, args)
         tokenizers = {"processing_class": processing_class, "main_processing_class": main_processing_class}
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
@@ -246,7 +246,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             latent_size = policy.config.num_latents * policy.config.feature_size
             head = ValueHead(latent_size, policy.config.hidden_size)
             prescreener = Prescreener(head, args.prescreening_learning_rate)
-        if peft_config is not None and not is_peft_model(model):
+        if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = adapter_for_policy(policy, peft_config)
 
         self.main_processing_class = main_processing_class

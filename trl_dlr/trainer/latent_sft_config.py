@@ -1,10 +1,11 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl import SFTConfig
 
+from ..option_docs import described
 from .arguments import CurriculumArguments, LatentPolicyArguments, ReportableArguments, refuse_options
 
 
@@ -24,6 +25,7 @@ REFUSED_OPTIONS = {
 }
 
 
+@described
 @dataclass
 class LatentSFTConfig(ReportableArguments, CurriculumArguments, LatentPolicyArguments, SFTConfig):
     r"""
@@ -66,24 +68,13 @@ class LatentSFTConfig(ReportableArguments, CurriculumArguments, LatentPolicyArgu
 
     _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + LatentPolicyArguments._DICT_FIELDS
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the policy, which is small."})
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Whether to trade compute for memory, in the assistant and in the main model."},
-    )
-    latent_noise: float = field(
-        default=1.0, metadata={"help": "Noise in units of sigma: 1 trains on samples, 0 on means."}
-    )
-    mean_bound: float = field(
-        default=1.0, metadata={"help": "Root mean square of mean/sigma beyond which means cost; 0 for no bound."}
-    )
-    trained_parts: list[str] | None = field(
-        default=None, metadata={"help": "Modules of the policy that are trained. If unset, all."}
-    )
-    max_completion_length: int = field(
-        default=256, metadata={"help": "Tokens written at most when held-out questions are answered."}
-    )
-    num_generations_eval: int = field(default=4, metadata={"help": "Trajectories per held-out question."})
+    learning_rate: float = 1e-3
+    gradient_checkpointing: bool = False
+    latent_noise: float = 1.0
+    mean_bound: float = 1.0
+    trained_parts: list[str] | None = None
+    max_completion_length: int = 256
+    num_generations_eval: int = 4
 
     def __post_init__(self):
         super().__post_init__()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -19,7 +18,7 @@ from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
 from ..models import LatentPolicyModel
 from ..models.latent_policy import disable_dropout
-from ..models.main_model import given_latents
+from ..models.main_model import base_model_of, given_latents
 from ..reasoners.latent_reasoner import LatentReasoner
 from ..rewards import correctness_reward
 from .checkpoints import CheckpointsMixin
@@ -178,7 +177,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
         model, main_model, main_processing_class, processing_class = assemble(
             model, main_model, main_processing_class, processing_class, args, quantization_config
         )
-        policy = model.get_base_model() if is_peft_model(model) else model
+        policy = base_model_of(model)
         if args.num_stages > 0 and policy.config.num_latents != args.num_stages * args.latents_per_stage:
             raise ValueError(
                 f"`num_stages={args.num_stages}` with `latents_per_stage={args.latents_per_stage}` needs a policy of "
@@ -187,7 +186,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
         check_optimizer(optimizers[0], main_model)
         check_worked_datasets(train_dataset, eval_dataset)
         train_part(policy, args.trained_parts)
-        if peft_config is not None and not is_peft_model(model):
+        if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = adapter_for_policy(policy, peft_config)
             self._name_base_policy(policy, args.output_dir)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
-from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -27,6 +27,7 @@ from ..generation import DecodingEngine, create_engine
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
 from ..models.hub import DEFAULT_PROMPT, check_location, find_file, hub_arguments, location_of, readable_damage
+from ..models.main_model import base_model_of
 from ..reasoners.latent_reasoner import BASE_POLICY, LatentReasoner, load_policy, name_base_policy_beside, policy_below
 from .arguments import LatentPolicyArguments
 from .callbacks import EngineCheckCallback
@@ -58,7 +59,7 @@ class PolicyTrainingMixin:
     def policy(self) -> LatentPolicyModel:
         """The policy itself, without what wraps it for training, and without its adapter."""
         policy = self.accelerator.unwrap_model(self.model)
-        return policy.get_base_model() if is_peft_model(policy) else policy
+        return base_model_of(policy)
 
     @contextmanager
     def answering(self) -> Iterator[LatentReasoner]:
@@ -157,7 +158,7 @@ class PolicyTrainingMixin:
         with whole_files(output_dir or self.args.output_dir) as folder:
             super()._save(folder, state_dict)
             os.remove(os.path.join(folder, TRAINING_ARGS_NAME))  # a pickle; the card names what it held
-            if is_peft_model(self.accelerator.unwrap_model(self.model)):
+            if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
                 self.policy.config.save_pretrained(folder)  # for what reads a model by its configuration
             self._save_beside_policy(folder)
             self._write_card(folder)
@@ -177,7 +178,7 @@ class PolicyTrainingMixin:
             self._name,
             self._paper,
             [*self._tag_names, *(tags or [])],
-            is_adapter=is_peft_model(self.accelerator.unwrap_model(self.model)),
+            is_adapter=isinstance(self.accelerator.unwrap_model(self.model), PeftModel),
             dataset_name=self._dataset_name,
             prompt=prompt,
         )
@@ -206,7 +207,7 @@ class PolicyTrainingMixin:
     def _complete_for_push(self) -> None:
         """Beside an adapter that is pushed lies the policy that it belongs to, wherever that came from."""
         model, folder = self.accelerator.unwrap_model(self.model), os.path.join(self.args.output_dir, BASE_POLICY)
-        if is_peft_model(model):
+        if isinstance(model, PeftModel):
             if not self._base_policy_is_saved:
                 with whole_files(folder) as staged:
                     policy_below(model).save_pretrained(staged)
@@ -235,7 +236,7 @@ def assemble(
         main_processing_class = load_tokenizer(main_model, "main_processing_class", **hub)
     model = build_policy(model, main_model, main_processing_class, args)
     check_adapter(model, None)
-    policy = model.get_base_model() if is_peft_model(model) else model
+    policy = base_model_of(model)
     args.check_policy(policy.config)
     if args.chat_template_kwargs is None:
         args.chat_template_kwargs = policy.config.chat_template_kwargs
@@ -273,7 +274,7 @@ def load_main_model(
             f"{type(main_model).__name__} already. Pass its name, or load it quantized yourself."
         )
     if isinstance(main_model, LatentPolicyModel) or not isinstance(main_model, PreTrainedModel):
-        hint = " Merge its adapter first (`merge_and_unload`)." if is_peft_model(main_model) else ""
+        hint = " Merge its adapter first (`merge_and_unload`)." if isinstance(main_model, PeftModel) else ""
         raise ValueError(
             "`main_model` must be a Hub id, a path or a transformers causal LM that is frozen here, got "
             f"{type(main_model).__name__}, which is trainable or no causal LM.{hint}"
@@ -305,7 +306,7 @@ def build_policy(
                 model = load_policy(model, is_trainable=True, **hub)
             else:
                 model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **init_kwargs})
-    policy = model.get_base_model() if not isinstance(model, str) and is_peft_model(model) else model
+    policy = base_model_of(model)
     if not isinstance(policy, LatentPolicyModel):
         return LatentPolicyModel.from_assistant(
             model, main_model, main_processing_class, init_kwargs, **args.policy_kwargs()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from ...models.thinking import LATENT_TYPES
+from ...option_docs import described
 from ...trainer.arguments import refuse_options
 from ...trainer.soft_token_grpo_config import SoftTokenGRPOConfig
 
@@ -48,6 +49,7 @@ REFUSED_GRPO_OPTIONS = dict.fromkeys(
 )
 
 
+@described
 @dataclass
 class LatentRLConfig(SoftTokenGRPOConfig):
     r"""
@@ -93,31 +95,15 @@ class LatentRLConfig(SoftTokenGRPOConfig):
             than before the language model's first update, and their accuracy is not higher.
     """
 
-    latent_type: str = field(
-        default="hidden_states", metadata={"help": "What a latent is: 'hidden_states'.", "choices": ["hidden_states"]}
-    )
-    num_generations: int = field(
-        default=2, metadata={"help": "Answers to each question, whose latents are the same for all."}
-    )
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule of `learning_rate`."})
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Whether to trade compute for memory. Each latent then takes a pass over all before it."},
-    )
-    value_warmup_steps: int = field(
-        default=100, metadata={"help": "Steps of the first phase, in which only the value head learns."}
-    )
-    value_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the value head."})
-    pos_weight: float = field(
-        default=20.0, metadata={"help": "Weight of correct answers in the value head's loss, against wrong ones."}
-    )
-    hacking_window: int = field(
-        default=10,
-        metadata={"help": "Rollouts over which both accuracies are averaged; 0 switches the stop off."},
-    )
-    hacking_threshold: float = field(
-        default=0.1, metadata={"help": "Rise of predicted accuracy that stops the run if accuracy does not."}
-    )
+    latent_type: str = field(default="hidden_states", metadata={"choices": ["hidden_states"]})
+    num_generations: int = 2
+    lr_scheduler_type: str = "constant"
+    gradient_checkpointing: bool = False
+    value_warmup_steps: int = 100
+    value_learning_rate: float = 1e-3
+    pos_weight: float = 20.0
+    hacking_window: int = 10
+    hacking_threshold: float = 0.1
 
     def __post_init__(self):
         if self.latent_type != "hidden_states" and self.latent_type in LATENT_TYPES:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather, is_peft_model
+from accelerate.utils import gather
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
 from ...models.hidden_thoughts import add_hidden_thoughts
+from ...models.main_model import base_model_of
 from ...models.value_head import VALUE_HEAD_FILE, StateValueHead
 from ...trainer.checkpoints import load_moments, moments_of, whole_files, with_prefix
 from ...trainer.prescreening import area_under_curve, f1_score
@@ -113,7 +114,7 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
             raise ValueError(f"`args` must be a `LatentRLConfig`, got {type(args).__name__}.")
         super().__init__(model, reward_funcs, args, *others, **kwargs)
 
-        causal_lm = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        causal_lm = base_model_of(self.model)
         add_hidden_thoughts(causal_lm)
         with torch.random.fork_rng():
             torch.manual_seed(args.seed)  # the same head on every process

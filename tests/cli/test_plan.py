@@ -15,7 +15,7 @@ PAPER += ["--model_name_or_path", ARCHITECTURES / "llama_1.3b", "--num_processes
 
 
 def run(tmp_path, *arguments, fails=False):
-    result = run_python(ROOT / "examples" / "plan_memory.py", *arguments, cwd=tmp_path)
+    result = run_python("-m", "trl_dlr.cli.main", "plan", *arguments, cwd=tmp_path)
     assert (result.returncode != 0) == fails, result.stderr[-3000:]
     assert not list(tmp_path.iterdir())
     table = dict(re.findall(r"^([a-z ]+?) +([\d.]+)$", result.stdout, flags=re.MULTILINE))
@@ -38,9 +38,9 @@ def test_what_makes_the_papers_recipe_fit_40_gb(tmp_path):
 
 
 @pytest.mark.slow  # loads the demo's main model
-def test_without_arguments_it_plans_the_demo(tmp_path):
+def test_the_demo(tmp_path):
     pytest.importorskip("gguf")
-    stdout, table = run(tmp_path)
+    stdout, table = run(tmp_path, "--config", CONFIGS / "demo.yaml")
     assert stdout.splitlines()[-1].startswith("total peak")
     assert table["main model"] == 0.27  # 135 million weights in bfloat16, embeddings and head being one
 
