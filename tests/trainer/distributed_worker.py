@@ -107,7 +107,8 @@ def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
         curriculum |= {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 2}
         if mode == "sft":
             policy = make_policy(random_main_model(), **kwargs.pop("policy_kwargs", {}))
-            trainer = make_sft_trainer(folder, model=policy, **{"latent_noise": 0.0, **curriculum, **kwargs})
+            policy.draw_noise = torch.zeros  # which processes draw differently
+            trainer = make_sft_trainer(folder, model=policy, **{**curriculum, **kwargs})
         elif mode == "coconut":
             held_out = with_steps(5).map(lambda row: {"answer": row["completion"].removeprefix("=")})
             eval_dataset = {"trainer_kwargs": {"eval_dataset": held_out}}

@@ -19,7 +19,7 @@ from trl_dlr.trainer.prescreening import Prescreener, area_under_curve, select_t
 @pytest.mark.parametrize(("selection", "num_random"), [("top", 0), ("top_random", 3), ("random", 12)])
 def test_as_many_as_asked_are_chosen_and_the_best_are_among_them(selection, num_random):
     scores = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
-    is_decoded, is_random = select_trajectories(scores, 12, selection, random_share=0.25, seed=0)
+    is_decoded, is_random = select_trajectories(scores, 12, selection, seed=0)
     assert is_decoded.sum(1).tolist() == [12] * 5 and is_random.sum(1).tolist() == [num_random] * 5
     assert not (is_random & ~is_decoded).any()
     for row in range(5):  # the rest are the best of those that were not drawn
@@ -29,7 +29,7 @@ def test_as_many_as_asked_are_chosen_and_the_best_are_among_them(selection, num_
 
 def test_best_and_worst_are_chosen_in_equal_parts():
     scores = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
-    is_decoded, is_random = select_trajectories(scores, 12, "top_bottom", random_share=0.25, seed=0)
+    is_decoded, is_random = select_trajectories(scores, 12, "top_bottom", seed=0)
     assert is_decoded.sum(1).tolist() == [12] * 5 and is_random.sum(1).tolist() == [3] * 5
     for row in range(5):
         others = scores[row][~is_random[row]].sort(descending=True).values
@@ -39,14 +39,14 @@ def test_best_and_worst_are_chosen_in_equal_parts():
 
 def test_random_places_are_uniform_over_all_trajectories():
     scores = torch.arange(8.0).expand(4, 8)
-    drawn = sum(select_trajectories(scores, 4, "top_random", 0.5, seed)[1].float() for seed in range(2000))
-    torch.testing.assert_close(drawn / 2000, torch.full((4, 8), 2 / 8), atol=0.04, rtol=0)
-    first, again, other = (select_trajectories(scores, 4, "top_random", 0.5, seed)[1] for seed in (0, 0, 1))
+    drawn = sum(select_trajectories(scores, 4, "top_random", seed)[1].float() for seed in range(2000))
+    torch.testing.assert_close(drawn / 2000, torch.full((4, 8), 1 / 8), atol=0.04, rtol=0)
+    first, again, other = (select_trajectories(scores, 4, "top_random", seed)[1] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_at_least_one_place_is_random_unless_only_the_best_are_wanted():
-    _, is_random = select_trajectories(torch.randn(3, 8), 2, "top_random", random_share=0.0, seed=0)
+    _, is_random = select_trajectories(torch.randn(3, 8), 2, "top_random", seed=0)
     assert is_random.sum(1).tolist() == [1, 1, 1]
 
 
@@ -62,7 +62,7 @@ def test_area_under_curve():
 
 def make_prescreener():
     torch.manual_seed(0)
-    return Prescreener(ValueHead(latent_size=6, state_size=8), learning_rate=1e-3)
+    return Prescreener(ValueHead(latent_size=6, state_size=8))
 
 
 def rows(seed, num_rows=64):

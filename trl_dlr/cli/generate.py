@@ -6,7 +6,7 @@ Answer questions with a policy.
 Examples:
 
     trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" "What is 5 + 6?"
-    trl-dlr generate --policy user/policy --prompts_file questions.txt --num_samples 8 --selection majority
+    trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" --num_samples 8 --selection majority
 """
 
 import json
@@ -31,8 +31,6 @@ class GenerateArguments(ReasonerArguments):
     Args:
         prompts (`list[str]`, *optional*):
             Questions.
-        prompts_file (`str`, *optional*):
-            Text file with a question a line, instead.
         is_chat (`bool`, *optional*, defaults to `True`):
             Whether questions are chat messages. If not, they are the prompts as they stand.
         system_prompt (`str`, *optional*):
@@ -50,7 +48,6 @@ class GenerateArguments(ReasonerArguments):
     """
 
     prompts: list[str] = field(default_factory=list)
-    prompts_file: str | None = None
     is_chat: bool = True
     system_prompt: str | None = None
     num_samples: int = 1
@@ -61,10 +58,8 @@ class GenerateArguments(ReasonerArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.prompts_file is not None:
-            self.prompts = [*self.prompts, *filter(None, Path(self.prompts_file).read_text().splitlines())]
         if not self.prompts:
-            raise ValueError("`prompts` must hold at least one question: pass --prompts or --prompts_file.")
+            raise ValueError("`prompts` must hold at least one question: pass --prompts.")
 
 
 ARGUMENTS = (GenerateArguments,)

@@ -38,7 +38,6 @@ class LatentHead(nn.Module):
 
     def __init__(self, config: LatentPolicyConfig):
         super().__init__()
-        self.normalize_mean = config.normalize_mean
         self.mean = nn.Linear(config.hidden_size, config.latent_dim)
         log_std = torch.full((config.latent_dim,), math.log(config.sigma))
         if config.learn_sigma:
@@ -51,8 +50,6 @@ class LatentHead(nn.Module):
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=1e-6)
             mean = F.linear(hidden_states, self.mean.weight.float(), self.mean.bias.float())
-            if self.normalize_mean:
-                mean = F.rms_norm(mean, mean.shape[-1:], eps=1e-6)
             # A copy: DDP takes a parameter that is itself an output for one that was not used
             return DiagonalGaussian(mean, self.log_std.clone())
 

@@ -209,8 +209,6 @@ class LatentPolicyArguments:
             Standard deviation of a latent.
         learn_sigma (`bool`, *optional*, defaults to `False`):
             Whether `sigma` is trained, one value per dimension.
-        normalize_mean (`bool`, *optional*, defaults to `False`):
-            Whether means are scaled to unit root mean square.
         soft_token_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature τ of a soft token's mixture.
         soft_token_score (`str`, *optional*, defaults to `"lepo"`):
@@ -269,7 +267,6 @@ class LatentPolicyArguments:
     latent_sampling: str = field(default="autoregressive", metadata={"choices": ["autoregressive", "parallel"]})
     sigma: float = 1.0
     learn_sigma: bool = False
-    normalize_mean: bool = False
     soft_token_temperature: float = 1.0
     soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
     one_sided_noise: bool = False

@@ -37,7 +37,7 @@ from ..models.main_model import base_model_of
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
 from .checkpoints import CheckpointsMixin
-from .coconut_sft_config import MARKERS, CoconutSFTConfig
+from .coconut_sft_config import END_LATENT, MARKERS, START_LATENT, CoconutSFTConfig
 from .curriculum import (
     Curriculum,
     add_markers,
@@ -201,8 +201,7 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
         check_vocabulary(model, processing_class, "processing_class")
         if processing_class.eos_token is None:
             raise ValueError("`processing_class` has no `eos_token`, which ends an answer. Set one.")
-        markers = {name: getattr(args, name) for name in MARKERS}
-        self.marker_ids = add_markers(model, processing_class, markers, MARKERS)
+        self.marker_ids = add_markers(model, processing_class, MARKERS)
         if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = train_markers(peft_config, model, self.marker_ids)
         processing_class.pad_token = args.pad_token or processing_class.pad_token or processing_class.eos_token
@@ -237,7 +236,7 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
         ):  # of tied embeddings: TRL reads its bias, which PEFT does not pass on
             vars(head)["bias"] = head.token_adapter.base_layer.bias
         causal_lm = base_model_of(self.model)
-        add_hidden_thoughts(causal_lm, args.detach_latents)
+        add_hidden_thoughts(causal_lm)
 
     # ---- Data ----
 
@@ -318,12 +317,16 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
     @property
     def thinking_config(self) -> ThinkingConfig | None:
         """How the model thinks in the present stage. `None` in stage 0: it does not."""
-        args, num_latents = self.args, self.args.latents_of(self.curriculum.stage)
+        num_latents = self.args.latents_of(self.curriculum.stage)
         if num_latents == 0:
             return None
-        markers = {"start_marker": args.start_latent_token, "end_marker": args.end_latent_token}
-        limit = self.args.max_completion_length
-        return ThinkingConfig(self.latent_type, num_latents, **markers, max_completion_length=limit)
+        return ThinkingConfig(
+            self.latent_type,
+            num_latents,
+            start_marker=START_LATENT,
+            end_marker=END_LATENT,
+            max_completion_length=self.args.max_completion_length,
+        )
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -365,7 +368,7 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
 
     def _checkpoint_record(self) -> dict[str, Any]:
         record = super()._checkpoint_record()
-        for name in (*Curriculum.RECORDED, "max_latents", "cot_epochs", "detach_latents"):
+        for name in (*Curriculum.RECORDED, "max_latents", "cot_epochs"):
             record["run"][name] = getattr(self.args, name)
         return record
 

@@ -7,7 +7,7 @@ stage by stage.
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -133,46 +133,34 @@ def keep_after_stage(
 
 
 def add_markers(
-    model: PreTrainedModel,
-    processing_class: PreTrainedTokenizerBase,
-    markers: dict[str, str],
-    addable: dict[str, str],
+    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, markers: Sequence[str]
 ) -> list[int]:
     """
-    Ids of marker tokens. Missing ones that may be added are, with the mean embedding as their own.
+    Ids of marker tokens. Missing ones are added, with the mean embedding as their own.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Causal LM. Its embeddings grow if they have too few rows.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        markers (`dict[str, str]`):
-            Tokens, by the names of the arguments that give them.
-        addable (`dict[str, str]`):
-            Those that may be added, by the same names.
+        markers (`Sequence[str]`):
+            Tokens.
 
     Returns:
         `list[int]`: an id for each marker.
 
     Raises:
-        `ValueError`: if one is missing that may not be added. Nothing has been added then.
+        `ValueError`: if one is missing and the model has an adapter already.
     """
-    missing = {name: token for name, token in markers.items() if token not in processing_class.get_vocab()}
-    for name, token in missing.items():
-        if addable[name] != token:
-            raise ValueError(
-                f"`{name}` must be a token of the tokenizer, got {token!r}, which it does not have. Add it with "
-                f"`tokenizer.add_tokens` and resize the model's embeddings, or leave it at {addable[name]!r}, which is "
-                "added."
-            )
+    missing = [token for token in markers if token not in processing_class.get_vocab()]
     if missing:
         if hasattr(model, "peft_config"):
             raise ValueError(
-                f"`model` has an adapter, but its tokenizer has no {', '.join(missing.values())}. Pass the model without "
+                f"`model` has an adapter, but its tokenizer has no {', '.join(missing)}. Pass the model without "
                 "adapter and a `peft_config`, so that the tokens can be added to it before."
             )
-        processing_class.add_tokens(list(missing.values()), special_tokens=True)
-        ids = processing_class.convert_tokens_to_ids(list(missing.values()))
+        processing_class.add_tokens(missing, special_tokens=True)
+        ids = processing_class.convert_tokens_to_ids(missing)
         num_rows = model.get_input_embeddings().num_embeddings
         if max(ids) >= num_rows:
             model.resize_token_embeddings(len(processing_class), mean_resizing=False)
@@ -180,7 +168,7 @@ def add_markers(
         with torch.no_grad():
             for table in (model.get_input_embeddings(), model.get_output_embeddings()):
                 table.weight[ids] = table.weight[:known].mean(0)
-    return processing_class.convert_tokens_to_ids(list(markers.values()))
+    return processing_class.convert_tokens_to_ids(list(markers))
 
 
 def train_markers(peft_config: PeftConfig, model: PreTrainedModel, ids: list[int]) -> PeftConfig:

@@ -39,7 +39,6 @@ from .policy_training import (
     assemble,
     build_engine,
     check_optimizer,
-    check_reduction,
     check_stop,
 )
 from .prescreening import Prescreener, area_under_curve, select_trajectories
@@ -49,6 +48,7 @@ logger = get_logger(__name__)
 
 # Losses that TRL averages over all rows of a micro-batch, those without a reward included. The others are averaged over
 # unmasked steps.
+MAX_SKIPPED_STEPS = 5  # in a row, after which a run stops
 MEANS_OVER_ALL_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 
 
@@ -224,7 +224,6 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_chat_templates(dataset, name, args.chat_template_kwargs, **tokenizers)
         check_optimizer(optimizers[0], main_model)
-        check_reduction(policy.config, args.latent_logp_reduction)
         engine = build_engine(main_model, main_processing_class, args)
         for prompts in longest_prompts(train_dataset, eval_dataset):
             lengths = (
@@ -245,7 +244,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         if args.prescreening_fraction < 1:
             latent_size = policy.config.num_latents * policy.config.feature_size
             head = ValueHead(latent_size, policy.config.hidden_size)
-            prescreener = Prescreener(head, args.prescreening_learning_rate)
+            prescreener = Prescreener(head)
         if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = adapter_for_policy(policy, peft_config)
 
@@ -427,7 +426,6 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             rollout.scores.view(-1, self.num_generations),
             self.args.num_decoded,
             self.args.prescreening_selection,
-            self.args.prescreening_random_share,
             seed=self._rollout_seed,
         )
         rollout.is_random = is_random.flatten()
@@ -634,8 +632,6 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             scoring.noise,
         )
         logps = scoring.density.log_prob(scoring.latents)
-        if self.args.latent_logp_reduction == "mean":
-            logps = logps / scoring.latents.size(-1)
         if scoring.old_logps is not None:
             logps = clamp_log_ratio(logps, scoring.old_logps)
         scoring.logps = logps.detach()
@@ -681,8 +677,6 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
                 group_means,
                 inputs["member_index"],
                 similarity=self.args.contrastive_similarity,
-                temperature=self.args.contrastive_temperature,
-                margin=self.args.contrastive_margin,
             )
             # Each row holds its question's whole sum, and is live in one of its G places: the rows' mean is the value
             # of equation 8, and G times that mean has its gradient
@@ -760,12 +754,11 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             # insists on seeing gradients, and skips these.
             self.model.zero_grad(set_to_none=True)
         self._skip_step = False
-        if self._skipped_in_a_row >= self.args.max_skipped_steps:
+        if self._skipped_in_a_row >= MAX_SKIPPED_STEPS:
             self._save_checkpoint(self.model, trial=None)
             raise RuntimeError(
-                f"{self._skipped_in_a_row} optimizer steps in a row had no reward at all or a loss that is not finite "
-                f"(`max_skipped_steps={self.args.max_skipped_steps}`), so training stops. Check what the reward "
-                f"functions return. A checkpoint is in {self.args.output_dir}."
+                f"{self._skipped_in_a_row} optimizer steps in a row had no reward at all or a loss that is not finite, so "
+                f"training stops. Check what the reward functions return. A checkpoint is in {self.args.output_dir}."
             )
 
     # ---- Before training, and what is kept ----

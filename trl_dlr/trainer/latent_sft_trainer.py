@@ -16,7 +16,6 @@ from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad
 
 from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
-from ..models import LatentPolicyModel
 from ..models.latent_policy import disable_dropout
 from ..models.main_model import base_model_of, given_latents
 from ..reasoners.latent_reasoner import LatentReasoner
@@ -35,16 +34,7 @@ from .latent_sft_config import LatentSFTConfig
 from .policy_training import PolicyTrainingMixin, adapter_for_policy, assemble, check_optimizer
 
 
-def train_part(policy: LatentPolicyModel, parts: list[str] | None) -> None:
-    """Freeze what is not in `parts`, names of the policy's modules."""
-    if parts is None:
-        return
-    names = [name for name, _ in policy.named_children()]
-    if not parts or not set(parts) <= set(names):
-        raise ValueError(f"`trained_parts` must name some of {', '.join(names)}, got {parts}.")
-    for name, module in policy.named_children():
-        if name not in parts:
-            module.requires_grad_(False)
+NUM_EVAL_SAMPLES = 4  # trajectories of a held-out question
 
 
 @dataclass
@@ -185,7 +175,6 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
             )
         check_optimizer(optimizers[0], main_model)
         check_worked_datasets(train_dataset, eval_dataset)
-        train_part(policy, args.trained_parts)
         if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = adapter_for_policy(policy, peft_config)
             self._name_base_policy(policy, args.output_dir)
@@ -287,7 +276,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
         config = self.policy.config
         num_latents = inputs.get("num_latents", torch.full_like(prompt_ids[:, 0], config.num_latents))
         shape = len(labels), int(num_latents.max()), config.latent_dim
-        noise = self.args.latent_noise * self.policy.draw_noise(shape)
+        noise = self.policy.draw_noise(shape)  # reparameterized samples, as reinforcement learning will draw them
         drawn = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], noise=noise)
 
         embeds = drawn.latent_embeds
@@ -331,7 +320,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
             reasoner,
             dataloader.dataset,
             self.reward_func,
-            num_samples=self.args.num_generations_eval,
+            num_samples=NUM_EVAL_SAMPLES,
             batch_size=self.args.per_device_eval_batch_size,
             seed=self.args.seed,
         )

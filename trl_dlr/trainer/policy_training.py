@@ -409,17 +409,3 @@ def check_stop(policy: LatentPolicyModel, args: LatentGRPOConfig) -> None:
             f"`latent_cost={args.latent_cost}` needs a policy with `learn_stop=True`: all trajectories of `model` have "
             f"`num_latents={policy.config.num_latents}` steps, which cost the same."
         )
-    if args.latent_logp_reduction == "mean" and policy.config.learn_stop:
-        raise ValueError(
-            "`latent_logp_reduction='mean'` would divide the log-probability of a stop by the latents' dimensions too. Use "
-            "'sum' with `learn_stop=True`."
-        )
-
-
-def check_reduction(config: LatentPolicyConfig, latent_logp_reduction: str) -> None:
-    """Refuse to divide a score that is no sum over the dimensions of a latent."""
-    if latent_logp_reduction == "mean" and config.density == "soft_tokens" and config.soft_token_score != "exact":
-        raise ValueError(
-            "`latent_logp_reduction='mean'` divides a log-density by the size of a latent, but "
-            f"`soft_token_score={config.soft_token_score!r}` is no sum over the vocabulary. Leave it at 'sum'."
-        )

@@ -16,6 +16,8 @@ REPLAY_SIZE = (
     2048  # decoded trajectories that the head goes on learning from: the main model is frozen, so they stay true
 )
 UPDATES_PER_ROLLOUT = 16
+LEARNING_RATE = 1e-3  # of the head
+RANDOM_SHARE = 0.25  # of what is decoded, in the selections that have such a part: it keeps the head honest
 UPDATE_BATCH_SIZE = 256
 
 
@@ -29,13 +31,11 @@ class Prescreener:
     Args:
         head ([`ValueHead`]):
             Head to train.
-        learning_rate (`float`):
-            Learning rate of AdamW.
     """
 
-    def __init__(self, head: ValueHead, learning_rate: float):
+    def __init__(self, head: ValueHead):
         self.head = head
-        self.optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate)
+        self.optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE)
         device = next(head.parameters()).device
         self.reward_range = torch.tensor([torch.inf, -torch.inf], device=device)  # lowest and highest so far
         self.replay = {}
@@ -121,7 +121,7 @@ class Prescreener:
 
 
 def select_trajectories(
-    scores: torch.Tensor, num_decoded: int, selection: str, random_share: float, seed: int
+    scores: torch.Tensor, num_decoded: int, selection: str, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Choose the trajectories of each question that are decoded (equation 13).
@@ -137,8 +137,6 @@ def select_trajectories(
         selection (`str`):
             `"top"` (best scores), `"top_random"` (and a random share), `"top_bottom"` (best and worst scores in equal
             parts, and a random share) or `"random"`.
-        random_share (`float`):
-            Share of the K that are drawn at random, at least one, by the selections that have one.
         seed (`int`):
             Seed of the draw, the same on every process.
 
@@ -146,7 +144,7 @@ def select_trajectories(
         `tuple[torch.Tensor, torch.Tensor]`: what is decoded, and what of it was drawn at random; `bool`, shaped like
         `scores`.
     """
-    num_random = {"top": 0, "random": num_decoded}.get(selection, max(1, round(random_share * num_decoded)))
+    num_random = {"top": 0, "random": num_decoded}.get(selection, max(1, round(RANDOM_SHARE * num_decoded)))
     draws = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed)).to(scores.device)
     is_random = torch.zeros_like(scores, dtype=torch.bool)
     is_random.scatter_(1, draws.topk(num_random, dim=1).indices, True)
