@@ -176,7 +176,7 @@ def test_after_sigterm_the_time_is_not_spent_on_decoding(no_plots, tmp_path):
     trainer.add_callback(Preempt())
     with pytest.raises(SystemExit):
         trainer.train()
-    assert read(tmp_path, "run.json")["facts"]["Step"] == "4 of 8"
+    assert read(tmp_path, "run.json")["run_summary"]["Step"] == "4 of 8"
     assert not (tmp_path / "run" / "report" / "probe_after.json").exists()
 
 
@@ -214,6 +214,6 @@ def test_two_processes_train_the_same_with_and_without_it(tmp_path, launcher):
         assert result.returncode == 0, result.stderr[-3000:]
         found[name] = load_file(tmp_path / name / "weights.safetensors")
     assert all(torch.equal(found["without"][key], tensor) for key, tensor in found["with"].items())
-    assert read(tmp_path / "with", "run.json")["facts"]["Processes"] == 2
+    assert read(tmp_path / "with", "run.json")["run_summary"]["Processes"] == 2
     assert read(tmp_path / "with", "probe_after.json")["step"] == 4
     assert not (tmp_path / "without" / "run" / "report").exists()

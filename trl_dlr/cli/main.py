@@ -82,15 +82,15 @@ def main(argv: list[str] | None = None) -> int:
         commands.add_parser(name, help=summary, add_help=False)
     argv = list(sys.argv[1:] if argv is None else argv)
     # What follows the command is the command's own to read
-    place = next((i for i, argument in enumerate(argv) if argument in COMMANDS), len(argv))
-    args = parser.parse_args(argv[: place + 1])
+    index = next((i for i, argument in enumerate(argv) if argument in COMMANDS), len(argv))
+    args = parser.parse_args(argv[: index + 1])
     if args.command is None:
         parser.print_help()
         return 0
     if args.debug:
         os.environ[DEBUG] = "1"  # which reaches the processes that accelerate starts
     try:
-        return run(args.command, argv[place + 1 :])
+        return run(args.command, argv[index + 1 :])
     except (Exception, KeyboardInterrupt) as error:
         return report_error(args.command, error)
 

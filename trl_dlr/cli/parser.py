@@ -49,19 +49,19 @@ class CommandParser(TrlParser):
         """What a YAML file holds that is named among the arguments, and the arguments without it."""
         if "--config" not in args:
             return {}, args
-        place = args.index("--config")
-        if place + 1 == len(args):
+        index = args.index("--config")
+        if index + 1 == len(args):
             self.error("--config needs the path of a YAML file")
         try:
-            with open(args[place + 1], encoding="utf-8") as file:
+            with open(args[index + 1], encoding="utf-8") as file:
                 config = yaml.safe_load(file)
         except OSError as error:
-            self.error(f"--config: the file {args[place + 1]!r} cannot be read: {error.strerror}")
+            self.error(f"--config: the file {args[index + 1]!r} cannot be read: {error.strerror}")
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            self.error(f"{args[place + 1]} is no YAML: {' '.join(str(error).split())}")
+            self.error(f"{args[index + 1]} is no YAML: {' '.join(str(error).split())}")
         if not isinstance(config, dict):
-            self.error(f"{args[place + 1]} must hold lines like 'learning_rate: 1e-4', but is {config!r:.80}")
-        return config, args[:place] + args[place + 2 :]
+            self.error(f"{args[index + 1]} must hold lines like 'learning_rate: 1e-4', but is {config!r:.80}")
+        return config, args[:index] + args[index + 2 :]
 
     def _check_unknown(self, unknown: list[str], actions: list[Action]) -> None:
         known = [name for action in actions for name in action.option_strings]

@@ -25,7 +25,7 @@ class ReportArguments:
         output_dir (`str`, *optional*):
             Folder of the run.
         with_eval_results (`bool`, *optional*, defaults to `True`):
-            Whether to put the figures of its `eval_results.json` on the page.
+            Whether to put the metrics of its `eval_results.json` on the page.
     """
 
     output_dir: str | None = None

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Held-out figures of a policy, and of the controls that say what its latents do."""
+"""Held-out metrics of a policy, and of the controls that say what its latents do."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -100,11 +100,11 @@ def answer_questions(
                 giver = torch.empty_like(order)
                 giver[order] = order.roll(1)  # one cycle: nobody keeps its own
                 own, lengths = own[giver], lengths[giver]
-        with state.split_between_processes(list(range(len(prompts)))) as places:
-            for start in tqdm(range(0, len(places), batch_size), description, disable=not state.is_main_process):
-                chunk = places[start : start + batch_size]
+        with state.split_between_processes(list(range(len(prompts)))) as indices:
+            for start in tqdm(range(0, len(indices), batch_size), description, disable=not state.is_main_process):
+                chunk = indices[start : start + batch_size]
                 given = () if own is None else (own[chunk].flatten(0, 1), lengths[chunk].flatten())
-                texts = reasoner.decode([prompts[place] for place in chunk], *given, num_anchors=num_anchors)
+                texts = reasoner.decode([prompts[index] for index in chunk], *given, num_anchors=num_anchors)
                 answers += [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
     answers = gather_object(answers)
     if sum(gather_object([reasoner.engine.num_truncated - before])) == len(prompts) * num_samples:
@@ -144,10 +144,10 @@ def score_answers(dataset: Dataset, answers: list[list[str]], reward: Callable[.
         `None`, which is to have no opinion.
     """
     num_samples = len(answers[0])
-    with PartialState().split_between_processes(list(range(len(dataset)))) as places:
-        rows = dataset.select(places)[:]
+    with PartialState().split_between_processes(list(range(len(dataset)))) as indices:
+        rows = dataset.select(indices)[:]
         repeated = {name: [v for v in values for _ in range(num_samples)] for name, values in rows.items()}
-        prompts, texts = repeated.pop("prompt"), [text for place in places for text in answers[place]]
+        prompts, texts = repeated.pop("prompt"), [text for index in indices for text in answers[index]]
         if prompts and not isinstance(prompts[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         rewards = reward(prompts=prompts, completions=texts, **repeated)
@@ -164,7 +164,7 @@ def evaluate_latents(
     **kwargs,
 ) -> dict[str, float]:
     """
-    Figures of a policy on held-out questions. Every process takes its share of them.
+    Metrics of a policy on held-out questions. Every process takes its share of them.
 
     Args:
         reasoner ([`LatentReasoner`]):
@@ -195,7 +195,7 @@ def evaluate_latents(
     is_judged, is_scored = ~correct.isnan(), ~rewards.isnan()
     highest = rewards.nan_to_num(-torch.inf).amax(1)
     is_mixed = highest > rewards.nan_to_num(torch.inf).amin(1)
-    figures = {
+    metrics = {
         "reward": rewards.double().nanmean().item(),
         "accuracy": (correct[is_judged] > 0).double().mean().item(),
         "format": (formatted[~formatted.isnan()] > 0).double().mean().item(),
@@ -203,5 +203,5 @@ def evaluate_latents(
         "mixed": is_mixed[is_scored.any(dim=1)].double().mean().item(),
     }
     if format_reward is None:
-        del figures["format"]
-    return figures
+        del metrics["format"]
+    return metrics

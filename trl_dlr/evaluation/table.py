@@ -51,7 +51,7 @@ def evaluate_row(
     batch_size: int,
 ) -> dict[str, dict | float]:
     """
-    Figures of one row of a table.
+    Metrics of one row of a table.
 
     Args:
         reasoner ([`LatentReasoner`]):
@@ -102,18 +102,18 @@ def evaluate_row(
             )
         work = {"answer_tokens": num_answer_tokens / num_decoded, "truncated": num_truncated / num_decoded}
         runs.append((run, {**work, "decoded": num_decoded, "forward_tokens": num_tokens, "seconds": seconds}))
-    figures = {figure: interval([run[figure] for run, _ in runs], len(is_correct)) for figure in runs[0][0]}
-    return figures | {figure: statistics.fmean(work[figure] for _, work in runs) for figure in runs[0][1]}
+    metrics = {metric: interval([run[metric] for run, _ in runs], len(is_correct)) for metric in runs[0][0]}
+    return metrics | {metric: statistics.fmean(work[metric] for _, work in runs) for metric in runs[0][1]}
 
 
 def print_table(results: dict[str, dict]) -> None:
-    columns = list(dict.fromkeys(column for figures in results.values() for column in figures))
+    columns = list(dict.fromkeys(column for metrics in results.values() for column in metrics))
     widths = [22 if "@" in column else 16 for column in columns]
     print(f"\n{'':<14}" + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)))
-    for name, figures in results.items():
+    for name, metrics in results.items():
         cells = []
         for column in columns:
-            value = figures.get(column)
+            value = metrics.get(column)
             if isinstance(value, dict):
                 cells.append(f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
             else:

@@ -88,25 +88,25 @@ class TransformersEngine(DecodingEngine):
         GenerationConfig(**self.generation_kwargs)  # which refuses what does not fit, before anything is decoded
 
     def _decode(self, prompt_ids, rows, latent_embeds):
-        by_length = sorted(range(len(rows)), key=lambda place: (len(prompt_ids[rows[place]]), rows[place]))
+        by_length = sorted(range(len(rows)), key=lambda index: (len(prompt_ids[rows[index]]), rows[index]))
         batch_size = self.batch_size or len(rows)
         completions = [[]] * len(rows)
         with contiguous_lm_head(self.model), nothing_inherited(self.model):
             for start in range(0, len(rows), batch_size):
-                places = by_length[start : start + batch_size]
-                batch_embeds = None if latent_embeds is None else [latent_embeds[place] for place in places]
-                decoded = self._decode_batch(prompt_ids, [rows[place] for place in places], batch_embeds)
-                for place, ids in zip(places, decoded, strict=True):
-                    completions[place] = ids
+                indices = by_length[start : start + batch_size]
+                batch_embeds = None if latent_embeds is None else [latent_embeds[index] for index in indices]
+                decoded = self._decode_batch(prompt_ids, [rows[index] for index in indices], batch_embeds)
+                for index, ids in zip(indices, decoded, strict=True):
+                    completions[index] = ids
         return completions
 
     def _decode_batch(
         self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
     ) -> list[list[int]]:
         device = self.model.device
-        prompts = [prompt_ids[place] for place in dict.fromkeys(rows)]  # each once, in the order of the rows
-        order = {place: i for i, place in enumerate(dict.fromkeys(rows))}
-        prompt_of = torch.tensor([order[place] for place in rows], device=device)
+        prompts = [prompt_ids[index] for index in dict.fromkeys(rows)]  # each once, in the order of the rows
+        order = {index: i for i, index in enumerate(dict.fromkeys(rows))}
+        prompt_of = torch.tensor([order[index] for index in rows], device=device)
         length = max(map(len, prompts))
         input_ids = torch.tensor([[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)

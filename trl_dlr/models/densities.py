@@ -85,7 +85,7 @@ class DiagonalGaussian:
         """The same density with other parameters, those of `rows` or of `stored`."""
         return replace(self, **parameters)
 
-    def figures(self) -> dict[str, torch.Tensor]:
+    def metrics(self) -> dict[str, torch.Tensor]:
         """What is logged of it: the mean length of its means, and of its standard deviations."""
         return {"mean_norm": self.mean.norm(dim=-1).mean(), "sigma": self.log_std.exp().mean()}
 
@@ -176,7 +176,7 @@ class SoftTokens:
         """The same density with other parameters, those of `rows`."""
         return replace(self, **parameters)
 
-    def figures(self) -> dict[str, torch.Tensor]:
+    def metrics(self) -> dict[str, torch.Tensor]:
         """What is logged of it: the mean probability of the likeliest token."""
         return {"top_probability": self.log_probs.amax(-1).exp().mean()}
 
@@ -204,9 +204,9 @@ class StoppedDensity:
     lengths: torch.Tensor
 
     def __post_init__(self):
-        place = torch.arange(self.stop_logits.size(1), device=self.stop_logits.device)
-        self.is_taken = place < self.lengths.unsqueeze(1)
-        self.is_last = place == self.lengths.unsqueeze(1) - 1
+        index = torch.arange(self.stop_logits.size(1), device=self.stop_logits.device)
+        self.is_taken = index < self.lengths.unsqueeze(1)
+        self.is_last = index == self.lengths.unsqueeze(1) - 1
         self.is_free = self.is_taken & self.stop_logits.isfinite()
         self._logits = self.stop_logits.float().masked_fill(~self.is_free, 0.0)
 
@@ -258,10 +258,10 @@ class StoppedDensity:
         of_steps = {name: parameter for name, parameter in parameters.items() if name not in own}
         return StoppedDensity(self.steps.given(of_steps), parameters["stop_logits"], parameters["lengths"])
 
-    def figures(self) -> dict[str, torch.Tensor]:
+    def metrics(self) -> dict[str, torch.Tensor]:
         """What is logged of it: that of the latents that are there."""
         taken = {name: parameter[self.is_taken].unsqueeze(1) for name, parameter in self.steps.rows().items()}
-        return self.steps.given(taken).figures()
+        return self.steps.given(taken).metrics()
 
 
 Density = DiagonalGaussian | SoftTokens | StoppedDensity

@@ -191,12 +191,12 @@ def given_latents(
     size = latent_embeds.size(1)
     missing = torch.zeros_like(prompt_ids[:, 0]) if num_latents is None else size - num_latents
     # A row with fewer latents has them on the right: the completion's first token is read off the last of them
-    place = torch.arange(size, device=prompt_ids.device) - missing.unsqueeze(1)
-    latent_embeds = latent_embeds.gather(1, place.clamp(min=0).unsqueeze(2).expand_as(latent_embeds))
+    index = torch.arange(size, device=prompt_ids.device) - missing.unsqueeze(1)
+    latent_embeds = latent_embeds.gather(1, index.clamp(min=0).unsqueeze(2).expand_as(latent_embeds))
     embed = main_model.get_input_embeddings()
     prompt_embeds = embed(prompt_ids)
     parts = [prompt_embeds, latent_embeds, embed(completion_ids.clamp(min=0))]
-    mask = torch.cat([prompt_mask.long(), (place >= 0).long(), (completion_ids != -100).long()], dim=1)
+    mask = torch.cat([prompt_mask.long(), (index >= 0).long(), (completion_ids != -100).long()], dim=1)
     before = completion_ids.new_full((len(prompt_ids), prompt_ids.size(1) + size), -100)
     return {
         "inputs_embeds": torch.cat([part.to(prompt_embeds.dtype) for part in parts], dim=1),

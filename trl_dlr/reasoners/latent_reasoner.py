@@ -390,8 +390,8 @@ class LatentReasoner:
             candidates = [[text] for text in decoded]
         else:
             candidates = [decoded[start : start + num_samples] for start in range(0, len(decoded), num_samples)]
-        places = [majority_vote(texts) if selection == "majority" else 0 for texts in candidates]
-        texts = [texts[place] for texts, place in zip(candidates, places, strict=True)]
+        indices = [majority_vote(texts) if selection == "majority" else 0 for texts in candidates]
+        texts = [texts[index] for texts, index in zip(candidates, indices, strict=True)]
         return LatentReasonerOutput(texts, candidates, latents, lengths, scores)
 
     @torch.no_grad()

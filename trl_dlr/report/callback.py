@@ -137,9 +137,9 @@ class LatentReportCallback(TrainerCallback):
     def _write(self, state: TrainerState) -> None:
         trainer, args = self.trainer, self.trainer.args
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-        facts = {
+        run_summary = {
             "Trainer": type(trainer).__name__,
-            **trainer.facts,
+            **trainer.run_summary,
             "Trained parameters": f"{trained:,}",
             "Step": f"{state.global_step} of {state.max_steps}",
             "Processes": args.world_size,
@@ -147,7 +147,7 @@ class LatentReportCallback(TrainerCallback):
         }
         run = {
             "log_history": state.log_history,
-            "facts": facts,
+            "run_summary": run_summary,
             "title": os.path.basename(os.path.abspath(args.output_dir)),
         }
         if isinstance(args, GRPOConfig):

@@ -53,7 +53,7 @@ def _table(header: list[str], rows: list[list[str]], numbers_from: int = 1) -> s
     """Cells are HTML already; those from column `numbers_from` on are numbers."""
 
     def line(cells: list[str], tag: str) -> str:
-        kinds = [' class="number"' if place >= numbers_from else "" for place in range(len(cells))]
+        kinds = [' class="number"' if index >= numbers_from else "" for index in range(len(cells))]
         return "<tr>" + "".join(f"<{tag}{k}>{c}</{tag}>" for k, c in zip(kinds, cells, strict=True)) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
@@ -67,7 +67,7 @@ def _number(value: float | None) -> str:
 def _prose(text: str) -> str:
     """Text with `names` in it."""
     parts = [escape(part) for part in text.split("`")]
-    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
+    return "".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))
 
 
 def _code(text: str) -> str:
@@ -81,21 +81,21 @@ def _token(text: str) -> str:
 
 
 def by_control(results: dict[str, Any]) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Figures of each control, from `<control>/<figure>` keys, and what else there is."""
+    """Metrics of each control, from `<control>/<metric>` keys, and what else there is."""
     controls, others = {}, {}
     for key, value in results.items():
-        control, _, figure = key.rpartition("/")
-        figure = figure.removeprefix("eval_")
-        if isinstance(value, (int, float)) and control and figure in FIGURES:
-            controls.setdefault(control, {})[figure] = value
+        control, _, metric = key.rpartition("/")
+        metric = metric.removeprefix("eval_")
+        if isinstance(value, (int, float)) and control and metric in FIGURES:
+            controls.setdefault(control, {})[metric] = value
         elif isinstance(value, (int, float)):
             others[key] = value
-    order = dict.fromkeys([*CONTROL_COLOURS, *controls])  # files of figures are sorted by name
+    order = dict.fromkeys([*CONTROL_COLOURS, *controls])  # files of metrics are sorted by name
     return {control: controls[control] for control in order if control in controls}, others
 
 
-def _summary(facts: dict[str, Any], log_history: list[dict[str, Any]]) -> str:
-    rows = [[escape(name), escape(str(value))] for name, value in facts.items()]
+def _summary(run_summary: dict[str, Any], log_history: list[dict[str, Any]]) -> str:
+    rows = [[escape(name), escape(str(value))] for name, value in run_summary.items()]
     runtimes = series_of(log_history, "train_runtime")[1]
     if runtimes:
         rows.append(["Time of training", f"{runtimes[-1]:.0f} s, with the report's, since its last start"])
@@ -117,8 +117,8 @@ def _held_out(results: dict[str, Any] | None) -> str:
     controls, others = by_control(results)
     html = ["<h2>Held out</h2>"]
     if controls:
-        columns = [figure for figure in FIGURES if any(figure in found for found in controls.values())]
-        rows = [[escape(name), *(_number(of.get(figure)) for figure in columns)] for name, of in controls.items()]
+        columns = [metric for metric in FIGURES if any(metric in found for found in controls.values())]
+        rows = [[escape(name), *(_number(of.get(metric)) for metric in columns)] for name, of in controls.items()]
         text = ""
         if "accuracy" in controls.get("policy", {}) and "accuracy" in controls.get("shuffled", {}):
             kept = controls["policy"]["accuracy"] - controls["shuffled"]["accuracy"]
@@ -129,7 +129,7 @@ def _held_out(results: dict[str, Any] | None) -> str:
         html.append(f'<div class="card">{_table(["", *columns], rows)}{text}</div>')
     if others:
         rows = [[_token(key), _number(value)] for key, value in others.items()]
-        html.append(f"<details><summary>Other figures</summary>{_table(['', ''], rows)}</details>")
+        html.append(f"<details><summary>Other metrics</summary>{_table(['', ''], rows)}</details>")
     return "".join(html)
 
 
@@ -155,19 +155,19 @@ def _words(probes: dict[str, dict[str, Any]]) -> str:
     kinds = {"tokens": "embedding", "offset_tokens": "offset from the anchor"}
     columns = [(kind, title) for kind in kinds if kind in first[0] for title in probes]
     blocks = []
-    for place, question in enumerate(first):
+    for index, question in enumerate(first):
         rows = []
         for step in range(len(question["tokens"])):
             cells = [f'<span class="nowrap">latent {step + 1}</span>']
             for kind, title in columns:
-                tokens = probes[title]["questions"][place][kind][step]
+                tokens = probes[title]["questions"][index][kind][step]
                 cells.append(
                     " ".join(f'{_token(t["text"])}<span class="soft"> {t["cosine"]:.2f}</span>' for t in tokens)
                 )
             rows.append(cells)
         header = ["", *(f"{kinds[kind]}, {escape(title)}" for kind, title in columns)]
         blocks.append(
-            f"<details{' open' if place == 0 else ''}><summary>Question {place + 1}: {escape(question['prompt'][:90])}"
+            f"<details{' open' if index == 0 else ''}><summary>Question {index + 1}: {escape(question['prompt'][:90])}"
             f'</summary><div class="card">{_table(header, rows, numbers_from=len(header))}</div></details>'
         )
     return (
@@ -191,10 +191,10 @@ def _completions(probes: dict[str, dict[str, Any]]) -> str:
         return ""
     titles = list(probes)
     blocks = []
-    for place, question in enumerate(probes[titles[-1]]["questions"]):
+    for index, question in enumerate(probes[titles[-1]]["questions"]):
         cells = [_judged(question["alone"])]
         for title in titles:
-            samples = probes[title]["questions"][place]["samples"]
+            samples = probes[title]["questions"][index]["samples"]
             kinds = Counter((sample["completion"], sample["reward"]) for sample in samples).most_common()
             shown = [_judged({"completion": text, "reward": reward}, n) for (text, reward), n in kinds[:MAX_KINDS]]
             if len(kinds) > MAX_KINDS:
@@ -203,7 +203,7 @@ def _completions(probes: dict[str, dict[str, Any]]) -> str:
         gold = f'<p class="soft prompt">Expected: {escape(question["answer"])}</p>' if "answer" in question else ""
         header = ["main model alone", *(f"with latents, {escape(title)}" for title in titles)]
         blocks.append(
-            f'<div class="card"><h3>Question {place + 1}</h3><p class="prompt">{escape(question["prompt"])}</p>{gold}'
+            f'<div class="card"><h3>Question {index + 1}</h3><p class="prompt">{escape(question["prompt"])}</p>{gold}'
             f"{_table(header, [cells], numbers_from=len(header))}</div><br>"
         )
     return (
@@ -224,7 +224,7 @@ def render_report(
     results: dict[str, Any] | None = None,
     before: dict[str, Any] | None = None,
     after: dict[str, Any] | None = None,
-    facts: dict[str, Any] | None = None,
+    run_summary: dict[str, Any] | None = None,
     steps_per_rollout: float = 1.0,
     title: str = "Training report",
 ) -> tuple[str, dict[str, bytes]]:
@@ -235,12 +235,12 @@ def render_report(
         log_history (`list[dict[str, Any]]`):
             What was logged, as in `trainer_state.json`.
         results (`dict[str, Any]`, *optional*):
-            Held-out figures under `<control>/<figure>`, as in `eval_results.json`.
+            Held-out metrics under `<control>/<figure>`, as in `eval_results.json`.
         before (`dict[str, Any]`, *optional*):
             Result of [`take_probe`] before training, with the `step` at which it was taken.
         after (`dict[str, Any]`, *optional*):
             The same after training, or during it, on the same questions.
-        facts (`dict[str, Any]`, *optional*):
+        run_summary (`dict[str, Any]`, *optional*):
             What else to say of the run at the top.
         steps_per_rollout (`float`, *optional*, defaults to `1.0`):
             Optimizer steps that one rollout serves.
@@ -267,7 +267,7 @@ def render_report(
         missing.append("Map, nearest tokens and completions after training")
     parts = [
         f"<h1>{escape(title)}</h1>",
-        _summary(facts or {}, log_history),
+        _summary(run_summary or {}, log_history),
         _held_out(results),
         _plots(files),
         _completions(probes),

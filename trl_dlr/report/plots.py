@@ -63,7 +63,7 @@ class Panel:
         mark (`float`, *optional*):
             Value at which a line says where to begin to worry.
         control (`str`, *optional*):
-            Held-out figure of which each control is a line.
+            Held-out metric of which each control is a line.
         is_share (`bool`, *optional*, defaults to `False`):
             Whether the axis goes from 0 to 1.
     """
@@ -268,17 +268,17 @@ def _lines(
     panel: Panel, metrics: list[str], log_history: list[dict[str, Any]], controls: dict[str, dict[str, float]]
 ) -> "Draw":
     def draw(axes: "Axes") -> None:
-        for place, metric in enumerate(metrics):
+        for index, metric in enumerate(metrics):
             steps, values = series_of(log_history, metric)
             is_evaluation = metric.startswith("eval_")
             style = {"marker": "D", "linestyle": "--"} if is_evaluation else {"linewidth": 1.6}
             if len(steps) == 1:
                 style["marker"] = "o"
-            axes.plot(steps, values, color=COLOURS[place % len(COLOURS)], label=_plain(metric), markersize=4, **style)
-        for name, figures in controls.items():
-            if panel.control in figures:
+            axes.plot(steps, values, color=COLOURS[index % len(COLOURS)], label=_plain(metric), markersize=4, **style)
+        for name, held_out in controls.items():
+            if panel.control in held_out:
                 label, colour = f"held out: {_plain(name)}", CONTROL_COLOURS.get(name, "#475569")
-                axes.axhline(figures[panel.control], color=colour, linestyle="--", linewidth=1, label=label)
+                axes.axhline(held_out[panel.control], color=colour, linestyle="--", linewidth=1, label=label)
         if panel.mark is not None:
             axes.axhline(panel.mark, color="#b91c1c", linestyle=":", linewidth=1.2)
         axes.set_xlabel("step")
@@ -289,12 +289,12 @@ def _lines(
     return draw
 
 
-def _bars(figure: str, controls: dict[str, dict[str, float]]) -> "Draw":
+def _bars(metric: str, controls: dict[str, dict[str, float]]) -> "Draw":
     def draw(axes: "Axes") -> None:
-        named = {name: figures[figure] for name, figures in controls.items() if figure in figures}
-        for place, (name, value) in enumerate(named.items()):
+        named = {name: metrics[metric] for name, metrics in controls.items() if metric in metrics}
+        for index, (name, value) in enumerate(named.items()):
             colour = CONTROL_COLOURS.get(name, "#475569")
-            bar = axes.barh([place], [value], color=colour, height=0.62, label=_plain(name))
+            bar = axes.barh([index], [value], color=colour, height=0.62, label=_plain(name))
             axes.bar_label(bar, fmt="%.2f", padding=3, fontsize=8)
         axes.set_yticks([])
         axes.invert_yaxis()
@@ -314,9 +314,9 @@ def _times(metrics: list[str], log_history: list[dict[str, Any]], steps_per_roll
             seconds[metric] = mean / steps_per_rollout if metric in ROLLOUT_TIMES else mean
         total = max(sum(seconds.values()), 1e-9)
         left = 0.0
-        for place, (metric, value) in enumerate(seconds.items()):
+        for index, (metric, value) in enumerate(seconds.items()):
             label = f"{metric.removeprefix('time/')}: {value:.3g} s, {value / total:.0%}"
-            axes.barh([0], [value], left=left, color=COLOURS[place % len(COLOURS)], label=label, height=0.5)
+            axes.barh([0], [value], left=left, color=COLOURS[index % len(COLOURS)], label=label, height=0.5)
             left += value
         axes.set_yticks([])
         axes.set_ylim(-0.6, 0.6)
@@ -327,13 +327,13 @@ def _times(metrics: list[str], log_history: list[dict[str, Any]], steps_per_roll
 
 def _time_lines(metrics: list[str], log_history: list[dict[str, Any]], steps_per_rollout: float) -> "Draw":
     def draw(axes: "Axes") -> None:
-        for place, metric in enumerate(metrics):
+        for index, metric in enumerate(metrics):
             steps, values = series_of(log_history, metric)
             share = steps_per_rollout if metric in ROLLOUT_TIMES else 1
             axes.plot(
                 steps,
                 [value / share for value in values],
-                color=COLOURS[place % len(COLOURS)],
+                color=COLOURS[index % len(COLOURS)],
                 linewidth=1.6,
                 marker="o" if len(steps) == 1 else None,
             )
@@ -347,8 +347,8 @@ def _map(probe: dict[str, Any], limits: tuple[float, float]) -> "Draw":
     def draw(axes: "Axes") -> None:
         low, high = limits
         points = None
-        for place, question in enumerate(probe["questions"]):
-            samples, marker = question["samples"], MARKERS[place % len(MARKERS)]
+        for index, question in enumerate(probe["questions"]):
+            samples, marker = question["samples"], MARKERS[index % len(MARKERS)]
             judged = [sample for sample in samples if sample["reward"] is not None]
             others = [sample for sample in samples if sample["reward"] is None]
             axes.scatter([s["x"] for s in others], [s["y"] for s in others], c="#d1d5db", marker=marker, s=26)
@@ -364,7 +364,7 @@ def _map(probe: dict[str, Any], limits: tuple[float, float]) -> "Draw":
                 linewidths=0.4,
                 edgecolors="#1f2937",
             )
-            axes.scatter([], [], c="none", edgecolors="#1f2937", marker=marker, label=f"question {place + 1}")
+            axes.scatter([], [], c="none", edgecolors="#1f2937", marker=marker, label=f"question {index + 1}")
         axes.figure.colorbar(points, cax=axes.inset_axes([1.03, 0.1, 0.03, 0.8]), label="reward")
         x, y = probe["variance_shares"]
         axes.set_xlabel(f"axis 1 ({x:.0%} of the variance)")
@@ -414,7 +414,7 @@ def draw_plots(
         log_history (`list[dict[str, Any]]`):
             What was logged, as in `trainer_state.json`: a `step` and metrics in each entry.
         controls (`dict[str, dict[str, float]]`):
-            Held-out figures of each control.
+            Held-out metrics of each control.
         probes (`dict[str, dict[str, Any]]`):
             Results of [`take_probe`] by their titles.
         steps_per_rollout (`float`, *optional*, defaults to `1.0`):
@@ -436,8 +436,8 @@ def draw_plots(
         if plot is SCREENING and len(drawn) < len(plot.panels):  # without a value head, all are decoded
             drawn = []
         elif plot is CONTROLS:
-            figures = [name for name in CONTROL_FIGURES if any(name in found for found in controls.values())]
-            drawn = [(name, _bars(name, controls)) for name in figures]
+            metrics = [name for name in CONTROL_FIGURES if any(name in found for found in controls.values())]
+            drawn = [(name, _bars(name, controls)) for name in metrics]
             height = 0.3 + 0.27 * len(controls)
         elif plot is TIME:
             metrics = logged_metrics(log_history, (*ROLLOUT_TIMES, "time/optimize"))

@@ -77,8 +77,8 @@ def nearest_tokens(reasoner: LatentReasoner, embeddings: torch.Tensor, number: i
         table = nn.functional.normalize(embed_tokens(chunk).float(), dim=-1)
         cosines = torch.cat([cosines, wanted @ table.T], dim=1)
         ids = torch.cat([ids, chunk.expand(len(wanted), -1)], dim=1)
-        cosines, places = cosines.topk(min(number, cosines.size(1)), dim=1)
-        ids = ids.gather(1, places)
+        cosines, indices = cosines.topk(min(number, cosines.size(1)), dim=1)
+        ids = ids.gather(1, indices)
     return [
         [
             {"id": token, "text": tokenizer.decode([token]), "cosine": round(cosine, 4)}
@@ -171,13 +171,13 @@ def take_probe(
                 offsets = embeddings - policy.inject(torch.zeros_like(latents[:1]))
                 words["offset_tokens"] = nearest_tokens(reasoner, offsets.flatten(0, 1), num_tokens)
             gold = next((rows[name] for name in ("answer", "solution", "completion") if name in rows.features), None)
-            for place, prompt in enumerate(prompts):
-                question = {"prompt": _text(prompt), "alone": alone[place]}
+            for index, prompt in enumerate(prompts):
+                question = {"prompt": _text(prompt), "alone": alone[index]}
                 if gold is not None:
-                    question["answer"] = _text(gold[place]) if isinstance(gold[place], list) else str(gold[place])
-                question["samples"] = samples[place * num_samples : (place + 1) * num_samples]
-                first = place * embeddings.size(1)
-                question |= {name: of[first : first + num_steps[place]] for name, of in words.items()}
+                    question["answer"] = _text(gold[index]) if isinstance(gold[index], list) else str(gold[index])
+                question["samples"] = samples[index * num_samples : (index + 1) * num_samples]
+                first = index * embeddings.size(1)
+                question |= {name: of[first : first + num_steps[index]] for name, of in words.items()}
                 found.append(question)
     coordinates, shares = principal_components(torch.cat(trajectories))
     everything = [sample for question in found for sample in question["samples"]]

@@ -114,7 +114,7 @@ def generate_questions(name: str) -> tuple[Dataset, Dataset, Judge] | None:
 
         entries = reasoning_gym.create_dataset(name.removeprefix(REASONING_GYM), size=2200, seed=0)
         rows = [
-            {"question": row["question"], "answer": row["answer"], "index": place} for place, row in enumerate(entries)
+            {"question": row["question"], "answer": row["answer"], "index": index} for index, row in enumerate(entries)
         ]
         return Dataset.from_list(rows[200:]), Dataset.from_list(rows[:200]), get_reasoning_gym_reward(entries)
     return None
@@ -161,8 +161,8 @@ def load_rows(name: str, config: str | None, split: str) -> Dataset:
         return load_dataset(loader, data_files=name, split=split)
     except (DatasetGenerationError, StopIteration, ValueError) as error:
         # With datasets 4.7, no JSON is a `ValueError`, which says less; nothing to read is a `StopIteration`
-        place = what_is_broken(name, loader) or str(error.__cause__ or error)
-        raise ValueError(f"`dataset_name`: the file {name!r} cannot be read: {place}.") from error
+        fault = what_is_broken(name, loader) or str(error.__cause__ or error)
+        raise ValueError(f"`dataset_name`: the file {name!r} cannot be read: {fault}.") from error
 
 
 def read_json(name: str) -> list[dict]:

@@ -321,7 +321,7 @@ def train_and_evaluate(
             Weight λ of the format reward in the total (equation 3).
 
     Returns:
-        `dict[str, dict[str, float]]`: figures of each control.
+        `dict[str, dict[str, float]]`: metrics of each control.
     """
 
     def evaluate(control: str, name: str) -> dict[str, float]:

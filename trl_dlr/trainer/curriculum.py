@@ -125,9 +125,9 @@ def keep_after_stage(
         `torch.Tensor` of shape `(batch_size, longest)`: the same ids without what is gone, padded with -100.
     """
     is_step = step_index >= 0
-    place = is_step.cumsum(1) - 1 if tokens_per_stage is not None else step_index
+    index = is_step.cumsum(1) - 1 if tokens_per_stage is not None else step_index
     gone = stages.unsqueeze(1) * (tokens_per_stage or 1)
-    is_gone = is_step & ((place < gone) | (stages == num_stages).unsqueeze(1))
+    is_gone = is_step & ((index < gone) | (stages == num_stages).unsqueeze(1))
     rows = [ids[keep] for ids, keep in zip(completion_ids, ~is_gone & (completion_ids != -100), strict=True)]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
 
@@ -383,6 +383,6 @@ def tokenize_completions(
         ids = [processing_class(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
         ids[-1] = [*ids[-1], end]
         tokenized["completion_ids"].append([token for piece in ids for token in piece])
-        places = [*range(len(steps)), -1]
-        tokenized["step_index"].append([p for p, piece in zip(places, ids, strict=True) for _ in piece])
+        indices = [*range(len(steps)), -1]
+        tokenized["step_index"].append([p for p, piece in zip(indices, ids, strict=True) for _ in piece])
     return tokenized

@@ -89,7 +89,7 @@ def training_card(
     prompt: str | list[dict[str, str]] = DEFAULT_PROMPT,
 ) -> str:
     """
-    Card of a trained policy. Figures and plots are those of `args.output_dir`: `eval_results.json` and `report/*.png`.
+    Card of a trained policy. Metrics and plots are those of `args.output_dir`: `eval_results.json` and `report/*.png`.
 
     Args:
         repo_id (`str`):
@@ -153,23 +153,23 @@ def training_card(
 
 
 def read_results(output_dir: str) -> dict[str, dict[str, float]]:
-    """Figures `"<of what>/<figure>"` of `eval_results.json`, by of what; none if the file is not there."""
+    """Metrics `"<of what>/<metric>"` of `eval_results.json`, by of what; none if the file is not there."""
     path = os.path.join(output_dir, "eval_results.json")
     results: dict[str, dict[str, float]] = {}
     if os.path.exists(path):
         with open(path) as file:
             for key, value in json.load(file).items():
-                of, _, figure = key.rpartition("/")
+                of, _, metric = key.rpartition("/")
                 if of and isinstance(value, (int, float)):
-                    results.setdefault(of, {})[figure] = value
+                    results.setdefault(of, {})[metric] = value
     return results
 
 
 def results_table(results: dict[str, dict[str, float]]) -> str:
-    columns = list(dict.fromkeys(figure for figures in results.values() for figure in figures))
+    columns = list(dict.fromkeys(metric for metrics in results.values() for metric in metrics))
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for of, figures in results.items():
-        cells = (f"{figures[column]:.3f}" if column in figures else "" for column in columns)
+    for of, metrics in results.items():
+        cells = (f"{metrics[column]:.3f}" if column in metrics else "" for column in columns)
         lines.append(f"| {of.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

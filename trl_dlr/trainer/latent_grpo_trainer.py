@@ -351,7 +351,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         return rollout.assistant_prompt_ids, completion_ids, tool_mask, completions, *others
 
     def _log_completion_lengths(self, completion_ids: list[list[int]]) -> None:
-        """TRL's figures of completions, over the decoded ones."""
+        """TRL's metrics of completions, over the decoded ones."""
         mode = "train" if self.model.training else "eval"
         lengths = torch.tensor([len(ids) for ids in completion_ids], device=self.accelerator.device)
         rollout = self._rollout
@@ -359,11 +359,11 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         lengths, is_truncated, is_decoded = self.accelerator.gather(rows).unbind(1)
         lengths, is_truncated = lengths[is_decoded.bool()].float(), is_truncated[is_decoded.bool()]
         ended = lengths[~is_truncated.bool()] if not is_truncated.all() else lengths.new_zeros(1)
-        figures = {"clipped_ratio": is_truncated.float().mean()}
+        metrics = {"clipped_ratio": is_truncated.float().mean()}
         for name, values in (("", lengths), ("_terminated", ended)):
-            figures |= {f"mean{name}_length": values.mean(), f"min{name}_length": values.min()}
-            figures[f"max{name}_length"] = values.max()
-        for name, value in figures.items():
+            metrics |= {f"mean{name}_length": values.mean(), f"min{name}_length": values.min()}
+            metrics[f"max{name}_length"] = values.max()
+        for name, value in metrics.items():
             self._metrics[mode][f"completions/{name}"][-1] = value.item()
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
@@ -525,8 +525,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         if self.args.gamma != 0.0:
             means = gather(self.policy.features(drawn.mean, drawn.lengths))
             self._groups[mode] = tuple(of.unflatten(0, (-1, num_generations)) for of in (latents, means))
-            places = torch.arange(num_rows, device=device) + self.accelerator.process_index * num_rows
-            output["group_index"], output["member_index"] = places // num_generations, places % num_generations
+            indices = torch.arange(num_rows, device=device) + self.accelerator.process_index * num_rows
+            output["group_index"], output["member_index"] = indices // num_generations, indices % num_generations
         if self.args.gamma != 0.0 or self.args.hybrid_coef > 0:
             output["noise"] = drawn.density.noise_of(drawn.latents)
         if num_generations > 1:
@@ -534,7 +534,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             cosine_sums = directions.sum(1).square().sum(-1) - num_generations  # of all pairs of different members
             diversity = 1 - cosine_sums / (num_generations * (num_generations - 1))
             self._metrics[mode]["latent/diversity"].append(diversity.mean().item())
-        for name, value in drawn.density.figures().items():
+        for name, value in drawn.density.metrics().items():
             self._metrics[mode][f"latent/{name}"].append(self.accelerator.reduce(value, "mean").item())
         if self.policy.config.learn_stop:
             lengths = gather(drawn.lengths).float()
@@ -552,11 +552,11 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         loss = self.prescreener.learn(latents, states, rewards, seed=self._rollout_seed)
         self._metrics["train"]["time/prescreen"].append(time.perf_counter() - start)
         is_rewarded = self.prescreener.is_rewarded(rewards)
-        figures = {"loss": loss}
+        metrics = {"loss": loss}
         for name, rows in (("random", is_random), ("selected", ~is_random)):
-            figures[f"auc_{name}"] = area_under_curve(scores[rows], is_rewarded[rows])
-            figures[f"reward_{name}"] = rewards[rows].mean().item() if rows.any() else None
-        for name, value in figures.items():
+            metrics[f"auc_{name}"] = area_under_curve(scores[rows], is_rewarded[rows])
+            metrics[f"reward_{name}"] = rewards[rows].mean().item() if rows.any() else None
+        for name, value in metrics.items():
             if value is not None:
                 self._metrics["train"][f"prescreening/{name}"].append(value)
 

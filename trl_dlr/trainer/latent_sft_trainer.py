@@ -316,7 +316,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         reasoner = LatentReasoner(self.policy, self.processing_class, self.engine, self.main_processing_class)
-        figures = evaluate_latents(
+        metrics = evaluate_latents(
             reasoner,
             dataloader.dataset,
             self.reward_func,
@@ -324,7 +324,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
             batch_size=self.args.per_device_eval_batch_size,
             seed=self.args.seed,
         )
-        output.metrics.update({f"{metric_key_prefix}_{name}": figures[name] for name in ("accuracy", "pass_at_k")})
+        output.metrics.update({f"{metric_key_prefix}_{name}": metrics[name] for name in ("accuracy", "pass_at_k")})
         return output
 
     # ---- Checkpoints ----

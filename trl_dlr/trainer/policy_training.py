@@ -67,7 +67,7 @@ class PolicyTrainingMixin:
         yield LatentReasoner(self.policy, self.processing_class, self.engine, self.main_processing_class)
 
     @property
-    def facts(self) -> dict[str, str]:
+    def run_summary(self) -> dict[str, str]:
         """What a report says of the models."""
         config = self.policy.config
         main_model = config.main_model_name_or_path or "built in memory"

@@ -49,7 +49,7 @@ class ThinkingTrainingMixin:
             yield ThinkingReasoner(model, self.processing_class, config)
 
     @property
-    def facts(self) -> dict[str, str]:
+    def run_summary(self) -> dict[str, str]:
         """What a report says of the model."""
         config = self.thinking_config
         latents = "none yet" if config is None else f"{config.num_latents} {config.latent_type.replace('_', ' ')}"

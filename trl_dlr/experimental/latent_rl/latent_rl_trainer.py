@@ -39,7 +39,7 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
     In the first `value_warmup_steps` steps, a value head V learns from rollouts of the language model, which stays as it
     is: by binary cross-entropy with weight `pos_weight` on correct answers, V(h_t) at every latent h_t predicts whether
     the answer is correct. In all steps after them V stays as it is, and the language model maximizes the mean of σ(V(h_t))
-    over its latents, with gradient through each latent into those before it. What is decoded then is for the figures
+    over its latents, with gradient through each latent into those before it. What is decoded then is for the metrics
     alone.
 
     Logged for each rollout before anything learns from it, and over the whole evaluation set: `value/auc` and `value/f1`
@@ -157,13 +157,13 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
             return
         scores, is_correct = scores[is_scored], rewards[is_scored] > 0
         accuracies = predicted[is_scored].mean().item(), is_correct.float().mean().item()
-        figures = {"auc": area_under_curve(scores, is_correct), "f1": f1_score(scores > 0.5, is_correct)}
-        figures |= {"score": scores.mean().item(), "predicted_accuracy": accuracies[0], "accuracy": accuracies[1]}
+        metrics = {"auc": area_under_curve(scores, is_correct), "f1": f1_score(scores > 0.5, is_correct)}
+        metrics |= {"score": scores.mean().item(), "predicted_accuracy": accuracies[0], "accuracy": accuracies[1]}
         if mode == "train" and self.args.hacking_window > 0:
             self._hacking.add(*accuracies, has_moved=self.state.global_step > self.args.value_warmup_steps)
             if self._hacking.rises is not None:
-                figures["predicted_accuracy_rise"], figures["accuracy_rise"] = self._hacking.rises
-        for name, value in figures.items():
+                metrics["predicted_accuracy_rise"], metrics["accuracy_rise"] = self._hacking.rises
+        for name, value in metrics.items():
             if value is not None:
                 self._metrics[mode][f"value/{name}"].append(value)
 
