@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Soft-token methods and DLR on the task of tests/tiny.py and its self-thinking twin. The table of docs/methods.md:
+Soft-token methods and DLR on the task of tests/tiny.py and its self-thinking twin. The table of docs/soft_token_grpo.md:
 
     python -m pytest -s -m slow tests/trainer/test_methods_compared.py
 """
