@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-numeric test-slow test-vllm test-versions test-lowest test-newest lint clean
+.PHONY: demo docs test test-numeric test-slow test-vllm test-versions test-lowest test-newest lint clean
 
 # The torch that the tests run with. Which build it is, CPU or CUDA, is up to your package index; TORCH=... takes another.
 TORCH ?= torch==2.13.0
@@ -27,7 +27,7 @@ test: $(VENV)/.ready
 # What calculates, once more without the processor's vector instructions, which round differently
 test-numeric: $(VENV)/.ready
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 --dist loadfile -k "not distributed and not faults" \
-		tests/models tests/generation tests/evaluation tests/trainer tests/examples/test_evaluate.py
+		tests/models tests/generation tests/evaluation tests/trainer tests/scripts/test_evaluate.py
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
@@ -71,9 +71,14 @@ $(VLLM_VENV)/.ready: pyproject.toml
 test-vllm: $(VLLM_VENV)/.ready
 	VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 $(VLLM_VENV)/bin/python -m pytest -m vllm
 
+# The site, in site/
+docs: $(VENV)/.ready
+	$(BIN)/pip install -q -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) $(VLLM_VENV) build dist *.egg-info outputs
+	rm -rf $(VENV) $(LOWEST_VENV) $(VLLM_VENV) site build dist *.egg-info outputs

@@ -5,7 +5,6 @@
 import ast
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,8 @@ from tests.hub_server import LocalHub
 from tests.hub_worker import DEMO_QUESTIONS, FAULTS
 from trl_dlr.models import LatentPolicyConfig
 from trl_dlr.models.hub import card_data, describe_push_failure, find_file, hub_name, usage
-from trl_dlr.models.reasoner import BASE_POLICY
+from trl_dlr.reasoners.latent_reasoner import BASE_POLICY
+from trl_dlr.scripts.utils import SMOLLM2, find_smollm2
 
 
 ROOT = Path(__file__).parents[1]
@@ -118,11 +118,6 @@ def test_a_download_goes_on_after_a_cut_and_the_cache_serves_without_a_connectio
     assert pulled["offline_adapter"] == pulled["adapter"]
 
 
-def test_pipelines_of_a_policy_and_of_an_adapter(pulled):
-    assert pulled["pipeline_of_policy"] == pulled["policy"]["texts"]
-    assert pulled["pipeline_of_adapter"] == pulled["reasoner"]["texts"]
-
-
 def test_a_reasoner_keeps_the_card_that_it_was_loaded_with(hub, pushed, pulled):
     own = ModelCard(hub.files("user/policy")["README.md"].decode())
     copied = ModelCard(hub.files("user/copy", "v1")["README.md"].decode())
@@ -221,7 +216,7 @@ def test_the_card_of_a_trained_policy(hub, pushed):
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert metrics == {"accuracy": 0.75, "pass_at_k": 0.875}
     for part in (
-        "| trained | 0.750 | 0.875 |",
+        "| policy | 0.750 | 0.875 |",
         "| no latents | 0.250 |  |",
         "![rewards](report/rewards.png)",
         "| `prescreening_fraction` | `0.5` |",
@@ -271,11 +266,7 @@ def test_files_of_a_folder(tmp_path):
 
 @pytest.mark.slow
 def test_three_lines_load_the_demo_and_answer_as_the_training_process_did(hub, tmp_path):
-    script = runpy.run_path(str(ROOT / "examples" / "train_gsm8k.py"))
-    main_model, tokenizer, _ = script["load_smollm2"]()
-    main_model.save_pretrained(tmp_path / "smollm2")
-    tokenizer.save_pretrained(tmp_path / "smollm2")
-    hub.add_folder(script["SMOLLM2_HUB"], tmp_path / "smollm2")
+    hub.add_folder(SMOLLM2, find_smollm2())
     trained = run(hub, "demo", tmp_path)
 
     lines = [
@@ -291,7 +282,7 @@ def test_three_lines_load_the_demo_and_answer_as_the_training_process_did(hub, t
     assert ast.literal_eval(done.stdout.splitlines()[-1]) == trained["texts"]
 
     card = ModelCard(hub.files("user/demo")["README.md"].decode())
-    assert card.data.base_model == [script["SMOLLM2_HUB"]]
-    assert "| trained | " in card.text and {result.metric_type for result in card.data.eval_results} >= {"accuracy"}
+    assert card.data.base_model == [SMOLLM2]
+    assert "| policy | " in card.text and {result.metric_type for result in card.data.eval_results} >= {"accuracy"}
     snippet = [lines[0], "", 'reasoner = LatentReasoner.from_pretrained("user/demo")', "print(reasoner.generate([[{"]
     assert "\n".join(snippet) in card.text

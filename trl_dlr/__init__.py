@@ -20,16 +20,14 @@ _MODULE_OF = {
     "LatentGRPOTrainer": "trainer",
     "LatentPolicyConfig": "models",
     "LatentPolicyModel": "models",
-    "LatentRLConfig": "trainer",
-    "LatentRLTrainer": "trainer",
-    "LatentReasoner": "models.reasoner",
-    "LatentReportCallback": "trainer",
+    "LatentReasoner": "reasoners",
+    "LatentReportCallback": "report",
     "LatentSFTConfig": "trainer",
     "LatentSFTTrainer": "trainer",
     "SoftTokenGRPOConfig": "trainer",
     "SoftTokenGRPOTrainer": "trainer",
     "ThinkingConfig": "models.thinking",
-    "ThinkingReasoner": "models.thinking_reasoner",
+    "ThinkingReasoner": "reasoners",
     "first_layers": "models",
     "fresh_layers": "models",
 }
@@ -41,8 +39,6 @@ __all__ = [
     "LatentGRPOTrainer",
     "LatentPolicyConfig",
     "LatentPolicyModel",
-    "LatentRLConfig",
-    "LatentRLTrainer",
     "LatentReasoner",
     "LatentReportCallback",
     "LatentSFTConfig",
@@ -57,17 +53,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .models import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
-    from .models.reasoner import LatentReasoner
     from .models.thinking import ThinkingConfig
-    from .models.thinking_reasoner import ThinkingReasoner
+    from .reasoners import LatentReasoner, ThinkingReasoner
+    from .report import LatentReportCallback
     from .trainer import (
         CoconutSFTConfig,
         CoconutSFTTrainer,
         LatentGRPOConfig,
         LatentGRPOTrainer,
-        LatentReportCallback,
-        LatentRLConfig,
-        LatentRLTrainer,
         LatentSFTConfig,
         LatentSFTTrainer,
         SoftTokenGRPOConfig,

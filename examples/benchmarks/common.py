@@ -35,10 +35,7 @@ from transformers import (
 
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, first_layers
 from trl_dlr.generation import tokenize_prompts
-
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from train_gsm8k import load_smollm2
+from trl_dlr.scripts.utils import fastest_dtype, find_smollm2
 
 
 # Random weights of these shapes take as long as trained ones: nothing needs to be downloaded
@@ -156,6 +153,15 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
+def load_smollm2(dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """SmolLM2-135M-Instruct and its tokenizer, in the dtype that is fastest here if none is given."""
+    name = find_smollm2()
+    # In its dtype from the start: a cast would take buffers along that the model keeps in float32
+    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype or fastest_dtype()), AutoTokenizer.from_pretrained(
+        name
+    )
+
+
 def load_main_model(args: BenchmarkArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Main model on the device, its tokenizer and a name for tables."""
     dtype = getattr(torch, args.dtype)
@@ -166,7 +172,7 @@ def load_main_model(args: BenchmarkArguments) -> tuple[PreTrainedModel, PreTrain
         model = AutoModelForCausalLM.from_pretrained(args.main_model, dtype=dtype)
         tokenizer, name = AutoTokenizer.from_pretrained(args.main_model, padding_side="left"), args.main_model
     else:
-        model, tokenizer, _ = load_smollm2(dtype)
+        model, tokenizer = load_smollm2(dtype)
         tokenizer.padding_side, name = "left", "SmolLM2-135M-Instruct"
     return model.to(device()).eval(), tokenizer, name
 

@@ -40,7 +40,7 @@ import common
 import torch
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_dlr.generation import TransformersEngine, tokenize_prompts
+from trl_dlr.generation import create_engine, tokenize_prompts
 
 
 ENGINES = ["transformers", "plain", "vllm", "vllm_server"]
@@ -85,28 +85,23 @@ def make_decode(
     if engine == "plain":
         return lambda prompt_ids, latent_embeds: plain_route(model, prompt_ids, latent_embeds, num_tokens)
     if engine == "transformers":
-        decoder = TransformersEngine(model, tokenizer, num_tokens, {"min_new_tokens": num_tokens})
+        decoder = create_engine(engine, model, tokenizer, num_tokens, {"min_new_tokens": num_tokens})
+    elif engine == "vllm_server":
+        decoder = create_engine(args.vllm_server_base_url, model, tokenizer, num_tokens, {"min_tokens": num_tokens})
     else:
-        parts = model.get_input_embeddings(), model.config, model.generation_config, tokenizer
-        limits = num_tokens, {"min_tokens": num_tokens}
-        if engine == "vllm_server":
-            from trl_dlr.generation import VLLMServerEngine
-
-            decoder = VLLMServerEngine(args.vllm_server_base_url, *parts, *limits)
-        else:
-            from trl_dlr.generation import VLLMEngine
-
-            llm_kwargs = {
-                "dtype": args.dtype,
-                "max_model_len": (args.prompt_tokens or 0) + args.num_latents + num_tokens + 64,
-                "enforce_eager": not torch.cuda.is_available(),
-            }
-            if torch.cuda.is_available():
-                llm_kwargs["gpu_memory_utilization"] = args.vllm_gpu_memory_utilization
-            with tempfile.TemporaryDirectory() as folder:  # it reads the weights once
-                model.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-                decoder = VLLMEngine(folder, *parts, *limits, llm_kwargs=llm_kwargs)
+        llm_kwargs = {
+            "dtype": args.dtype,
+            "max_model_len": (args.prompt_tokens or 0) + args.num_latents + num_tokens + 64,
+            "enforce_eager": not torch.cuda.is_available(),
+        }
+        if torch.cuda.is_available():
+            llm_kwargs["gpu_memory_utilization"] = args.vllm_gpu_memory_utilization
+        with tempfile.TemporaryDirectory() as folder:  # it reads the weights once
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            model.config.name_or_path = folder
+            options = {"min_tokens": num_tokens}
+            decoder = create_engine(engine, model, tokenizer, num_tokens, options, llm_kwargs=llm_kwargs)
     counts = torch.tensor([args.num_rows])
     return lambda prompt_ids, latent_embeds: decoder.generate([prompt_ids], latent_embeds, counts)
 

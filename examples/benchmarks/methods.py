@@ -10,26 +10,21 @@ answer, in float32. Ten steps say nothing about what a method learns: a 135M mod
 """
 
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import common
 import torch
+from common import load_smollm2
 from datasets import Dataset, load_dataset
 from transformers import HfArgumentParser
 
 import trl_dlr
 from trl_dlr.rewards import correctness_reward
-
-
-sys.path.append(str(Path(__file__).parents[1]))
-from sft_gsm8k import with_targets
-from train_gsm8k import load_smollm2
+from trl_dlr.scripts.questions import with_targets
 
 
 SHARED = {"max_steps": 10, "per_device_train_batch_size": 4, "num_latents": 8, "max_completion_length": 48}
@@ -42,7 +37,7 @@ WORKED = {name: value for name, value in SHARED.items() if name != "num_latents"
 
 def policy_trainer(folder: str, dataset: Dataset, **kwargs) -> Any:
     """DLR: an assistant beside the frozen main model."""
-    main_model, tokenizer, _ = load_smollm2(torch.float32)
+    main_model, tokenizer = load_smollm2(torch.float32)
     args = trl_dlr.LatentGRPOConfig(folder, **{**SHARED, **GROUPS, "exploration_check_prompts": 0, **kwargs})
     return trl_dlr.LatentGRPOTrainer(
         trl_dlr.first_layers(main_model, 4),
@@ -57,7 +52,7 @@ def policy_trainer(folder: str, dataset: Dataset, **kwargs) -> Any:
 
 def thinking_trainer(folder: str, dataset: Dataset, name: str = "SoftTokenGRPO", **kwargs) -> Any:
     """One model that thinks and answers, trained by RL."""
-    model, tokenizer, _ = load_smollm2(torch.float32)
+    model, tokenizer = load_smollm2(torch.float32)
     args = getattr(trl_dlr, f"{name}Config")(folder, **{**SHARED, **kwargs})
     trainer = getattr(trl_dlr, f"{name}Trainer")
     return trainer(model, correctness_reward, args, dataset, processing_class=tokenizer)
@@ -65,7 +60,7 @@ def thinking_trainer(folder: str, dataset: Dataset, name: str = "SoftTokenGRPO",
 
 def coconut_trainer(folder: str, dataset: Dataset) -> Any:
     """One model that learns to think from worked answers, in the last of four stages."""
-    model, tokenizer, _ = load_smollm2(torch.float32)
+    model, tokenizer = load_smollm2(torch.float32)
     args = trl_dlr.CoconutSFTConfig(folder, num_stages=4, latents_per_stage=2, stage_mixing=1.0, **WORKED)
     return trl_dlr.CoconutSFTTrainer(model, args, with_targets(dataset, None), processing_class=tokenizer)
 

@@ -18,24 +18,21 @@ shuffled between questions. What another training would give is seen from the se
 import json
 import logging
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from common import load_smollm2
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer, first_layers
 from trl_dlr.evaluation import evaluate_latents, wilson_interval
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward, get_pattern_reward
-
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from train_gsm8k import ScriptArguments, load_questions, load_smollm2
+from trl_dlr.scripts.questions import addition, with_prompts
 
 
 NUM_EVAL_QUESTIONS = 36
@@ -117,10 +114,10 @@ def reinforced(
     return trainer
 
 
-def accuracy(trainer: LatentSFTTrainer | LatentGRPOTrainer, test: Dataset, latents: str = "own") -> float:
+def accuracy(trainer: LatentSFTTrainer | LatentGRPOTrainer, test: Dataset, control: str = "policy") -> float:
     policy = trainer.accelerator.unwrap_model(trainer.model)
     reasoner = LatentReasoner(policy, trainer.processing_class, trainer.engine, trainer.main_processing_class)
-    return evaluate_latents(reasoner, test, correctness_reward, latents=latents, batch_size=NUM_EVAL_QUESTIONS)[
+    return evaluate_latents(reasoner, test, correctness_reward, control=control, batch_size=NUM_EVAL_QUESTIONS)[
         "accuracy"
     ]
 
@@ -128,8 +125,8 @@ def accuracy(trainer: LatentSFTTrainer | LatentGRPOTrainer, test: Dataset, laten
 def run_seed(
     seed: int, args: WarmStartArguments, main_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, float]:
-    questions = {"max_operand": args.max_operand, "num_eval_questions": NUM_EVAL_QUESTIONS}
-    train, test = load_questions(ScriptArguments(**questions, prompt_template="{question}\n"))
+    splits = addition(args.max_operand, NUM_EVAL_QUESTIONS)
+    train, test = (with_prompts(split, prompt_template="{question}\n") for split in splits)
     train = train.add_column("completion", train["answer"])
     common = {"main_model": main_model, "main_processing_class": tokenizer}
 
@@ -137,7 +134,7 @@ def run_seed(
         return first_layers(main_model, 4)
 
     warm = supervised(assistant(), args.sft_share * args.seconds, seed, args, common, train)
-    figures = {"no latents": accuracy(warm, test, "none"), "after SFT": accuracy(warm, test)}
+    figures = {"no latents": accuracy(warm, test, "no_latents"), "after SFT": accuracy(warm, test)}
     policy = warm.policy.eval()
     rest = (1 - args.sft_share) * args.seconds
     both = reinforced(policy, rest, seed, args.rl_after_sft_learning_rate, common, train)
@@ -151,8 +148,8 @@ def run_seed(
 
 def main(args: WarmStartArguments) -> None:
     logging.getLogger("trl_dlr").setLevel(logging.ERROR)
-    main_model, tokenizer, origin = load_smollm2()
-    print(f"SmolLM2-135M-Instruct from {origin}, {main_model.dtype}, {torch.get_num_threads()} threads", flush=True)
+    main_model, tokenizer = load_smollm2()
+    print(f"SmolLM2-135M-Instruct, {main_model.dtype}, {torch.get_num_threads()} threads", flush=True)
     results = [run_seed(seed, args, main_model, tokenizer) for seed in args.seeds]
     print(f"\n{'held-out accuracy':<26}{'mean':>8}   {'95%':<16} seeds {args.seeds}, {args.seconds:g} s an arm")
     for name in results[0]:

@@ -6,8 +6,8 @@ import json
 
 from datasets import Dataset
 
-from trl_dlr.cli.arguments import read_json
 from trl_dlr.rewards import correctness_reward, get_reasoning_gym_reward
+from trl_dlr.scripts.questions import read_json
 
 
 def load_questions(data_file: str | None = None, **kwargs) -> dict[str, Dataset]:

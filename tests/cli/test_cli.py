@@ -1,16 +1,21 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
+from transformers import TrainingArguments
 
 from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
 from trl_dlr import LatentPolicyModel, ThinkingConfig, ThinkingReasoner, fresh_layers
 from trl_dlr.cli.main import COMMANDS, main
-from trl_dlr.cli.train import find_reward, load_reward
+from trl_dlr.cli.parser import CommandParser
+from trl_dlr.scripts.utils import find_reward, load_reward
 
 
 RUN = {
@@ -77,25 +82,46 @@ def launched(workplace, *argv):
 def test_help_names_every_command(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    for name, (_, help_text) in COMMANDS.items():
-        assert f"    {name} " in out and help_text.split()[0] in out
+    for name, (_, summary) in COMMANDS.items():
+        assert re.search(rf"^    {name}\s+{summary.split()[0]} ", out, flags=re.MULTILINE)
     assert cli()[1] == out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_that_teaches(cli, command):
     code, out, _ = cli(command, "--help")
-    assert code == 0 and out.startswith(f"usage: trl-dlr {command}")
-    assert len(out.partition("\n\n")[0]) < 100  # not hundreds of arguments before the first word
-    assert command in ("env", "chat") or f"\n  trl-dlr {command} --" in out  # an example, as it is to be typed
-    described = [line for line in out.splitlines() if line.startswith("  --")]
-    assert command == "env" or len(described) >= 3
+    assert code == 0 and out.startswith(f"usage: trl-dlr {command} [--config FILE] [--OPTION VALUE ...]\n")
+    assert command == "env" or f"\n    trl-dlr {command} --" in out  # an example, as it is to be typed
+    # Its own options, and no more: what the parser has beyond them is TRL's
+    module = importlib.import_module(f"trl_dlr.{COMMANDS[command][0]}")
+    parser = CommandParser(module.ARGUMENTS, prog=command)
+    listed = re.findall(r"^  --(\w+) \(", out, flags=re.MULTILINE)
+    assert command == "env" or 2 <= len(listed) < 90
+    assert set(listed) <= {action.dest for action in parser._actions} and len(set(listed)) == len(listed)
+    own = {name for arguments in module.ARGUMENTS for name in own_fields(arguments)}
+    assert set(listed) >= own and "`" not in out
+    for config in [arguments for arguments in module.ARGUMENTS if issubclass(arguments, TrainingArguments)]:
+        refused = getattr(sys.modules[config.__module__], "REFUSED_OPTIONS", {})
+        assert not set(refused) & set(listed)
+        assert re.search(r"Every option of \w+Config and ModelConfig \(TRL\)", out)
+
+
+def own_fields(cls):
+    """Fields that classes of this package add."""
+    own = [base for base in cls.__mro__ if base.__module__.startswith("trl_dlr.")]
+    return {
+        name
+        for base in own
+        for name in getattr(base, "__annotations__", ())
+        if name in {field.name for field in fields(cls)}
+    }
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--num_latents", 2], "trl-dlr train: error: `main_model_name_or_path` must be set"),
+        (["train", "--num_latents", 2], "trl-dlr train: error: `dataset_name` must be set"),
+        (["train", "--dataset_name", "a"], "trl-dlr train: error: `main_model_name_or_path` must be set"),
         (["train", "--config", "run.yaml", "--num_latents", 0], "error: `num_latents` must be at least 1, got 0."),
         (["sft", "--config", "run.yaml", "--num_stages", -1], "error: `num_stages` must be at least 0, got -1."),
         (["generate"], "trl-dlr generate: error: `policy` must be set"),
@@ -123,8 +149,8 @@ def test_every_command_has_help_that_teaches(cli, command):
             "error: `k` must be between 1 and",
         ),
         (
-            ["eval", "--policy", "policy", "--dataset_name", "train.jsonl", "--rows", "own"],
-            "error: `rows` must be some",
+            ["eval", "--policy", "policy", "--dataset_name", "train.jsonl", "--controls", "own"],
+            "error: `controls` must be some",
         ),
         (["report", "--output_dir", "policy"], "trl-dlr report: error: `output_dir='policy'` has no report/run.json"),
         (["plan", "--config", "run.yaml", "--num_generations", 7], "trl-dlr plan: error: "),
@@ -153,12 +179,12 @@ def test_arguments_that_do_not_parse_exit_with_2(cli):
         (["generate", "--polcy", "policy", "--prompts", "A12"], "--polcy. Did you mean '--policy'?"),
         (["train", "--learning-ratee", "1"], "--learning-ratee. Did you mean '--learning-rate'?"),
         (["train", "--num_proceses=2"], "--num_proceses. Did you mean '--num_processes'?"),  # of accelerate
-        (["eval", "--config", "bad_key.yaml"], "--num_sample. Did you mean '--num_samples'?"),
+        (["eval", "--config", "bad_key.yaml"], "--num_eval_sample. Did you mean '--num_eval_samples'?"),
         (["generate", "A12"], "unrecognized arguments: A12"),
     ],
 )
 def test_a_misspelt_argument_is_told_how_it_is_spelt(cli, workplace, argv, hint):
-    (workplace / "bad_key.yaml").write_text("num_sample: 3\nenv: {}\n")
+    (workplace / "bad_key.yaml").write_text("num_eval_sample: 3\nenv: {}\n")
     code, _, err = cli(*argv)
     assert code == 2 and err.splitlines()[-1].endswith(hint)
 
@@ -228,11 +254,11 @@ def test_chat_answers_until_an_empty_line(cli, monkeypatch):
 
 
 def test_eval_prints_the_policy_beside_its_controls(cli, workplace):
-    questions = ["--dataset_name", "train.jsonl", "--prompt_template", "{question}", "--num_questions", 6]
+    questions = ["--dataset_name", "train.jsonl", "--prompt_template", "{question}", "--num_eval_questions", 6]
     arguments = ["eval", "--policy", "policy", *questions, "--max_new_tokens", 4, "--seeds", 0, 1]
-    code, out, _ = cli(*arguments, "--rows", "policy", "shuffled", "no_latents", "--output_json", "eval.json")
+    code, out, _ = cli(*arguments, "--controls", "policy", "shuffled", "no_latents", "--output_json", "eval.json")
     found = json.loads((workplace / "eval.json").read_text())
-    assert code == 0 and found["settings"]["num_questions"] == 6
+    assert code == 0 and found["settings"]["num_eval_questions"] == 6
     assert list(found["results"]) == ["policy", "shuffled", "no_latents"]
     assert len(found["results"]["policy"]["pass@1"]["runs"]) == 2
     for name, figures in found["results"].items():
@@ -241,7 +267,7 @@ def test_eval_prints_the_policy_beside_its_controls(cli, workplace):
 
 def test_a_model_that_thinks_by_itself_is_evaluated_and_answers(cli, workplace):
     model = ["--policy", "thinking", "--max_new_tokens", 4]
-    questions = ["--dataset_name", "train.jsonl", "--prompt_template", "{question}", "--num_questions", 4]
+    questions = ["--dataset_name", "train.jsonl", "--prompt_template", "{question}", "--num_eval_questions", 4]
     code, out, _ = cli("eval", *model, *questions, "--seeds", 0, "--output_json", "thinking.json")
     assert code == 0
     found = json.loads((workplace / "thinking.json").read_text())["results"]
@@ -285,12 +311,19 @@ def test_an_error_in_a_launched_process_is_one_line_too(workplace):
     arguments = ["--config", "run.yaml", "--output_dir", "bad", "--reward_funcs", "bad_rewards.reward"]
     result = launched(workplace, "train", *arguments)
     assert result.returncode == 1
-    # Nothing before it: no warning of a library, and nothing of what the launcher takes by itself
-    assert result.stderr.splitlines() == [
-        "trl-dlr train: error: `reward_funcs`: 'bad_rewards' has no function 'reward'."
-    ]
+    # Nothing before it but progress: no warning of a library, and nothing of what the launcher takes by itself
+    *before, last = result.stderr.splitlines()
+    assert last == "trl-dlr train: error: `reward_funcs`: 'bad_rewards' has no function 'reward'."
+    assert all(not line or re.match(r"\r?(Map|Generating \w+ split): ", line) for line in before), before
 
 
-def test_help_is_quiet(workplace):
-    result = launched(workplace, "generate", "--help")
-    assert result.returncode == 0 and result.stderr == ""
+def test_help_is_quiet_and_imports_no_trainer(workplace):
+    program = "import sys; from trl_dlr.cli.main import main; main(['train', '--help']); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=workplace)
+    assert result.returncode == 0 and result.stderr == "" and result.stdout.endswith("\nFalse\n")
+
+
+def test_num_processes_are_as_many_on_cpus(cli, workplace):
+    arguments = ["--config", "run.yaml", "--output_dir", "two", "--num_processes", 2, "--logging_steps", 1]
+    code, _, err = cli("train", *arguments, "--per_device_train_batch_size", 16)
+    assert code == 0 and "2 processes" in err, err[-3000:]

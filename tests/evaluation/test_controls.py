@@ -11,7 +11,7 @@ from trl_dlr import LatentPolicyModel, fresh_layers
 from trl_dlr.evaluation import answer_questions, controls, evaluate_latents, preflight, score_answers
 from trl_dlr.evaluation.table import evaluate_row
 from trl_dlr.generation import TransformersEngine
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 
 
 class EchoReasoner:
@@ -44,9 +44,9 @@ def distinct(num_rows):
 def test_own_latents_reach_their_question_and_shuffled_ones_never_do(batch_size):
     kwargs = {"correctness_reward": is_own, "format_reward": is_own, "batch_size": batch_size, "num_samples": 2}
     dataset = distinct(20)
-    assert evaluate_latents(EchoReasoner(), dataset, latents="own", **kwargs)["accuracy"] == 1.0
-    assert evaluate_latents(EchoReasoner(), dataset, latents="shuffled", **kwargs)["accuracy"] == 0.0
-    assert evaluate_latents(EchoReasoner(), dataset, latents="none", **kwargs)["accuracy"] == 0.0
+    assert evaluate_latents(EchoReasoner(), dataset, control="policy", **kwargs)["accuracy"] == 1.0
+    assert evaluate_latents(EchoReasoner(), dataset, control="shuffled", **kwargs)["accuracy"] == 0.0
+    assert evaluate_latents(EchoReasoner(), dataset, control="no_latents", **kwargs)["accuracy"] == 0.0
 
 
 def test_figures_are_what_they_say():
@@ -93,10 +93,10 @@ def test_a_table_leaves_out_questions_without_a_reward():
     def judge(completions, prompts, **kwargs):
         return [1.0, -1.0, 1.0, None, None, None]
 
-    figures = evaluate_row(CountingReasoner(), distinct(3), judge, "own", "policy", [0], 2, 2, 8)
+    figures = evaluate_row(CountingReasoner(), distinct(3), judge, "policy", [0], 2, 2, 8)
     assert figures["pass@1"]["mean"] == 0.5 and figures["pass@2"]["mean"] == 1.0
     with pytest.raises(ValueError, match="`reward` must judge"):
-        evaluate_row(CountingReasoner(), distinct(3), lambda **kwargs: [None] * 6, "own", "policy", [0], 2, 2, 8)
+        evaluate_row(CountingReasoner(), distinct(3), lambda **kwargs: [None] * 6, "policy", [0], 2, 2, 8)
 
 
 def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
@@ -119,8 +119,8 @@ def test_same_seed_gives_the_same_figures_and_leaves_random_numbers_alone():
 
 
 def test_unknown_control():
-    with pytest.raises(ValueError, match="latents.*own, mean, zero, none, shuffled, anchors, fresh_head.*twin"):
-        evaluate_latents(EchoReasoner(), distinct(2), is_own, is_own, latents="twin")
+    with pytest.raises(ValueError, match="control.*policy, mean_latents, no_latents.*shuffled, got 'twin'"):
+        evaluate_latents(EchoReasoner(), distinct(2), is_own, is_own, control="twin")
 
 
 @pytest.mark.parametrize(
@@ -148,18 +148,19 @@ def make_reasoner(**config_kwargs):
 
 def test_latents_of_zero_are_the_anchors():
     reasoner, dataset = make_reasoner(anchor_text="+-"), distinct(12)
-    zero = answer_questions(reasoner, dataset, "zero")
-    assert zero == answer_questions(reasoner, dataset, "anchors") != answer_questions(reasoner, dataset, "none")
+    zero = answer_questions(reasoner, dataset, "zero_latents")
+    anchors, alone = (answer_questions(reasoner, dataset, name) for name in ("plain_anchors", "no_latents"))
+    assert zero == anchors != alone
     assert [len(answers) for answers in zero] == [1] * 12
 
 
-@pytest.mark.parametrize("latents", ["own", "shuffled", "mean"])
-def test_latents_keep_their_number_wherever_they_go(latents):
+@pytest.mark.parametrize("control", ["policy", "shuffled", "mean_latents"])
+def test_latents_keep_their_number_wherever_they_go(control):
     reasoner, dataset = make_reasoner(learn_stop=True, initial_stop_prob=0.5), distinct(12)
     torch.nn.init.normal_(reasoner.policy.stop_head.weight, std=0.5)
     given = []
     reasoner.decode = lambda prompts, *latents, num_anchors: given.append(latents) or ["0"] * len(latents[0])
-    answer_questions(reasoner, dataset, latents, num_samples=2, batch_size=5)
+    answer_questions(reasoner, dataset, control, num_samples=2, batch_size=5)
     found, lengths = (torch.cat(parts) for parts in zip(*given, strict=True))
     assert len(lengths.unique()) > 1
     assert torch.equal((found != 0).all(-1).sum(1), lengths)
@@ -167,7 +168,7 @@ def test_latents_keep_their_number_wherever_they_go(latents):
 
 def test_means_are_those_of_the_policy_once_whatever_the_seed():
     reasoner, dataset = make_reasoner(), distinct(12)
-    means = [answer_questions(reasoner, dataset, "mean", num_samples=3, seed=seed) for seed in (0, 1)]
+    means = [answer_questions(reasoner, dataset, "mean_latents", num_samples=3, seed=seed) for seed in (0, 1)]
     expected = reasoner.generate(dataset["prompt"][:], do_sample=False).candidates
     assert means[0] == means[1] == expected
 
@@ -177,18 +178,18 @@ def test_a_fresh_head_has_not_been_trained_and_leaves_the_trained_one():
     trained = reasoner.policy.latent_head
     seen = []
     reasoner.decode = lambda prompts, latents, lengths, num_anchors: seen.append(latents) or ["0"] * len(latents)
-    for latents in ("own", "fresh_head"):
-        answer_questions(reasoner, distinct(6), latents, num_samples=2)
+    for control in ("policy", "fresh_head"):
+        answer_questions(reasoner, distinct(6), control, num_samples=2)
     own, fresh = (latents.square().mean().sqrt() for latents in seen)
     assert own > 2 and fresh < 0.3
     assert reasoner.policy.latent_head is trained
     assert reasoner.policy.latent_head.mean.weight.std() > 0.5
 
 
-@pytest.mark.parametrize("latents", LatentReasoner.controls)
-def test_answers_do_not_depend_on_the_number_of_processes(monkeypatch, latents):
+@pytest.mark.parametrize("control", LatentReasoner.controls)
+def test_answers_do_not_depend_on_the_number_of_processes(monkeypatch, control):
     reasoner, dataset = make_reasoner(), distinct(7)
-    alone = answer_questions(reasoner, dataset, latents, num_samples=2, batch_size=2, seed=3)
+    alone = answer_questions(reasoner, dataset, control, num_samples=2, batch_size=2, seed=3)
     found = []
     for rank in range(3):  # each with its share, as accelerate deals it out
 
@@ -197,7 +198,7 @@ def test_answers_do_not_depend_on_the_number_of_processes(monkeypatch, latents):
 
         state = SimpleNamespace(is_main_process=rank == 0, split_between_processes=share)
         monkeypatch.setattr(controls, "PartialState", lambda state=state: state)
-        found += answer_questions(reasoner, dataset, latents, num_samples=2, batch_size=2, seed=3)
+        found += answer_questions(reasoner, dataset, control, num_samples=2, batch_size=2, seed=3)
     assert found == alone and len({str(answers) for answers in found}) > 1
 
 

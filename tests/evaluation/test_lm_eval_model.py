@@ -14,8 +14,8 @@ from tests.launch import ROOT, run_python
 from tests.tiny import tiny_dataset
 from trl_dlr.evaluation.lm_eval_model import LatentReasonerLM
 from trl_dlr.generation import VLLMServerEngine
-from trl_dlr.models.likelihood import completion_log_probs
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.models.main_model import completion_log_probs
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward
 
 

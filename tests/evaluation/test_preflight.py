@@ -7,7 +7,7 @@ from tests.tiny import tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_m
 from tests.trainer.test_latent_grpo_trainer import make_policy
 from trl_dlr.evaluation import preflight
 from trl_dlr.generation import TransformersEngine
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 
 
 def make_reasoner(**kwargs):
@@ -37,9 +37,9 @@ def test_it_says_what_there_is_to_learn_from_and_what_it_reaches(sampling):
         additions.get(p[0], float(int(a) == (int(p[1]) + int(p[2])) % 10))
         for p, a in zip(rows["prompt"], rows["answer"], strict=True)
     ]
-    assert figures["anchors/accuracy"] == pytest.approx(sum(is_right) / len(is_right), abs=0.05)
-    assert figures["anchors/accuracy"] > figures["alone/accuracy"]
-    assert 0 < figures["latents/mixed"] < 1 and figures["anchors/mixed"] == 0
+    assert figures["plain_anchors/accuracy"] == pytest.approx(sum(is_right) / len(is_right), abs=0.05)
+    assert figures["plain_anchors/accuracy"] > figures["no_latents/accuracy"]
+    assert 0 < figures["policy/mixed"] < 1 and figures["plain_anchors/mixed"] == 0
     assert 0 < figures["mean_size"] < 1
     fed = "latent_in" if sampling == "autoregressive" else "queries"
     for part in ("assistant", "latent_head", fed):
@@ -53,4 +53,4 @@ def test_means_that_leave_nothing_to_explore_are_seen():
         reasoner.policy.latent_head.mean.bias.fill_(100.0)
     figures = preflight(reasoner, tiny_dataset(16, 0), tiny_reward, num_samples=4)
     assert figures["mean_size"] == pytest.approx(100.0, rel=0.01)
-    assert figures["latents/mixed"] < 0.2
+    assert figures["policy/mixed"] < 0.2

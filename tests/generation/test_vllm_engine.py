@@ -37,8 +37,10 @@ ENVIRONMENT = dict(os.environ)  # vLLM changes that of the process it runs in
 LLM_KWARGS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512}
 
 
-def pieces(main_model, tokenizer):
-    return main_model.get_input_embeddings(), main_model.config, main_model.generation_config, tokenizer
+def named_main_model(**kwargs):
+    main_model = random_main_model(**kwargs)
+    main_model.config.name_or_path = "main"
+    return main_model
 
 
 def questions_ids(tokenizer):
@@ -105,7 +107,7 @@ def main(folder):
 @pytest.fixture(scope="module")
 def vllm_engine(folder, main):
     before = torch.get_rng_state()
-    engine = VLLMEngine(folder, *pieces(*main), 24, llm_kwargs=LLM_KWARGS)
+    engine = VLLMEngine(*main, 24, llm_kwargs=LLM_KWARGS)
     assert torch.equal(before, torch.get_rng_state())
     return engine
 
@@ -121,18 +123,18 @@ def server_port(folder):
 def test_without_vllm_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "trl_dlr\[vllm\]"'):
-        VLLMEngine("main", *pieces(random_main_model(), tiny_tokenizer()), 12)
+        VLLMEngine(named_main_model(), tiny_tokenizer(), 12)
 
 
 def test_tensor_parallelism_is_left_to_the_server():
     with pytest.raises(ValueError, match="vllm serve main --enable-prompt-embeds --tensor-parallel-size 2"):
-        VLLMEngine("main", *pieces(random_main_model(), tiny_tokenizer()), 12, llm_kwargs={"tensor_parallel_size": 2})
+        VLLMEngine(named_main_model(), tiny_tokenizer(), 12, llm_kwargs={"tensor_parallel_size": 2})
 
 
 def test_penalties_are_refused_before_vllm_is_looked_for(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: pytest.fail(name))
     with pytest.raises(ValueError, match="must not set repetition_penalty"):
-        VLLMEngine("main", *pieces(random_main_model(), tiny_tokenizer()), 12, {"repetition_penalty": 1.1})
+        VLLMEngine(named_main_model(), tiny_tokenizer(), 12, {"repetition_penalty": 1.1})
 
 
 class FakeLLM:
@@ -165,7 +167,7 @@ def test_a_vllm_that_reads_embeddings_differently_than_tokens_is_refused(monkeyp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: fake)
     monkeypatch.setattr(FakeLLM, "scale", scale)
     monkeypatch.setattr(vllm_module, "PROBE_TEXTS", ("A12", "B1", "C123456"))
-    arguments = "main", *pieces(random_main_model(initializer_range=0.2), tiny_tokenizer()), 12
+    arguments = named_main_model(initializer_range=0.2), tiny_tokenizer(), 12
     if scale == 1.0:
         assert VLLMEngine(*arguments).max_model_len == 64
     else:  # as of Gemma, whose embeddings are scaled already
@@ -176,7 +178,7 @@ def test_a_vllm_that_reads_embeddings_differently_than_tokens_is_refused(monkeyp
 @pytest.mark.vllm
 def test_all_engines_give_the_same_tokens(main, vllm_engine, server_port):
     transformers_engine = TransformersEngine(*main, max_new_tokens=24)
-    server_engine = VLLMServerEngine(f"http://127.0.0.1:{server_port}", *pieces(*main), 24, batch_size=4)
+    server_engine = VLLMServerEngine(*main, 24, batch_size=4, base_url=f"http://127.0.0.1:{server_port}")
     for seed in range(2):
         expected = transformers_engine.generate(*rollout(*main, seed))
         assert vllm_engine.generate(*rollout(*main, seed)) == expected
@@ -198,8 +200,8 @@ def test_sampling_varies(folder, main, server_port):
     ids = [questions_ids(main[1])[1]] * 6
     url = f"http://127.0.0.1:{server_port}"
     for engine in (
-        VLLMServerEngine(url, *pieces(*main), 24, generation_kwargs),
-        VLLMEngine(folder, *pieces(*main), 24, generation_kwargs, LLM_KWARGS),
+        VLLMServerEngine(*main, 24, generation_kwargs, base_url=url),
+        VLLMEngine(*main, 24, generation_kwargs, LLM_KWARGS),
     ):
         assert len({tuple(completion) for completion in engine.generate(ids)}) == 6
 
@@ -213,11 +215,8 @@ def test_stop_strings_end_rows_in_all_engines_alike(folder, main, server_port):
     expected = engine.generate(*rollout(*main))
     assert all(map(engine.is_finished, expected[::4])) and sum(map(len, expected)) < sum(map(len, completions))
     url = f"http://127.0.0.1:{server_port}"
-    assert VLLMServerEngine(url, *pieces(*main), 24, {"stop_strings": middles}).generate(*rollout(*main)) == expected
-    assert (
-        VLLMEngine(folder, *pieces(*main), 24, {"stop_strings": middles}, LLM_KWARGS).generate(*rollout(*main))
-        == expected
-    )
+    assert VLLMServerEngine(*main, 24, {"stop_strings": middles}, base_url=url).generate(*rollout(*main)) == expected
+    assert VLLMEngine(*main, 24, {"stop_strings": middles}, LLM_KWARGS).generate(*rollout(*main)) == expected
 
 
 @pytest.mark.vllm
@@ -240,7 +239,7 @@ def test_a_real_server_without_the_flag_is_recognized(folder, main):
     port = free_port()
     with vllm_server(folder, port):
         with pytest.raises(RuntimeError, match="does not take embeddings. Start it with `vllm serve") as info:
-            VLLMServerEngine(f"http://127.0.0.1:{port}", *pieces(*main), 24)
+            VLLMServerEngine(*main, 24, base_url=f"http://127.0.0.1:{port}")
     print(info.value)
 
 
@@ -251,7 +250,7 @@ def test_real_servers_of_another_model_are_recognized(main, server_port):
     other = random_main_model(vocab_size=len(tokenizer), hidden_size=main[0].config.hidden_size)
     for model, message in ((narrow, "hidden_size 64 does not match"), (other, "continues a text differently")):
         with pytest.raises(ValueError, match=f"not this main model.*{message}") as info:
-            VLLMServerEngine(url, *pieces(model, tokenizer), 24)
+            VLLMServerEngine(model, tokenizer, 24, base_url=url)
         print(info.value)
 
 
@@ -260,7 +259,7 @@ def test_real_servers_of_another_model_are_recognized(main, server_port):
 def test_a_real_server_may_restart_in_the_middle(folder, main, stop):
     port, completions = free_port(), []
     with vllm_server(folder, port, "--enable-prompt-embeds") as process:
-        engine = VLLMServerEngine(f"http://127.0.0.1:{port}", *pieces(*main), 100, {"min_tokens": 100})
+        engine = VLLMServerEngine(*main, 100, {"min_tokens": 100}, base_url=f"http://127.0.0.1:{port}")
         decoding = threading.Thread(target=lambda: completions.extend(engine.generate(*rollout(*main))))
         decoding.start()
         time.sleep(3)
@@ -280,7 +279,7 @@ def decode_in_this_process(folder):
 
     rank = PartialState(cpu=not torch.cuda.is_available()).process_index
     main = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
-    engine = VLLMEngine(folder, *pieces(*main), 24, llm_kwargs=LLM_KWARGS)
+    engine = VLLMEngine(*main, 24, llm_kwargs=LLM_KWARGS)
     prompts, latent_embeds, num_samples = rollout(*main, seed=rank)
     first = int(num_samples[:rank].sum())  # the processes have different numbers of rows
     rows = prompts[rank:], latent_embeds[first:], num_samples[rank:]

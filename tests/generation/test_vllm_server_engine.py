@@ -142,14 +142,7 @@ def server(main_model):
 
 def connect(url, main_model, **kwargs):
     kwargs = {"timeout": 30.0, "max_new_tokens": 12, **kwargs}
-    return VLLMServerEngine(
-        url,
-        main_model.get_input_embeddings(),
-        main_model.config,
-        main_model.generation_config,
-        tiny_tokenizer(),
-        **kwargs,
-    )
+    return VLLMServerEngine(main_model, tiny_tokenizer(), base_url=url, **kwargs)
 
 
 def free_port():

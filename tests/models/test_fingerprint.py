@@ -10,7 +10,7 @@ import torch
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import LatentPolicyModel, fresh_layers
 from trl_dlr.models import weights_fingerprint
-from trl_dlr.models.fingerprint import fingerprints_match, warn_of_cast
+from trl_dlr.models.main_model import fingerprints_match, warn_of_cast
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

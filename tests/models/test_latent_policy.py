@@ -1,5 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -238,13 +240,6 @@ def test_a_stop_takes_nothing_from_the_latents_random_numbers():
     assert torch.equal(latents[0].latents[is_taken], latents[1].latents[is_taken])
 
 
-def test_normalized_means_have_unit_size():
-    policy = make_policy(normalize_mean=True)
-    batch = questions()
-    mean = policy(batch.input_ids, batch.attention_mask, torch.randn(3, 4, 6)).mean
-    torch.testing.assert_close(mean.square().mean(-1), torch.ones(3, 4), atol=1e-3, rtol=0)
-
-
 def test_untrained_means_are_small_against_sigma():
     policy = make_policy(latent_dim=16)
     batch = questions()
@@ -317,3 +312,16 @@ def test_without_dropout_training_mode_is_as_certain_as_evaluation(config):
     disable_dropout(model)
     assert torch.equal(*(model(ids).last_hidden_state for _ in range(2)))
     assert model.config.to_dict() == before
+
+
+def test_policies_of_version_0_1_0_load_unless_they_have_what_is_gone(tmp_path):
+    policy = make_policy()
+    policy.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "normalize_mean": False}))
+    loaded = LatentPolicyModel.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in policy.state_dict().items())
+    path.write_text(json.dumps({**config, "normalize_mean": True}))
+    with pytest.raises(ValueError, match="`normalize_mean=True` is an option of version 0.1.0"):
+        LatentPolicyModel.from_pretrained(tmp_path)

@@ -6,7 +6,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from tests.tiny import random_main_model, tiny_tokenizer
-from trl_dlr.models.likelihood import completion_log_probs, given_latents
+from trl_dlr.models.main_model import completion_log_probs, given_latents
 
 
 PROMPTS = [[3, 4, 5, 6], [7, 8], [9]]

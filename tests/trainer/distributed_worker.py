@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tests.experimental.latent_rl.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
 from tests.tiny import random_main_model, tiny_dataset
 from tests.trainer.test_coconut_sft_trainer import make_coconut_trainer
 from tests.trainer.test_latent_grpo_trainer import history, make_policy, make_trainer
-from tests.trainer.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer, with_steps
 from tests.trainer.test_soft_token_grpo_trainer import EXACT, undecided_model
 from tests.trainer.test_soft_token_grpo_trainer import make_trainer as make_soft_token_trainer
@@ -107,7 +107,8 @@ def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
         curriculum |= {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 2}
         if mode == "sft":
             policy = make_policy(random_main_model(), **kwargs.pop("policy_kwargs", {}))
-            trainer = make_sft_trainer(folder, model=policy, **{"latent_noise": 0.0, **curriculum, **kwargs})
+            policy.draw_noise = torch.zeros  # which processes draw differently
+            trainer = make_sft_trainer(folder, model=policy, **{**curriculum, **kwargs})
         elif mode == "coconut":
             held_out = with_steps(5).map(lambda row: {"answer": row["completion"].removeprefix("=")})
             eval_dataset = {"trainer_kwargs": {"eval_dataset": held_out}}

@@ -26,13 +26,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
-from tests.trainer.test_dataset_checks import ON_PROMPTS, make_trainer
+from tests.trainer.test_arguments import ROWS, TRAINERS
+from tests.trainer.test_inputs import ON_PROMPTS, make_trainer
 from tests.trainer.test_latent_grpo_trainer import make_policy
 from tests.trainer.test_latent_grpo_trainer import make_trainer as make_grpo_trainer
-from tests.trainer.test_options import ROWS, TRAINERS
 from trl_dlr import LatentPolicyModel
-from trl_dlr.models.reasoner import load_policy
-from trl_dlr.trainer.construction import adapter_for_policy
+from trl_dlr.reasoners.latent_reasoner import load_policy
+from trl_dlr.trainer.policy_training import adapter_for_policy
 
 
 def adapted(model):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trl_dlr.trainer.advantages import group_advantages, select_first_latent
+from trl_dlr.trainer.losses import group_advantages, select_first_latent
 
 
 NAN = float("nan")

@@ -39,7 +39,7 @@ def staged(trainer, rows, stage):
     return trainer._at_stage(batch_of(trainer, rows))
 
 
-def naive_loss(trainer, row, stage, detach=False):
+def naive_loss(trainer, row, stage):
     """Of one row, and its labels: built from its texts, with a whole forward for each latent."""
     tokenizer, model, args = trainer.processing_class, trainer.model, trainer.args
     raw = trainer.train_dataset[row]
@@ -52,7 +52,7 @@ def naive_loss(trainer, row, stage, detach=False):
     embeds = list(model.get_input_embeddings()(torch.tensor(ids + left)))
     for place in [i for i, token in enumerate(ids) if token == LATENT]:
         states = model(inputs_embeds=torch.stack(embeds)[None], output_hidden_states=True).hidden_states[-1]
-        embeds[place] = states[0, place - 1].detach() if detach else states[0, place - 1]
+        embeds[place] = states[0, place - 1]
     logits = model(inputs_embeds=torch.stack(embeds)[None]).logits[0, len(ids) - 1 : -1]
     return cross_entropy(logits, torch.tensor(left), reduction="sum"), len(left)
 
@@ -81,7 +81,7 @@ def test_a_stage_replaces_steps_by_latents(tmp_path):
 def test_latents_of_a_batch_end_in_one_column(tmp_path):
     rows = [{"prompt": p, "steps": ["1+1", "2"], "completion": c} for p, c in (("A1", "=1"), ("B1234", "=123"))]
     trainer = make_coconut_trainer(tmp_path, train_dataset=Dataset.from_list(rows), stage_mixing=1.0)
-    trainer._draw_stages = lambda *args: torch.tensor([1, 3])
+    trainer.curriculum.draw_stages = lambda *args: torch.tensor([1, 3])
     batch = staged(trainer, [0, 1], 1)
     places = [row.nonzero().flatten().tolist() for row in batch["is_latent"]]
     assert [len(row) for row in places] == [2, 6] and places[0][-1] == places[1][-1]
@@ -157,16 +157,15 @@ def test_held_out_questions_that_leave_no_room_for_an_answer(tmp_path):
 # ---- Loss ----
 
 
-@pytest.mark.parametrize("detach", [False, True])
-def test_the_loss_is_that_of_a_whole_forward_for_each_latent(tmp_path, detach):
-    trainer = make_coconut_trainer(tmp_path, detach_latents=detach, stage_mixing=1.0)
+def test_the_loss_is_that_of_a_whole_forward_for_each_latent(tmp_path):
+    trainer = make_coconut_trainer(tmp_path, stage_mixing=1.0)
     trainer.model.eval()
-    trainer._draw_stages = lambda *args: torch.tensor([0, 1, 2, 3])
+    trainer.curriculum.draw_stages = lambda *args: torch.tensor([0, 1, 2, 3])
     loss = trainer.compute_loss(trainer.model, batch_of(trainer, [0, 1, 2, 3]))
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
     trainer.model.zero_grad()
-    parts = [naive_loss(trainer, row, stage, detach) for row, stage in ((0, 0), (1, 1), (2, 2), (3, 3))]
+    parts = [naive_loss(trainer, row, stage) for row, stage in ((0, 0), (1, 1), (2, 2), (3, 3))]
     expected = sum(part for part, _ in parts) / sum(count for _, count in parts)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -417,7 +416,6 @@ def test_bad_data_is_refused(tmp_path, rows, message):
         ({"max_latents": 1}, "`max_latents=1` must be at least `latents_per_stage=2`"),
         ({"stage_mixing": 2.0}, "`stage_mixing` must be between 0 and 1, got 2.0"),
         ({"curriculum_unit": "word"}, "`curriculum_unit` must be one of step, token, got 'word'"),
-        ({"latent_token": "<|end-latent|>"}, "must be three different tokens, got"),
         ({"max_completion_length": 0}, "`max_completion_length` must be at least 1, got 0"),
         ({"num_train_epochs": 2}, "`num_train_epochs=2` must be more than 2: the last of `num_stages=3` stages"),
         ({"cot_epochs": 1}, "`num_train_epochs=3` must be more than 3"),
@@ -426,15 +424,6 @@ def test_bad_data_is_refused(tmp_path, rows, message):
 def test_bad_arguments_are_refused(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         CoconutSFTConfig(str(tmp_path / "run"), bf16=False, use_cpu=True, **kwargs)
-
-
-def test_a_marker_of_ones_own_must_be_there(tmp_path):
-    tokenizer = tiny_tokenizer()
-    with pytest.raises(ValueError, match="`start_latent_token` must be a token of the tokenizer, got '<think>'"):
-        make_coconut_trainer(tmp_path, start_latent_token="<think>", trainer_kwargs={"processing_class": tokenizer})
-    assert len(tokenizer) == VOCABULARY_SIZE
-    trainer = make_coconut_trainer(tmp_path, start_latent_token="^", trainer_kwargs={"processing_class": tokenizer})
-    assert trainer.marker_ids[0] == tokenizer.get_vocab()["^"] and len(tokenizer) == VOCABULARY_SIZE + 2
 
 
 def test_an_adapter_that_cannot_train_markers_is_refused(tmp_path):

@@ -9,17 +9,11 @@ import torch
 from datasets import Dataset
 
 from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
-from tests.trainer.test_dataset_checks import make_trainer
+from tests.trainer.test_arguments import ON_CPU, TRAINERS
+from tests.trainer.test_inputs import make_trainer
 from tests.trainer.test_latent_grpo_trainer import history
-from tests.trainer.test_options import ON_CPU, TRAINERS
-from trl_dlr import (
-    CoconutSFTTrainer,
-    LatentGRPOConfig,
-    LatentGRPOTrainer,
-    LatentRLTrainer,
-    LatentSFTTrainer,
-    SoftTokenGRPOTrainer,
-)
+from trl_dlr import CoconutSFTTrainer, LatentGRPOConfig, LatentGRPOTrainer, LatentSFTTrainer, SoftTokenGRPOTrainer
+from trl_dlr.experimental.latent_rl import LatentRLTrainer
 from trl_dlr.rewards import get_tag_format_reward
 
 

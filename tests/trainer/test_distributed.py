@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.experimental.latent_rl.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
 from tests.launch import ROOT, Job
 from tests.tiny import random_main_model
 from tests.trainer.test_coconut_sft_trainer import make_coconut_trainer
 from tests.trainer.test_latent_grpo_trainer import make_trainer
-from tests.trainer.test_latent_rl_trainer import make_trainer as make_latent_rl_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer
 from tests.trainer.test_soft_token_grpo_trainer import make_trainer as make_soft_token_trainer
 
@@ -257,7 +257,7 @@ def test_another_stage_is_refused(monkeypatch, tmp_path, stage):
 @needs_compiler
 @pytest.mark.parametrize("limits", [(0.5, 2.0), (0.5, 0.0), (0.0, 0.5)])
 def test_zero2_leaves_alone_what_has_no_limit(limits):
-    from trl_dlr.trainer.zero2 import clip_separately
+    from trl_dlr.trainer.deepspeed import clip_separately
 
     projection, other = torch.ones(4), torch.ones(9)
     zero = SimpleNamespace(

@@ -134,7 +134,7 @@ def files_of(checkpoint):
 def test_a_checkpoint_with_a_damaged_file_is_refused(saved, damage):
     checkpoint = saved / "run" / "checkpoint-6"
     names = files_of(checkpoint)
-    assert {"model.safetensors", "optimizer.pt", "rollout_0.safetensors", "trainer_state.json"} < set(names)
+    assert {"model.safetensors", "optimizer.pt", "extra_state_0.safetensors", "trainer_state.json"} < set(names)
     for name in names:
         path = checkpoint / name
         whole = path.read_bytes()

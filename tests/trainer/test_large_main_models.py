@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.tiny import random_main_model, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, make_policy, make_trainer
-from trl_dlr.models.fingerprint import fingerprints_match, weights_fingerprint
+from trl_dlr.models.main_model import fingerprints_match, weights_fingerprint
 
 
 ON_DISK = ("model.layers.1", "lm_head")

@@ -16,7 +16,7 @@ from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokeni
 from tests.trainer.test_latent_grpo_trainer import gpt2, history, make_policy, make_trainer, weights
 from tests.trainer.test_learning import accuracy, make_learner
 from trl_dlr import LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer, fresh_layers
-from trl_dlr.models.reasoner import load_policy
+from trl_dlr.reasoners.latent_reasoner import load_policy
 from trl_dlr.trainer.curriculum import keep_after_stage
 
 
@@ -96,7 +96,7 @@ def test_rows_longer_than_a_limit_are_left_out(tmp_path, caplog, kwargs, lengths
     if "n_positions" in kwargs:  # of which the last latent takes none
         kwargs["model"] = make_policy(main_model, assistant=gpt2(n_positions=kwargs.pop("n_positions")))
     rows = Dataset.from_list(LONG)
-    logger = logging.getLogger("trl_dlr.trainer.worked_answers")
+    logger = logging.getLogger("trl_dlr.trainer.curriculum")
     logger.addHandler(caplog.handler)
     trainer = make_sft_trainer(
         tmp_path, main_model=main_model, train_dataset=rows.to_iterable_dataset() if streamed else rows, **kwargs
@@ -144,8 +144,9 @@ def test_a_stream_has_no_stages_and_is_not_answered(tmp_path):
 def test_the_loss_is_the_main_models_likelihood_of_the_completion(tmp_path, sampling):
     rows = [{"prompt": "A12", "completion": "=3"}, {"prompt": "B1", "completion": "=12+4"}]
     policy = make_policy(random_main_model(), sampling=sampling)
-    kwargs = {"train_dataset": Dataset.from_list(rows), "latent_noise": 0.0, "mean_bound": 0.0}
+    kwargs = {"train_dataset": Dataset.from_list(rows), "mean_bound": 0.0}
     trainer = make_sft_trainer(tmp_path, model=policy, **kwargs)
+    policy.draw_noise = torch.zeros
     trainer.model.eval()
     tokenizer, main_model = tiny_tokenizer(), trainer.main_model
     total, num_tokens = 0.0, 0
@@ -164,19 +165,16 @@ def test_the_loss_is_the_main_models_likelihood_of_the_completion(tmp_path, samp
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"gradient_checkpointing": True}, {"policy": {"sampling": "parallel"}}])
-@pytest.mark.parametrize("noise", [0.0, 1.0])
-def test_gradients_reach_every_part_of_the_policy_and_none_the_main_model(tmp_path, kwargs, noise):
+def test_gradients_reach_every_part_of_the_policy_and_none_the_main_model(tmp_path, kwargs):
     kwargs = dict(kwargs)
     main_model = random_main_model()
     policy = make_policy(main_model, injection="trained", learn_sigma=True, **kwargs.pop("policy", {}))
-    trainer = make_sft_trainer(tmp_path, model=policy, main_model=main_model, latent_noise=noise, **kwargs)
+    trainer = make_sft_trainer(tmp_path, model=policy, main_model=main_model, **kwargs)
     trainer.model.train()
     if kwargs:
         trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer.compute_loss(trainer.model, batch_of(trainer, range(4))).backward()
     for name, parameter in policy.named_parameters():
-        if name == "latent_head.log_std" and noise == 0.0:  # means do not depend on it
-            continue
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     assert all(parameter.grad is None for parameter in main_model.parameters())
 
@@ -219,20 +217,13 @@ def test_means_beyond_the_bound_cost(tmp_path):
         policy.latent_head.mean.weight.zero_()
     losses = {}
     for bound in (0.0, 1.0, 4.0):
-        trainer = make_sft_trainer(tmp_path, model=copy.deepcopy(policy), mean_bound=bound, latent_noise=0.0)
+        trainer = make_sft_trainer(tmp_path, model=copy.deepcopy(policy), mean_bound=bound)
+        trainer.policy.draw_noise = torch.zeros
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
         losses[bound] = trainer.compute_loss(trainer.model, batch_of(trainer, range(4))).item()
     assert losses[1.0] == pytest.approx(losses[0.0] + 4.0, rel=1e-5)  # (3 - 1)²
     assert losses[4.0] == losses[0.0]
-
-
-def test_only_the_parts_that_are_named_are_trained(tmp_path):
-    trainer = make_sft_trainer(tmp_path, trained_parts=["latent_head"])
-    before = weights(trainer.model)
-    trainer.train()
-    changed = {n for n, tensor in trainer.model.state_dict().items() if not torch.equal(before[n], tensor)}
-    assert changed == {"latent_head.mean.weight", "latent_head.mean.bias"}
 
 
 def test_lora_trains_and_is_saved_with_its_policy(tmp_path):
@@ -325,8 +316,9 @@ def test_moments_start_anew_with_a_stage(tmp_path):
 
 
 def test_rows_of_another_stage_have_its_latents(tmp_path):
-    kwargs = {"train_dataset": with_steps(8), "num_stages": 3, "latents_per_stage": 1, "latent_noise": 0.0}
+    kwargs = {"train_dataset": with_steps(8), "num_stages": 3, "latents_per_stage": 1}
     trainer = make_sft_trainer(tmp_path, mean_bound=0.0, **kwargs)
+    trainer.policy.draw_noise = torch.zeros
     trainer.model.eval()
     raw = batch_of(trainer, [0, 1])
     alone = []
@@ -377,7 +369,7 @@ def reinforce(folder, max_steps, **kwargs):
     """Held-out accuracy after RL, with own latents and with shuffled ones."""
     learner = make_learner(folder, max_steps=max_steps, per_device_train_batch_size=256, **{**LARGE, **kwargs})
     learner.train()
-    return accuracy(learner, "own"), accuracy(learner, "shuffled")
+    return accuracy(learner, "policy"), accuracy(learner, "shuffled")
 
 
 def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path):
@@ -438,11 +430,6 @@ def test_it_stops_early_on_the_accuracy_of_sampled_latents(tmp_path):
             {"num_stages": 3},
             "`train_dataset` has no 'steps' in 1 rows, the first is 1",
         ),
-        (
-            None,
-            {"trained_parts": ["head"]},
-            "`trained_parts` must name some of assistant, latent_head, .*got \\['head'\\]",
-        ),
         (None, {"num_stages": 2, "num_latents": 4}, "needs a policy of 4 latents, but `model` has 3"),
     ],
 )
@@ -460,7 +447,6 @@ def test_bad_data_is_refused(tmp_path, rows, kwargs, message):
         ({"truncation_mode": "keep_end"}, "`truncation_mode='keep_end'` has no meaning.*Leave it at 'keep_start'"),
         ({"pad_to_multiple_of": 8}, "`pad_to_multiple_of=8` has no meaning.*Leave it at 'auto'"),
         ({"latent_dim": 0}, "latent_dim.*at least 1.*0"),
-        ({"latent_noise": -1.0}, "latent_noise.*at least 0.*-1"),
         ({"mean_bound": float("nan")}, "mean_bound.*at least 0.*nan"),
         ({"stage_mixing": 1.5}, "stage_mixing.*between 0 and 1.*1.5"),
         ({"curriculum_unit": "word"}, "curriculum_unit.*step, token.*word"),

@@ -8,13 +8,7 @@ from datasets import Dataset
 from torch.distributions import Bernoulli, Normal
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
-from tests.trainer.test_latent_grpo_trainer import (
-    history,
-    length_reward,
-    make_policy,
-    make_trainer,
-    weights,
-)
+from tests.trainer.test_latent_grpo_trainer import history, length_reward, make_policy, make_trainer, weights
 from tests.trainer.test_learning import accuracy, make_learner
 from trl_dlr import LatentGRPOConfig, LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer
 
@@ -32,7 +26,7 @@ def record(trainer):
 
     def recording(model, inputs):
         loss = compute(model, inputs)
-        seen.append((inputs, trainer._scored[1], trainer._old_logps))
+        seen.append((inputs, trainer._scoring.logps, trainer._scoring.old_logps))
         return loss
 
     trainer._compute_loss = recording
@@ -163,7 +157,7 @@ def test_gradient_accumulation_equals_one_large_batch(tmp_path, loss_type):
 def test_the_cost_is_in_the_advantages_and_not_in_the_rewards(tmp_path, scale_rewards):
     trainer = make_stopping_trainer(tmp_path, latent_cost=0.25, scale_rewards=scale_rewards)
     inputs = rollout_of(trainer)
-    rewards = trainer._rewards.view(2, 4)
+    rewards = trainer._rollout.rewards.view(2, 4)
     shaped = rewards - 0.25 * inputs["lengths"].view(2, 4)
     expected = shaped - shaped.mean(1, keepdim=True)
     if scale_rewards == "group":
@@ -200,7 +194,7 @@ def test_the_cost_of_trajectories_that_were_not_decoded_is_not_counted(tmp_path)
     inputs = rollout_of(trainer)
     is_decoded = inputs["completion_mask"].any(1)
     assert is_decoded.sum() == 4 and (inputs["advantages"][~is_decoded] == 0).all()
-    shaped = trainer._rewards - 0.25 * inputs["lengths"]
+    shaped = trainer._rollout.rewards - 0.25 * inputs["lengths"]
     for rows in (slice(0, 4), slice(4, 8)):
         two = shaped[rows][is_decoded[rows]]
         expected = (two - two.mean()) / (two.std() + 1e-4)
@@ -280,8 +274,6 @@ def test_bad_fields(tmp_path, kwargs, message):
 def test_options_that_do_not_fit_the_policy_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`latent_cost=0.1` needs a policy with `learn_stop=True`.*`num_latents=3`"):
         make_trainer(tmp_path, latent_cost=0.1)
-    with pytest.raises(ValueError, match="`latent_logp_reduction='mean'`.*'sum'"):
-        make_stopping_trainer(tmp_path, latent_logp_reduction="mean")
     assert not (tmp_path / "run").exists()
 
 
@@ -324,9 +316,9 @@ def test_a_cost_makes_trajectories_short_and_leaves_them_right(tmp_path):
             per_device_train_batch_size=256,
             lr_scheduler_type="constant",
         )
-        untrained = accuracy(trainer, "own")
+        untrained = accuracy(trainer, "policy")
         trainer.train()
-        figures[cost] = accuracy(trainer, "own"), history(trainer, "latent/mean_length")[-1]
+        figures[cost] = accuracy(trainer, "policy"), history(trainer, "latent/mean_length")[-1]
         print(f"cost {cost}: untrained {untrained:.3f}, accuracy and length {figures[cost]}")
     (free_accuracy, free_length), (cost_accuracy, cost_length) = figures.values()
     assert free_accuracy > untrained + 0.4 and cost_accuracy > free_accuracy - 0.1

@@ -8,13 +8,13 @@ import torch
 from tests.tiny import tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_model
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, fresh_layers
 from trl_dlr.evaluation import evaluate_latents
-from trl_dlr.models.reasoner import LatentReasoner
+from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 
 
-def accuracy(trainer, latents):
+def accuracy(trainer, control):
     reasoner = LatentReasoner(trainer.model, trainer.processing_class, trainer.engine, trainer.main_processing_class)
     held_out = tiny_dataset(200, seed=1, held_out=True)
-    figures = evaluate_latents(reasoner, held_out, tiny_reward, tiny_reward, latents=latents, batch_size=50)
+    figures = evaluate_latents(reasoner, held_out, tiny_reward, tiny_reward, control=control, batch_size=50)
     return figures["accuracy"]
 
 
@@ -47,9 +47,9 @@ def test_latents_learn_to_carry_the_question(tmp_path, sampling):
         lr_scheduler_type="constant",
     )
     before = {name: tensor.clone() for name, tensor in trainer.main_model.state_dict().items()}
-    alone, untrained = accuracy(trainer, "none"), accuracy(trainer, "own")
+    alone, untrained = accuracy(trainer, "no_latents"), accuracy(trainer, "policy")
     trainer.train()
-    trained, shuffled = accuracy(trainer, "own"), accuracy(trainer, "shuffled")
+    trained, shuffled = accuracy(trainer, "policy"), accuracy(trainer, "shuffled")
     print(f"{sampling}: alone {alone:.3f}, untrained {untrained:.3f}, trained {trained:.3f}, shuffled {shuffled:.3f}")
     assert trained >= untrained + 0.4
     assert shuffled <= trained - 0.3

@@ -11,11 +11,11 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from tests.tiny import random_main_model, tiny_tokenizer
-from tests.trainer.test_options import ON_CPU, ROWS, TRAINERS
+from tests.trainer.test_arguments import ON_CPU, ROWS, TRAINERS
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentPolicyModel, LatentReasoner, SoftTokenGRPOTrainer
-from trl_dlr.cli.arguments import resolve_models
 from trl_dlr.generation.vllm_engine import vllm_hub_arguments
 from trl_dlr.models.hub import hub_arguments
+from trl_dlr.scripts.utils import PolicyScriptArguments, load_models
 
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
@@ -121,7 +121,8 @@ def test_the_command_line_too(tmp_path, cache_dir):
         trust_remote_code=True,
         **ON_CPU,
     )
-    models = resolve_models("first_layers", "org/model", 1, args, ModelConfig())
+    script_args = PolicyScriptArguments("data", main_model_name_or_path="org/model", assistant_num_layers=1)
+    models = load_models(script_args, args, ModelConfig(model_name_or_path="first_layers"))
     assert models["main_model"].config._commit_hash == "v1"
     assert torch.equal(
         models["model"].get_input_embeddings().weight, models["main_model"].get_input_embeddings().weight.float()
@@ -161,8 +162,9 @@ def test_code_of_a_model_that_is_trusted_reaches_all_loads(trainer_class, tmp_pa
 
 def test_an_assistant_from_a_main_model_with_code_of_its_own(tmp_path, own_code):
     args = LatentGRPOConfig(str(tmp_path), trust_remote_code=True, max_completion_length=4, **ON_CPU)
+    script_args = PolicyScriptArguments("data", main_model_name_or_path=own_code, assistant_num_layers=1)
     for name in ("first_layers", "fresh_layers"):
-        models = resolve_models(name, own_code, 1, args, ModelConfig())
+        models = load_models(script_args, args, ModelConfig(model_name_or_path=name))
         with pytest.warns(UserWarning, match="saved policy brings none.*AutoConfig.register.'own_llama', OwnConfig"):
             trainer = LatentGRPOTrainer(**models, args=args, reward_funcs=len, train_dataset=Dataset.from_list(ROWS))
         assert type(trainer.policy.assistant).__name__ == "OwnModel"

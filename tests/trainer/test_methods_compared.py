@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Soft-token methods and DLR on the task of tests/tiny.py and its self-thinking twin. The table of docs/methods.md:
+Soft-token methods and DLR on the task of tests/tiny.py and its self-thinking twin. The table of docs/soft_token_grpo.md:
 
     python -m pytest -s -m slow tests/trainer/test_methods_compared.py
 """
@@ -67,10 +67,10 @@ def make_thinker(folder, seed, steps, **kwargs):
     )
 
 
-def thinker_accuracy(trainer, latents):
+def thinker_accuracy(trainer, control):
     reasoner = ThinkingReasoner(trainer.model, tiny_tokenizer(), trainer.thinking_config, 3)
     held_out = tiny_dataset(200, seed=1, held_out=True)
-    return evaluate_latents(reasoner, held_out, digit_reward, latents=latents, batch_size=50)["accuracy"]
+    return evaluate_latents(reasoner, held_out, digit_reward, control=control, batch_size=50)["accuracy"]
 
 
 def learn(folder, arm, seed, steps):
@@ -81,10 +81,10 @@ def learn(folder, arm, seed, steps):
         accuracy = policy_accuracy
     else:
         trainer, accuracy = make_thinker(folder, seed, steps, **ARMS[arm]), thinker_accuracy
-    before, start = accuracy(trainer, "own"), time.process_time()
+    before, start = accuracy(trainer, "policy"), time.process_time()
     trainer.train()
     seconds = time.process_time() - start
-    return before, accuracy(trainer, "own"), accuracy(trainer, "shuffled"), seconds
+    return before, accuracy(trainer, "policy"), accuracy(trainer, "shuffled"), seconds
 
 
 def test_a_model_that_thinks_in_soft_tokens_learns_what_to_think_of(tmp_path):

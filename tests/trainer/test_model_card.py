@@ -11,7 +11,7 @@ from tests.tiny import tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import make_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer
 from trl_dlr import LatentGRPOConfig, LatentPolicyConfig, LatentSFTTrainer
-from trl_dlr.trainer.model_card import chosen_arguments, read_results, training_card
+from trl_dlr.trainer.hub import chosen_arguments, read_results, training_card
 
 
 def card(output_dir, config=None, **kwargs):
@@ -35,18 +35,18 @@ def test_figures_plots_and_dataset(tmp_path):
         (tmp_path / "report" / name).write_text("")
     figures = {
         "no_latents/accuracy": 0.1,
-        "trained/accuracy": 0.5,
-        "trained/mixed": 1.0,
+        "policy/accuracy": 0.5,
+        "policy/mixed": 1.0,
         "loss": 2.0,
-        "trained/k": "x",
+        "policy/k": "x",
     }
     (tmp_path / "eval_results.json").write_text(json.dumps(figures))
     assert read_results(str(tmp_path)) == {
         "no_latents": {"accuracy": 0.1},
-        "trained": {"accuracy": 0.5, "mixed": 1.0},
+        "policy": {"accuracy": 0.5, "mixed": 1.0},
     }
     made = card(tmp_path, dataset_name="openai/gsm8k")
-    assert "| | accuracy | mixed |\n|---|---|---|\n| no latents | 0.100 |  |\n| trained | 0.500 | 1.000 |" in made.text
+    assert "| | accuracy | mixed |\n|---|---|---|\n| no latents | 0.100 |  |\n| policy | 0.500 | 1.000 |" in made.text
     assert "![a](report/a.png)\n\n![b](report/b.png)" in made.text and "c.csv" not in made.text
     assert {(result.metric_type, result.metric_value) for result in made.data.eval_results} == {
         ("accuracy", 0.5),

@@ -19,7 +19,7 @@ from trl_dlr.trainer.prescreening import Prescreener, area_under_curve, select_t
 @pytest.mark.parametrize(("selection", "num_random"), [("top", 0), ("top_random", 3), ("random", 12)])
 def test_as_many_as_asked_are_chosen_and_the_best_are_among_them(selection, num_random):
     scores = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
-    is_decoded, is_random = select_trajectories(scores, 12, selection, random_share=0.25, seed=0)
+    is_decoded, is_random = select_trajectories(scores, 12, selection, seed=0)
     assert is_decoded.sum(1).tolist() == [12] * 5 and is_random.sum(1).tolist() == [num_random] * 5
     assert not (is_random & ~is_decoded).any()
     for row in range(5):  # the rest are the best of those that were not drawn
@@ -29,7 +29,7 @@ def test_as_many_as_asked_are_chosen_and_the_best_are_among_them(selection, num_
 
 def test_best_and_worst_are_chosen_in_equal_parts():
     scores = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
-    is_decoded, is_random = select_trajectories(scores, 12, "top_bottom", random_share=0.25, seed=0)
+    is_decoded, is_random = select_trajectories(scores, 12, "top_bottom", seed=0)
     assert is_decoded.sum(1).tolist() == [12] * 5 and is_random.sum(1).tolist() == [3] * 5
     for row in range(5):
         others = scores[row][~is_random[row]].sort(descending=True).values
@@ -39,14 +39,14 @@ def test_best_and_worst_are_chosen_in_equal_parts():
 
 def test_random_places_are_uniform_over_all_trajectories():
     scores = torch.arange(8.0).expand(4, 8)
-    drawn = sum(select_trajectories(scores, 4, "top_random", 0.5, seed)[1].float() for seed in range(2000))
-    torch.testing.assert_close(drawn / 2000, torch.full((4, 8), 2 / 8), atol=0.04, rtol=0)
-    first, again, other = (select_trajectories(scores, 4, "top_random", 0.5, seed)[1] for seed in (0, 0, 1))
+    drawn = sum(select_trajectories(scores, 4, "top_random", seed)[1].float() for seed in range(2000))
+    torch.testing.assert_close(drawn / 2000, torch.full((4, 8), 1 / 8), atol=0.04, rtol=0)
+    first, again, other = (select_trajectories(scores, 4, "top_random", seed)[1] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_at_least_one_place_is_random_unless_only_the_best_are_wanted():
-    _, is_random = select_trajectories(torch.randn(3, 8), 2, "top_random", random_share=0.0, seed=0)
+    _, is_random = select_trajectories(torch.randn(3, 8), 2, "top_random", seed=0)
     assert is_random.sum(1).tolist() == [1, 1, 1]
 
 
@@ -62,7 +62,7 @@ def test_area_under_curve():
 
 def make_prescreener():
     torch.manual_seed(0)
-    return Prescreener(ValueHead(latent_size=6, state_size=8), learning_rate=1e-3)
+    return Prescreener(ValueHead(latent_size=6, state_size=8))
 
 
 def rows(seed, num_rows=64):
@@ -98,14 +98,12 @@ def test_nothing_is_learned_from_rewards_that_are_all_alike():
     assert all(torch.equal(before[name], tensor) for name, tensor in prescreener.head.state_dict().items())
 
 
-def test_a_loaded_head_goes_on_as_if_nothing_had_happened(tmp_path):
+def test_a_loaded_head_goes_on_as_if_nothing_had_happened():
     straight, stopped, resumed = make_prescreener(), make_prescreener(), make_prescreener()
     for seed in range(3):
         straight.learn(*rows(seed), seed=seed)
         stopped.learn(*rows(seed), seed=seed)
-    stopped.save_head(tmp_path)
-    stopped.save_state(tmp_path)
-    resumed.load(tmp_path)
+    resumed.load_state_tensors({name: tensor.clone() for name, tensor in stopped.state_tensors().items()})
     global_state = torch.get_rng_state()
     assert straight.learn(*rows(3), seed=3) == resumed.learn(*rows(3), seed=3)
     assert torch.equal(global_state, torch.get_rng_state())
@@ -161,7 +159,7 @@ def test_group_statistics_are_of_decoded_trajectories(tmp_path):
     trainer.model.train()
     rows = [row for row in trainer.train_dataset.select(range(2)) for _ in range(16)]
     output = trainer._generate_and_score_completions(rows)
-    rewards, is_decoded = trainer._rewards.view(2, 16), output["completion_mask"].bool().all(1).view(2, 16)
+    rewards, is_decoded = trainer._rollout.rewards.view(2, 16), output["completion_mask"].bool().all(1).view(2, 16)
     assert torch.equal(~rewards.isnan(), is_decoded) and is_decoded.sum(1).tolist() == [3, 3]
     for group, chosen, advantages in zip(rewards, is_decoded, output["advantages"].view(2, 16), strict=True):
         expected = (group[chosen] - group[chosen].mean()) / (group[chosen].std() + 1e-4)
@@ -304,7 +302,7 @@ def test_the_saved_policy_has_its_value_head_beside_it(tmp_path):
     trainer = make_screened(tmp_path)
     trainer.save_model(tmp_path / "policy")
     assert (tmp_path / "policy" / VALUE_HEAD_FILE).is_file()
-    assert not (tmp_path / "policy" / Prescreener.STATE_FILE).exists()
+    assert not (tmp_path / "policy" / "extra_state_0.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def train(folder, seed, num_generations, **kwargs):
     )
     trainer.train()
     num_decoded = trainer.engine.num_decoded
-    return accuracy(trainer, "own"), num_decoded
+    return accuracy(trainer, "policy"), num_decoded
 
 
 def compare(folder, arms, seeds):

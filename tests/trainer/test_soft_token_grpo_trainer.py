@@ -12,7 +12,7 @@ from tests.trainer.test_latent_grpo_trainer import history, length_reward
 from trl_dlr import LatentReportCallback, SoftTokenGRPOConfig, SoftTokenGRPOTrainer, ThinkingReasoner
 from trl_dlr.models.soft_tokens import SOFT_TOKEN_SCORES, gumbel_softmax_log_prob, latent_grpo_score, lepo_score
 from trl_dlr.models.thinking import ThinkingConfig
-from trl_dlr.trainer.advantages import group_advantages, select_first_latent
+from trl_dlr.trainer.losses import group_advantages, select_first_latent
 
 
 EXACT = {"soft_token_score": "exact", "soft_token_temperature": 0.5}
@@ -88,7 +88,7 @@ def test_unchanged_weights_give_a_ratio_of_exactly_one(tmp_path, method):
     loss = loss_of(trainer, inputs)  # the old score is this very one
     inputs["rollout_step"] += 1
     again = loss_of(trainer, inputs)  # and stays it after an update, which changed nothing here
-    assert torch.equal(trainer._old_logps, trainer._scored)
+    assert torch.equal(trainer._scoring.old_logps, trainer._scoring.logps)
     mask = inputs["completion_mask"] * inputs["tool_mask"]
     advantages = inputs["advantages"] if inputs["advantages"].dim() == 2 else inputs["advantages"].unsqueeze(1)
     expected = -((advantages * mask).sum(1) / mask.sum(1)).mean()
@@ -163,7 +163,7 @@ def test_lepos_latents_have_the_gradient_of_the_score_and_no_ratio(tmp_path):
     torch.testing.assert_close(loss, -inputs["advantages"].mean())  # as if the ratio were 1
     names, parameters = zip(*trainer.model.named_parameters(), strict=True)
     gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
-    trainer._old_logps = None
+    trainer._scoring = None
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
     scores, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, inputs["completion_ids"].size(1))
@@ -181,7 +181,7 @@ def test_hidden_states_are_no_part_of_the_loss_but_are_read(tmp_path):
     before = inputs["old_per_token_logps"].clone()
     inputs["latent_states"] = inputs["latent_states"] + 1.0
     loss_of(trainer, inputs)
-    changed = (trainer._scored - before).abs() > 1e-4
+    changed = (trainer._scoring.logps - before).abs() > 1e-4
     assert changed[:, 3:][inputs["completion_mask"][:, 3:].bool()].any()  # what follows them is read off them
     assert not inputs["tool_mask"][:, :5].any()
 

@@ -8,8 +8,9 @@ import torch
 from tests.generation.test_vllm_server_engine import serve
 from tests.tiny import random_main_model, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, make_trainer, weights
+from trl_dlr import generation
 from trl_dlr.generation import TransformersEngine, VLLMServerEngine
-from trl_dlr.trainer import construction
+from trl_dlr.trainer import policy_training
 
 
 def test_training_on_a_server_is_training_with_transformers(tmp_path):
@@ -41,19 +42,19 @@ def test_an_absent_server_is_said_at_construction_and_leaves_nothing(tmp_path):
 
 
 def test_vllm_in_process_needs_a_main_model_with_a_name(tmp_path):
-    with pytest.raises(ValueError, match="colocate.*by name.*save_pretrained"):
+    with pytest.raises(ValueError, match="`main_model` was built in memory.*by name.*save_pretrained"):
         make_trainer(tmp_path, use_vllm=True)
 
 
 def test_options_of_trl_reach_vllm(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(construction, "VLLMEngine", lambda *args, **kwargs: seen.update(args=args, **kwargs))
+    monkeypatch.setattr(generation, "VLLMEngine", lambda *args, **kwargs: seen.update(args=args, **kwargs))
     main_model = random_main_model()
     main_model.config.name_or_path = "some/model"
     trainer = make_trainer(tmp_path / "plain")
     trainer.args.vllm_gpu_memory_utilization, trainer.args.vllm_max_model_length = 0.5, 48
     trainer.args.use_vllm, trainer.args.generation_kwargs = True, {"temperature": 0.5}
-    construction.build_engine(main_model, tiny_tokenizer(), trainer.args)
-    assert seen["args"][0] == "some/model" and seen["args"][-2:] == (4, {"temperature": 0.5})
-    expected = {"dtype": "float32", "gpu_memory_utilization": 0.5, "max_model_len": 48, "tensor_parallel_size": 1}
+    policy_training.build_engine(main_model, tiny_tokenizer(), trainer.args)
+    assert seen["args"][0] is main_model and seen["args"][-2:] == (4, {"temperature": 0.5})
+    expected = {"gpu_memory_utilization": 0.5, "max_model_len": 48, "tensor_parallel_size": 1}
     assert expected.items() <= seen["llm_kwargs"].items()

@@ -1,19 +1,26 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""`trl-dlr chat`: ask a policy question after question; answers appear as they are written."""
+"""
+Ask a policy question after question; answers appear as they are written.
+
+Examples:
+
+    trl-dlr chat --policy user/policy
+"""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from .parser import command_parser
+from ..option_docs import described
 from .reasoner import ReasonerArguments
 
 
-EPILOG = (
+INTRODUCTION = (
     "Policies are trained on single questions, so each one is asked on its own. An empty line or Ctrl-D ends the chat."
 )
 
 
+@described
 @dataclass
 class ChatArguments(ReasonerArguments):
     """
@@ -28,14 +35,17 @@ class ChatArguments(ReasonerArguments):
             Whether latents are sampled.
     """
 
-    is_chat: bool = field(default=True, metadata={"help": "Questions are chat messages; false: plain prompts."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message."})
-    do_sample: bool = field(default=False, metadata={"help": "Whether latents are sampled."})
+    is_chat: bool = True
+    system_prompt: str | None = None
+    do_sample: bool = False
+
+
+ARGUMENTS = (ChatArguments,)
 
 
 def main(args: ChatArguments) -> None:
     reasoner = args.load()
-    print(EPILOG)
+    print(INTRODUCTION)
     while True:
         try:
             question = input("> ").strip()
@@ -48,8 +58,3 @@ def main(args: ChatArguments) -> None:
             sys.stdout.write(piece)
             sys.stdout.flush()
         print()
-
-
-def run(argv: list[str], prog: str) -> None:
-    parser = command_parser((ChatArguments,), prog, __doc__, EPILOG)
-    main(*parser.parse_args_and_config(argv))

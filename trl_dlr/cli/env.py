@@ -1,8 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""`trl-dlr env`: versions and machine, for an issue."""
+"""Print versions and machine, for an issue."""
 
-import argparse
 import importlib.metadata
 import platform
 
@@ -11,6 +10,8 @@ import torch
 
 PACKAGES = ("trl_dlr", "trl", "transformers", "peft", "accelerate", "datasets", "math-verify", "deepspeed", "torch")
 OPTIONAL = ("vllm", "bitsandbytes", "lm_eval", "reasoning-gym")
+
+ARGUMENTS = ()
 
 
 def main() -> None:
@@ -23,8 +24,3 @@ def main() -> None:
         print(f"{package:<16}{found}")
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"{'accelerator':<16}{', '.join(devices) or 'none'}")
-
-
-def run(argv: list[str], prog: str) -> None:
-    argparse.ArgumentParser(prog=prog, description=__doc__.replace("`", "")).parse_args(argv)
-    main()

@@ -1,6 +1,13 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""`trl-dlr generate`: answer questions with a policy."""
+"""
+Answer questions with a policy.
+
+Examples:
+
+    trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" "What is 5 + 6?"
+    trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" --num_samples 8 --selection majority
+"""
 
 import json
 from dataclasses import dataclass, field
@@ -8,16 +15,14 @@ from pathlib import Path
 
 import torch
 
-from .parser import command_parser
+from ..option_docs import described
 from .reasoner import ReasonerArguments
 
 
 QUESTIONS_TOGETHER = 16
-EPILOG = """examples:
-  trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" "What is 5 + 6?"
-  trl-dlr generate --policy user/policy --prompts_file questions.txt --num_samples 8 --selection majority"""
 
 
+@described
 @dataclass
 class GenerateArguments(ReasonerArguments):
     """
@@ -26,8 +31,6 @@ class GenerateArguments(ReasonerArguments):
     Args:
         prompts (`list[str]`, *optional*):
             Questions.
-        prompts_file (`str`, *optional*):
-            Text file with a question a line, instead.
         is_chat (`bool`, *optional*, defaults to `True`):
             Whether questions are chat messages. If not, they are the prompts as they stand.
         system_prompt (`str`, *optional*):
@@ -44,24 +47,22 @@ class GenerateArguments(ReasonerArguments):
             File for all completions and scores.
     """
 
-    prompts: list[str] = field(
-        default_factory=list, metadata={"help": "Questions; these or a prompts_file must be set."}
-    )
-    prompts_file: str | None = field(default=None, metadata={"help": "Text file with a question a line."})
-    is_chat: bool = field(default=True, metadata={"help": "Questions are chat messages; false: plain prompts."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message."})
-    num_samples: int = field(default=1, metadata={"help": "Trajectories per question."})
-    do_sample: bool | None = field(default=None, metadata={"help": "Sample latents; by default if more than one."})
-    selection: str = field(default="first", metadata={"help": "first, majority, or best (by the value head)."})
-    seed: int = field(default=0, metadata={"help": "Seed of the latents."})
-    output_json: str | None = field(default=None, metadata={"help": "File for all completions and scores."})
+    prompts: list[str] = field(default_factory=list)
+    is_chat: bool = True
+    system_prompt: str | None = None
+    num_samples: int = 1
+    do_sample: bool | None = None
+    selection: str = "first"
+    seed: int = 0
+    output_json: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        if self.prompts_file is not None:
-            self.prompts = [*self.prompts, *filter(None, Path(self.prompts_file).read_text().splitlines())]
         if not self.prompts:
-            raise ValueError("`prompts` must hold at least one question: pass --prompts or --prompts_file.")
+            raise ValueError("`prompts` must hold at least one question: pass --prompts.")
+
+
+ARGUMENTS = (GenerateArguments,)
 
 
 def main(args: GenerateArguments) -> None:
@@ -78,8 +79,3 @@ def main(args: GenerateArguments) -> None:
             print(f"> {row[0]}\n{row[1]}\n", flush=True)
     if args.output_json is not None:
         Path(args.output_json).write_text(json.dumps(rows, indent=2))
-
-
-def run(argv: list[str], prog: str) -> None:
-    parser = command_parser((GenerateArguments,), prog, __doc__, EPILOG)
-    main(*parser.parse_args_and_config(argv))

@@ -1,8 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Training commands, launched through accelerate."""
+"""Training scripts, launched through accelerate."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,16 +10,9 @@ import torch
 from accelerate.commands.config.config_args import default_config_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 
-from .main import report_error
+from .help import HELP_OPTIONS, help_text
+from .main import COMMANDS, report_error
 from .parser import CommandParser
-
-
-EPILOG = """example:
-  %(prog)s --config run.yaml --learning_rate 1e-4 --num_processes 8
-
-`main_model_name_or_path`, `dataset_name` and either `model_name_or_path` (`first_layers` or `fresh_layers` of the main
-model, a Hub id or a folder) or `policy` must be given. `--config` names a YAML file of any of these arguments; those on
-the command line come first. Arguments of `accelerate launch` can be given as well (--num_processes, --config_file)."""
 
 
 def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
@@ -59,6 +51,9 @@ def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
         usual["num_processes"] = max(torch.accelerator.device_count(), 1)
         for name, value in usual.items():
             setattr(arguments, name, value if getattr(arguments, name) is None else getattr(arguments, name))
+        if arguments.num_processes > 1 and not torch.accelerator.is_available():
+            # accelerate would start one process: this is its name for torchrun, whose processes then find no GPU
+            arguments.multi_gpu = True
     try:
         launch_command(arguments)
     except SystemExit as end:
@@ -66,11 +61,24 @@ def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
     return 0
 
 
-def run_script(command: str, main: Callable[..., None], parser: CommandParser) -> None:
-    """What a launched process does: parse, run, and end with an exit code."""
-    logging.getLogger("trl_dlr").setLevel(logging.INFO)  # what there is to learn from, and in which engine
-    logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
+def run_script(command: str, main: Callable[..., None], dataclass_types: tuple[type, ...]) -> None:
+    """
+    What a launched process does: parse, run, and end with an exit code.
+
+    Args:
+        command (`str`):
+            Command that launches the script.
+        main (`Callable`):
+            What to run with the parsed arguments.
+        dataclass_types (`tuple[type, ...]`):
+            Arguments.
+    """
+    if HELP_OPTIONS & set(sys.argv):
+        print(help_text(command, COMMANDS[command][0]))
+        return
+    parser = CommandParser(dataclass_types, prog=f"trl-dlr {command}")
+    parser.others = (launch_command_parser(),)  # whose arguments a YAML file may hold, too
     try:
-        main(*parser.parse_args_and_config(fail_with_unknown_args=False))
+        main(*parser.parse_args_and_config())
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(report_error(command, error))

@@ -9,19 +9,23 @@ import sys
 import traceback
 
 from .. import __version__
+from .help import HELP_OPTIONS, help_text
 
 
-# name -> (module that does it, what it does). Training commands run under `accelerate launch`, as those of `trl` do.
+# name -> (module, what it does). Those of `scripts` run under `accelerate launch`, as those of `trl` do.
 COMMANDS = {
-    "train": ("train", "train a latent policy with reinforcement learning (LatentGRPOTrainer)"),
-    "sft": ("sft", "give a latent policy a supervised start on gold answers (LatentSFTTrainer)"),
-    "eval": ("evaluate", "measure a policy on held-out questions, beside its controls"),
-    "generate": ("generate", "answer one or more questions with a policy"),
-    "chat": ("chat", "ask a policy question after question"),
-    "push": ("push", "push a saved policy to the Hub"),
-    "report": ("report", "write the page with a run's plots"),
-    "plan": ("plan", "say what a run takes of each GPU's memory"),
-    "env": ("env", "print the versions and the machine, for an issue"),
+    "train": ("scripts.latent_grpo", "train a latent policy with reinforcement learning (LatentGRPOTrainer)"),
+    "sft": ("scripts.latent_sft", "give a latent policy a supervised start on gold answers (LatentSFTTrainer)"),
+    "soft-token": ("scripts.soft_token_grpo", "train a model that thinks in soft tokens (SoftTokenGRPOTrainer)"),
+    "coconut": ("scripts.coconut_sft", "train a model to think in its hidden states (CoconutSFTTrainer)"),
+    "latent-rl": ("scripts.latent_rl", "train a model of hidden thoughts by a value head (LatentRLTrainer)"),
+    "eval": ("scripts.evaluate", "measure a policy on held-out questions, beside its controls"),
+    "generate": ("cli.generate", "answer one or more questions with a policy"),
+    "chat": ("cli.chat", "ask a policy question after question"),
+    "push": ("cli.push", "push a saved policy to the Hub"),
+    "report": ("cli.report", "write the page with a run's plots"),
+    "plan": ("cli.plan", "say what a run takes of each GPU's memory"),
+    "env": ("cli.env", "print the versions and the machine, for an issue"),
 }
 DEBUG = "TRL_DLR_DEBUG"
 EPILOG = """examples:
@@ -45,6 +49,23 @@ def report_error(command: str, error: BaseException) -> int:
     return 1
 
 
+def run(command: str, argv: list[str]) -> int:
+    """Run a command with its arguments and return its exit code."""
+    module_name, _ = COMMANDS[command]
+    if HELP_OPTIONS & set(argv):  # without what the command imports, which takes seconds
+        print(help_text(command, module_name))
+        return 0
+    from .launch import launch
+    from .parser import CommandParser
+
+    module = importlib.import_module(f"..{module_name}", __package__)
+    parser = CommandParser(module.ARGUMENTS, prog=f"trl-dlr {command}")
+    if module_name.startswith("scripts."):
+        return launch(module.__name__, parser, argv)
+    module.main(*parser.parse_args_and_config(argv))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `trl-dlr` with `argv` (those of the process, if `None`) and return its exit code."""
     parser = argparse.ArgumentParser(
@@ -57,20 +78,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"trl_dlr {__version__}")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
-    for name, (_, help_text) in COMMANDS.items():
-        commands.add_parser(name, help=help_text, add_help=False)
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
     argv = list(sys.argv[1:] if argv is None else argv)
     # What follows the command is the command's own to read
-    place = next((i for i, argument in enumerate(argv) if argument in COMMANDS), len(argv))
-    args = parser.parse_args(argv[: place + 1])
+    index = next((i for i, argument in enumerate(argv) if argument in COMMANDS), len(argv))
+    args = parser.parse_args(argv[: index + 1])
     if args.command is None:
         parser.print_help()
         return 0
     if args.debug:
         os.environ[DEBUG] = "1"  # which reaches the processes that accelerate starts
     try:
-        module = importlib.import_module(f".{COMMANDS[args.command][0]}", __package__)
-        return module.run(argv[place + 1 :], prog=f"trl-dlr {args.command}") or 0
+        return run(args.command, argv[index + 1 :])
     except (Exception, KeyboardInterrupt) as error:
         return report_error(args.command, error)
 

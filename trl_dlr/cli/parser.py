@@ -1,19 +1,15 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""The parser of a command, with help that can be read and errors that say what was meant."""
+"""The parser of a command, with errors that say what was meant."""
 
 import difflib
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser
 from collections.abc import Iterable
 from typing import Any
 
 import yaml
 from trl import TrlParser
-
-
-class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the arguments, and examples as they are to be typed."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -26,6 +22,10 @@ class CommandParser(TrlParser):
     """A [`~trl.TrlParser`] that ends with exit code 2, and a hint, at what does not parse."""
 
     others: tuple[ArgumentParser, ...] = ()  # whose arguments may stand among this one's
+
+    def __init__(self, dataclass_types: tuple[type, ...], prog: str):
+        usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"  # there can be hundreds
+        super().__init__(dataclass_types, prog=prog, usage=usage, add_help=False)
 
     def parse_args_and_config(
         self,
@@ -49,19 +49,19 @@ class CommandParser(TrlParser):
         """What a YAML file holds that is named among the arguments, and the arguments without it."""
         if "--config" not in args:
             return {}, args
-        place = args.index("--config")
-        if place + 1 == len(args):
+        index = args.index("--config")
+        if index + 1 == len(args):
             self.error("--config needs the path of a YAML file")
         try:
-            with open(args[place + 1], encoding="utf-8") as file:
+            with open(args[index + 1], encoding="utf-8") as file:
                 config = yaml.safe_load(file)
         except OSError as error:
-            self.error(f"--config: the file {args[place + 1]!r} cannot be read: {error.strerror}")
+            self.error(f"--config: the file {args[index + 1]!r} cannot be read: {error.strerror}")
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            self.error(f"{args[place + 1]} is no YAML: {' '.join(str(error).split())}")
+            self.error(f"{args[index + 1]} is no YAML: {' '.join(str(error).split())}")
         if not isinstance(config, dict):
-            self.error(f"{args[place + 1]} must hold lines like 'learning_rate: 1e-4', but is {config!r:.80}")
-        return config, args[:place] + args[place + 2 :]
+            self.error(f"{args[index + 1]} must hold lines like 'learning_rate: 1e-4', but is {config!r:.80}")
+        return config, args[:index] + args[index + 2 :]
 
     def _check_unknown(self, unknown: list[str], actions: list[Action]) -> None:
         known = [name for action in actions for name in action.option_strings]
@@ -70,27 +70,3 @@ class CommandParser(TrlParser):
         if names:
             hints = "".join(did_you_mean(name, known) for name in names)
             self.error(f"unrecognized arguments: {' '.join(names)}{'.' if hints else ''}{hints}")
-
-
-def command_parser(dataclass_types: tuple[type, ...], prog: str | None, doc: str, epilog: str) -> CommandParser:
-    """
-    Parser of a command.
-
-    Args:
-        dataclass_types (`tuple[type, ...]`):
-            Arguments.
-        prog (`str`, *optional*):
-            Name of the command.
-        doc (`str`):
-            What it does.
-        epilog (`str`):
-            Examples, and what else there is to know.
-    """
-    return CommandParser(
-        dataclass_types,
-        prog=prog,
-        usage="%(prog)s [--config FILE] [--ARGUMENT VALUE ...]",  # there can be hundreds; the list below has them
-        description=doc.replace("`", ""),
-        epilog=epilog,
-        formatter_class=HelpFormatter,
-    )

@@ -2,15 +2,17 @@
 
 """Arguments of the commands that use a saved policy, and the reasoner that they stand for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..models.hub import find_file
-from ..models.reasoner import LatentReasoner
 from ..models.thinking import THINKING_FILE
-from ..models.thinking_reasoner import ThinkingReasoner
+from ..option_docs import described
+from ..reasoners.latent_reasoner import LatentReasoner
+from ..reasoners.thinking_reasoner import ThinkingReasoner
 
 
+@described
 @dataclass
 class ReasonerArguments:
     """
@@ -37,21 +39,15 @@ class ReasonerArguments:
             Whether code that comes with the main model may be executed.
     """
 
-    policy: str | None = field(default=None, metadata={"help": "Hub id or folder of the policy; must be set."})
-    policy_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the policy."})
-    main_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Main model. If unset, the one that the policy was trained for."}
-    )
-    main_model_dtype: str | None = field(
-        default=None, metadata={"help": "Precision of its weights, such as bfloat16."}
-    )
-    engine: str = field(default="transformers", metadata={"help": "transformers, vllm, or URL of a vLLM server."})
-    max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens of an answer at most; by default as in training."}
-    )
-    device: str | None = field(default=None, metadata={"help": "Where the models go, such as cpu or cuda:1."})
-    allow_main_model_mismatch: bool = field(default=False, metadata={"help": "Go on with other main weights."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Execute code that comes with the main model."})
+    policy: str | None = None
+    policy_revision: str | None = None
+    main_model_name_or_path: str | None = None
+    main_model_dtype: str | None = None
+    engine: str = "transformers"
+    max_new_tokens: int | None = None
+    device: str | None = None
+    allow_main_model_mismatch: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         if self.policy is None:

@@ -1,24 +1,17 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 from .controls import answer_questions, evaluate_latents, score_answers
-from .main_model_check import check_main_model
 from .metrics import majority_at_k, mean_interval, pass_at_k, wilson_interval
 from .preflight import preflight
-from .probe import take_probe
-from .report import render_report, write_report
 
 
 __all__ = [
     "answer_questions",
-    "check_main_model",
     "evaluate_latents",
     "majority_at_k",
     "mean_interval",
     "pass_at_k",
     "preflight",
-    "render_report",
     "score_answers",
-    "take_probe",
     "wilson_interval",
-    "write_report",
 ]

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Held-out figures of a policy, and of the controls that say what its latents do."""
+"""Held-out metrics of a policy, and of the controls that say what its latents do."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,19 +13,20 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..models import LatentPolicyModel
-from ..models.reasoner import LatentReasoner
+from ..reasoners.latent_reasoner import LatentReasoner
 
 
 logger = get_logger(__name__)
 
 
-SAMPLED = ("own", "shuffled", "fresh_head")
+CONTROLS = ("policy", "mean_latents", "no_latents", "plain_anchors", "zero_latents", "fresh_head", "shuffled")
+SAMPLED = ("policy", "fresh_head", "shuffled")
 
 
 def answer_questions(
     reasoner: LatentReasoner,
     dataset: Dataset,
-    latents: str = "own",
+    control: str = "policy",
     num_samples: int = 4,
     batch_size: int = 8,
     seed: int = 0,
@@ -40,17 +41,17 @@ def answer_questions(
             Policy and main model.
         dataset ([`~datasets.Dataset`]):
             Questions with a column `"prompt"`.
-        latents (`str`, *optional*, defaults to `"own"`):
-            - `"own"`: each question gets `num_samples` trajectories sampled for it.
-            - `"shuffled"`: each question gets those of another one. What this costs is what the latents carry about
-              their question; what remains is steering.
+        control (`str`, *optional*, defaults to `"policy"`):
+            - `"policy"`: each question gets `num_samples` trajectories sampled for it.
+            - `"mean_latents"`: the mean of every step, once.
+            - `"no_latents"`: the main model answers alone, once, greedily.
+            - `"plain_anchors"`: it is given as many plain tokens of the policy's anchor text instead, once.
+            - `"zero_latents"`: latents of 0, once. With `injection="anchors"`, they are the anchor tokens; soft tokens of
+              0 mix all tokens in equal parts.
             - `"fresh_head"`: trajectories of the same policy with a latent head that has not been trained, so mostly
               noise.
-            - `"mean"`: the mean of every step, once.
-            - `"zero"`: latents of 0, once. With `injection="anchors"`, they are the anchor tokens; soft tokens of 0 mix
-              all tokens in equal parts.
-            - `"none"`: the main model answers alone, once, greedily.
-            - `"anchors"`: it is given as many plain tokens of the policy's anchor text instead, once.
+            - `"shuffled"`: each question gets those of another one. What this costs is what the latents carry about
+              their question; what remains is steering.
         num_samples (`int`, *optional*, defaults to `4`):
             Trajectories per question, where they are sampled.
         batch_size (`int`, *optional*, defaults to `8`):
@@ -63,8 +64,8 @@ def answer_questions(
     Returns:
         `list[list[str]]`: answers of each question, in every process.
     """
-    if latents not in reasoner.controls:
-        raise ValueError(f"`latents` must be one of {', '.join(reasoner.controls)}, got {latents!r}.")
+    if control not in reasoner.controls:
+        raise ValueError(f"`control` must be one of {', '.join(reasoner.controls)}, got {control!r}.")
     if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names:
         found = dataset.column_names if isinstance(dataset, Dataset) else type(dataset).__name__
         raise ValueError(
@@ -76,34 +77,34 @@ def answer_questions(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if len(dataset) == 0:
         raise ValueError("`dataset` must hold at least one question, and is empty.")
-    if latents not in SAMPLED:
+    if control not in SAMPLED:
         num_samples = 1
-    num_anchors = reasoner.policy.config.num_latents if latents == "anchors" else 0
+    num_anchors = reasoner.policy.config.num_latents if control == "plain_anchors" else 0
     state, answers, prompts, own = PartialState(), [], list(dataset["prompt"]), None
     before = reasoner.engine.num_truncated
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # Every process draws the latents of all questions, which are cheap: answers do not depend on how many there are
-        if latents == "zero":
+        if control == "zero_latents":
             drawn = reasoner.policy.zero_latents(len(prompts))
             own, lengths = drawn.latents.unsqueeze(1), drawn.lengths.unsqueeze(1)
-        elif latents not in ("none", "anchors"):
+        elif control not in ("no_latents", "plain_anchors"):
             chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-            with fresh_head(reasoner.policy) if latents == "fresh_head" else nullcontext():
-                drawn = [reasoner.sample_latents(chunk, num_samples, latents == "mean") for chunk in chunks]
+            with fresh_head(reasoner.policy) if control == "fresh_head" else nullcontext():
+                drawn = [reasoner.sample_latents(chunk, num_samples, control == "mean_latents") for chunk in chunks]
             own, lengths = (
                 torch.cat(parts).unflatten(0, (len(prompts), num_samples)) for parts in zip(*drawn, strict=True)
             )
-            if latents == "shuffled":
+            if control == "shuffled":
                 order = torch.randperm(len(prompts))
                 giver = torch.empty_like(order)
                 giver[order] = order.roll(1)  # one cycle: nobody keeps its own
                 own, lengths = own[giver], lengths[giver]
-        with state.split_between_processes(list(range(len(prompts)))) as places:
-            for start in tqdm(range(0, len(places), batch_size), description, disable=not state.is_main_process):
-                chunk = places[start : start + batch_size]
+        with state.split_between_processes(list(range(len(prompts)))) as indices:
+            for start in tqdm(range(0, len(indices), batch_size), description, disable=not state.is_main_process):
+                chunk = indices[start : start + batch_size]
                 given = () if own is None else (own[chunk].flatten(0, 1), lengths[chunk].flatten())
-                texts = reasoner.decode([prompts[place] for place in chunk], *given, num_anchors=num_anchors)
+                texts = reasoner.decode([prompts[index] for index in chunk], *given, num_anchors=num_anchors)
                 answers += [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
     answers = gather_object(answers)
     if sum(gather_object([reasoner.engine.num_truncated - before])) == len(prompts) * num_samples:
@@ -143,10 +144,10 @@ def score_answers(dataset: Dataset, answers: list[list[str]], reward: Callable[.
         `None`, which is to have no opinion.
     """
     num_samples = len(answers[0])
-    with PartialState().split_between_processes(list(range(len(dataset)))) as places:
-        rows = dataset.select(places)[:]
+    with PartialState().split_between_processes(list(range(len(dataset)))) as indices:
+        rows = dataset.select(indices)[:]
         repeated = {name: [v for v in values for _ in range(num_samples)] for name, values in rows.items()}
-        prompts, texts = repeated.pop("prompt"), [text for place in places for text in answers[place]]
+        prompts, texts = repeated.pop("prompt"), [text for index in indices for text in answers[index]]
         if prompts and not isinstance(prompts[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         rewards = reward(prompts=prompts, completions=texts, **repeated)
@@ -163,7 +164,7 @@ def evaluate_latents(
     **kwargs,
 ) -> dict[str, float]:
     """
-    Figures of a policy on held-out questions. Every process takes its share of them.
+    Metrics of a policy on held-out questions. Every process takes its share of them.
 
     Args:
         reasoner ([`LatentReasoner`]):
@@ -177,7 +178,7 @@ def evaluate_latents(
         format_weight (`float`, *optional*, defaults to `1.0`):
             Weight λ of the format reward in the total (equation 3).
         **kwargs:
-            As for [`answer_questions`]: `latents`, `num_samples`, `batch_size`, `seed`, `description`.
+            As for [`answer_questions`]: `control`, `num_samples`, `batch_size`, `seed`, `description`.
 
     Returns:
         `dict[str, float]`: `reward` (total), `accuracy` and `format` (shares), averaged over questions and samples, and
@@ -194,7 +195,7 @@ def evaluate_latents(
     is_judged, is_scored = ~correct.isnan(), ~rewards.isnan()
     highest = rewards.nan_to_num(-torch.inf).amax(1)
     is_mixed = highest > rewards.nan_to_num(torch.inf).amin(1)
-    figures = {
+    metrics = {
         "reward": rewards.double().nanmean().item(),
         "accuracy": (correct[is_judged] > 0).double().mean().item(),
         "format": (formatted[~formatted.isnan()] > 0).double().mean().item(),
@@ -202,5 +203,5 @@ def evaluate_latents(
         "mixed": is_mixed[is_scored.any(dim=1)].double().mean().item(),
     }
     if format_reward is None:
-        del figures["format"]
-    return figures
+        del metrics["format"]
+    return metrics

@@ -22,8 +22,8 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from tqdm import tqdm
 
 from ..generation import TransformersEngine
-from ..models.likelihood import completion_log_probs
-from ..models.reasoner import SELECTIONS, LatentReasoner
+from ..models.main_model import completion_log_probs
+from ..reasoners.latent_reasoner import SELECTIONS, LatentReasoner
 from ..rewards import majority_vote
 
 
@@ -239,11 +239,11 @@ class LatentReasonerLM(TemplateLM):
                 drawn = self.reasoner.sample_latents(self._prompts(batch), num_samples, not self.do_sample)
                 latents_of |= zip(batch, zip(*(part.split(num_samples) for part in drawn), strict=True), strict=True)
         results = [None] * len(requests)
-        by_length = sorted(range(len(requests)), key=lambda place: -len(requests[place][1] + requests[place][2]))
+        by_length = sorted(range(len(requests)), key=lambda index: -len(requests[index][1] + requests[index][2]))
         progress = tqdm(total=len(requests), desc="Likelihoods", disable=disable_tqdm)
         for start in range(0, len(requests), self.batch_size):
-            places = by_length[start : start + self.batch_size]
-            texts, prompt_ids, answer_ids = zip(*(requests[place] for place in places), strict=True)
+            indices = by_length[start : start + self.batch_size]
+            texts, prompt_ids, answer_ids = zip(*(requests[index] for index in indices), strict=True)
             latents, lengths = zip(*(latents_of[context] for context, _ in texts), strict=True)
             log_probs, is_greedy = completion_log_probs(
                 engine.model,
@@ -255,9 +255,9 @@ class LatentReasonerLM(TemplateLM):
             sums = torch.stack([row.sum() for row in log_probs]).unflatten(0, (-1, num_samples))
             means = sums.logsumexp(1) - math.log(num_samples)  # of the likelihoods
             is_likely = torch.tensor(is_greedy).unflatten(0, (-1, num_samples)).float().mean(1) > 0.5
-            for place, text, mean, likely in zip(places, texts, means.tolist(), is_likely.tolist(), strict=True):
-                results[place] = mean, likely
-                self.cache_hook.add_partial("loglikelihood", text, results[place])
+            for index, text, mean, likely in zip(indices, texts, means.tolist(), is_likely.tolist(), strict=True):
+                results[index] = mean, likely
+                self.cache_hook.add_partial("loglikelihood", text, results[index])
                 progress.update()
         progress.close()
         return results

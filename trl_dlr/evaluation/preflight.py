@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from datasets import Dataset
 
-from ..models.reasoner import LatentReasoner
+from ..reasoners.latent_reasoner import LatentReasoner
 from .controls import evaluate_latents
 
 
 MIN_MIXED_GROUPS = 0.3  # share of groups with differing rewards below which there is little to learn from
-CONTROLS = {"alone": "none", "anchors": "anchors", "latents": "own", "shuffled": "shuffled"}
+CONTROLS = ("no_latents", "plain_anchors", "policy", "shuffled")
 
 
 def preflight(
@@ -26,7 +26,7 @@ def preflight(
     seed: int = 0,
 ) -> dict[str, float]:
     """
-    Figures to read before a run of reinforcement learning.
+    Metrics to read before a run of reinforcement learning.
 
     Args:
         reasoner ([`LatentReasoner`]):
@@ -48,36 +48,35 @@ def preflight(
 
     Returns:
         `dict[str, float]`:
-            - `<control>/<figure>` of [`evaluate_latents`] for the main model `alone`, with as many plain `anchors`
-              tokens, with sampled `latents`, and with those `shuffled` between questions. Latents that score below
-              `alone` or `anchors` hurt; what they score above `shuffled` is about their question.
-            - `latents/mixed`: share of questions whose samples differ in reward, the only ones that teach anything.
+            - `<control>/<metric>` of [`evaluate_latents`] for `no_latents`, `plain_anchors`, the `policy` and `shuffled`.
+              A policy that scores below the first two hurts; what it scores above the last is about its question.
+            - `policy/mixed`: share of questions whose samples differ in reward, the only ones that teach anything.
             - `mean_size`: root mean square of μ/σ, see [`DiagonalGaussian.size`] and [`SoftTokens.size`]. Far above 1, samples of a question hardly differ.
             - `gradient/<part>`: norm of the policy gradient of random advantages in each part of the policy. It is 0 in
               what reinforcement learning does not reach.
     """
-    figures = {}
-    for name, latents in CONTROLS.items():
+    metrics = {}
+    for control in CONTROLS:
         found = evaluate_latents(
             reasoner,
             dataset,
             correctness_reward,
             format_reward,
-            latents=latents,
+            control=control,
             format_weight=format_weight,
             num_samples=num_samples,
             batch_size=batch_size,
             seed=seed,
-            description=f"Preflight: {name}",
+            description=f"Preflight: {control}",
         )
-        figures |= {f"{name}/{figure}": value for figure, value in found.items()}
+        metrics |= {f"{control}/{metric}": value for metric, value in found.items()}
     policy, prompts = reasoner.policy, list(dataset["prompt"])[:batch_size]
     inputs = reasoner.tokenize(prompts)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = policy.sample(**inputs)
         sizes = drawn.density.size().square().sum() / drawn.lengths.sum()
-        figures["mean_size"] = sizes.sqrt().item()
+        metrics["mean_size"] = sizes.sqrt().item()
         advantages = torch.randn(len(prompts), 1, device=drawn.latents.device)
     named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
     density = policy(**inputs, latents=drawn.latents, lengths=drawn.lengths).density
@@ -89,5 +88,5 @@ def preflight(
             for (name, _), g in zip(named, gradients, strict=True)
             if name.split(".")[0] == part and g is not None
         ]
-        figures[f"gradient/{part}"] = torch.stack(norms).norm().item() if norms else 0.0
-    return figures
+        metrics[f"gradient/{part}"] = torch.stack(norms).norm().item() if norms else 0.0
+    return metrics

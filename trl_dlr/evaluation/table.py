@@ -9,21 +9,11 @@ from collections.abc import Callable
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from ..models.reasoner import LatentReasoner
+from ..reasoners.latent_reasoner import LatentReasoner
 from .controls import SAMPLED, answer_questions, score_answers
 from .metrics import majority_at_k, pass_at_k, wilson_interval
 
 
-# name of a row -> latents that it is given
-ROWS = {
-    "policy": "own",
-    "mean_latents": "mean",
-    "no_latents": "none",
-    "plain_anchors": "anchors",
-    "zero_latents": "zero",
-    "fresh_head": "fresh_head",
-    "shuffled": "shuffled",
-}
 LEGEND = {
     "policy": "latents sampled by the policy",
     "mean_latents": "the mean of every latent step",
@@ -31,7 +21,6 @@ LEGEND = {
     "plain_anchors": "as many plain tokens of the anchor text",
     "zero_latents": "latents of 0",
     "fresh_head": "latents of the policy with a latent head drawn anew",
-    "untrained": "latents of the policy before training",
     "shuffled": "latents sampled for another question",
     "pass@1": "share of right answers",
     "pass@k": "chance that one of k samples is right",
@@ -55,15 +44,14 @@ def evaluate_row(
     reasoner: LatentReasoner,
     dataset: Dataset,
     reward: Callable[..., list[float]],
-    latents: str,
-    name: str,
+    control: str,
     seeds: list[int],
     num_samples: int,
     k: int,
     batch_size: int,
 ) -> dict[str, dict | float]:
     """
-    Figures of one row of a table.
+    Metrics of one row of a table.
 
     Args:
         reasoner ([`LatentReasoner`]):
@@ -72,10 +60,8 @@ def evaluate_row(
             Questions with a column `"prompt"` and the columns that the reward reads.
         reward (`Callable`):
             Reward above 0 for a right answer.
-        latents (`str`):
-            Which latents are given, as in [`evaluate_latents`].
-        name (`str`):
-            Name of the row, for the progress bar.
+        control (`str`):
+            Which latents are given, as in [`answer_questions`].
         seeds (`list[int]`):
             Seeds of the latents, a run each. What does not depend on them runs once.
         num_samples (`int`):
@@ -92,9 +78,11 @@ def evaluate_row(
     """
     engine, runs = reasoner.engine, []
     counters = ("num_decoded", "num_completion_tokens", "num_truncated", "num_forward_tokens")
-    for seed in seeds if latents in SAMPLED else seeds[:1]:
+    for seed in seeds if control in SAMPLED else seeds[:1]:
         before, start = [getattr(engine, counter) for counter in counters], time.perf_counter()
-        answers = answer_questions(reasoner, dataset, latents, num_samples, batch_size, seed, f"{name}, seed {seed}")
+        answers = answer_questions(
+            reasoner, dataset, control, num_samples, batch_size, seed, f"{control}, seed {seed}"
+        )
         seconds = time.perf_counter() - start
         work = [getattr(engine, counter) - count for counter, count in zip(counters, before, strict=True)]
         num_decoded, num_answer_tokens, num_truncated, num_tokens = (
@@ -107,25 +95,25 @@ def evaluate_row(
         if not is_correct:
             raise ValueError("`reward` must judge all answers to at least one question, got `None` for each of them.")
         run = {"pass@1": statistics.fmean(statistics.fmean(row) for row in is_correct)}
-        if latents in SAMPLED and k > 1:
+        if control in SAMPLED and k > 1:
             run[f"pass@{k}"] = statistics.fmean(pass_at_k(len(row), sum(row), k) for row in is_correct)
             run[f"majority@{k}"] = statistics.fmean(
                 majority_at_k(texts, row, k) for texts, row in zip(answers, is_correct, strict=True)
             )
         work = {"answer_tokens": num_answer_tokens / num_decoded, "truncated": num_truncated / num_decoded}
         runs.append((run, {**work, "decoded": num_decoded, "forward_tokens": num_tokens, "seconds": seconds}))
-    figures = {figure: interval([run[figure] for run, _ in runs], len(is_correct)) for figure in runs[0][0]}
-    return figures | {figure: statistics.fmean(work[figure] for _, work in runs) for figure in runs[0][1]}
+    metrics = {metric: interval([run[metric] for run, _ in runs], len(is_correct)) for metric in runs[0][0]}
+    return metrics | {metric: statistics.fmean(work[metric] for _, work in runs) for metric in runs[0][1]}
 
 
 def print_table(results: dict[str, dict]) -> None:
-    columns = list(dict.fromkeys(column for figures in results.values() for column in figures))
+    columns = list(dict.fromkeys(column for metrics in results.values() for column in metrics))
     widths = [22 if "@" in column else 16 for column in columns]
     print(f"\n{'':<14}" + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)))
-    for name, figures in results.items():
+    for name, metrics in results.items():
         cells = []
         for column in columns:
-            value = figures.get(column)
+            value = metrics.get(column)
             if isinstance(value, dict):
                 cells.append(f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
             else:

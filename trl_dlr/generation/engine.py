@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .text import StopStrings, decode_completions
 
@@ -26,10 +26,8 @@ class DecodingEngine(ABC):
     Decodes completions of a frozen causal LM from `[prompt embeddings ; latent embeddings]`.
 
     Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the main model.
-        generation_config ([`~transformers.GenerationConfig`]):
-            Its generation configuration, which knows the end-of-sequence tokens.
+        main_model ([`~transformers.PreTrainedModel`]):
+            Frozen causal LM. Of its generation configuration, only the end-of-sequence tokens count.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         max_new_tokens (`int`):
@@ -55,8 +53,7 @@ class DecodingEngine(ABC):
 
     def __init__(
         self,
-        config: PreTrainedConfig,
-        generation_config: GenerationConfig,
+        main_model: PreTrainedModel,
         processing_class: PreTrainedTokenizerBase,
         max_new_tokens: int,
         stop_strings: str | list[str] | None = None,
@@ -66,9 +63,9 @@ class DecodingEngine(ABC):
         self.processing_class = processing_class
         self.max_new_tokens = max_new_tokens
         self.stop_strings = None if stop_strings is None else StopStrings(stop_strings, processing_class)
-        self.max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.max_positions = getattr(main_model.config.get_text_config(), "max_position_embeddings", None)
         self.max_model_len = None  # tokens that the decoder takes, if it has a limit of its own
-        self.eos_token_ids = end_token_ids(generation_config, processing_class)
+        self.eos_token_ids = end_token_ids(main_model.generation_config, processing_class)
         if not self.eos_token_ids:
             raise ValueError(
                 "`main_model` has no end-of-sequence token: neither its generation config nor `main_processing_class` "
@@ -105,7 +102,7 @@ class DecodingEngine(ABC):
             completes a stop string, or `max_new_tokens` of them if neither came.
         """
         counts = [1] * len(prompt_ids) if num_samples is None else num_samples.tolist()
-        rows = [place for place, count in enumerate(counts) for _ in range(count)]
+        rows = [index for index, count in enumerate(counts) for _ in range(count)]
         if not rows:
             return []
         if latent_embeds is not None:
@@ -121,7 +118,7 @@ class DecodingEngine(ABC):
         self.num_decoded += len(rows)
         self.num_completion_tokens += num_tokens
         self.num_truncated += sum(self.is_truncated(ids) for ids in completions)
-        self.num_forward_tokens += sum(len(prompt_ids[place]) for place in read)
+        self.num_forward_tokens += sum(len(prompt_ids[index]) for index in read)
         self.num_forward_tokens += sum(num_latents) + num_tokens
         return completions
 
@@ -177,7 +174,7 @@ class DecodingEngine(ABC):
         return decode_completions(completion_ids, self.processing_class, self.eos_token_ids)
 
     def _until_end(self, ids: list[int]) -> list[int]:
-        end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), len(ids) - 1)
+        end = next((index for index, token in enumerate(ids) if token in self.eos_token_ids), len(ids) - 1)
         return ids[: end + 1] if self.stop_strings is None else self.stop_strings.cut(ids[: end + 1])
 
 
@@ -215,10 +212,10 @@ def prompt_embeds(
 ) -> list[torch.Tensor]:
     """`[prompt embeddings ; latent embeddings]` of each row, shape `(length, hidden_size)`, in the embeddings' dtype."""
     device = embed_tokens.weight.device
-    embedded = {place: embed_tokens(torch.tensor(prompt_ids[place], device=device)) for place in set(rows)}
+    embedded = {index: embed_tokens(torch.tensor(prompt_ids[index], device=device)) for index in set(rows)}
     if latent_embeds is None:
-        return [embedded[place] for place in rows]
+        return [embedded[index] for index in rows]
     return [
-        torch.cat([embedded[place], latents.to(embed_tokens.weight)])
-        for place, latents in zip(rows, latent_embeds, strict=True)
+        torch.cat([embedded[index], latents.to(embed_tokens.weight)])
+        for index, latents in zip(rows, latent_embeds, strict=True)
     ]

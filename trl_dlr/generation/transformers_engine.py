@@ -4,10 +4,8 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from accelerate.utils import is_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     DynamicCache,
@@ -19,7 +17,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from ..models.cache import CACHE_ARGUMENT
+from ..models.main_model import CACHE_ARGUMENT, contiguous_lm_head, nothing_inherited
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling
 from .text import StopStrings, control_ids
 
@@ -49,7 +47,7 @@ class TransformersEngine(DecodingEngine):
     similar length are decoded together, and rows that have finished leave the batch.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        main_model ([`~transformers.PreTrainedModel`]):
             Frozen causal LM.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
@@ -66,7 +64,7 @@ class TransformersEngine(DecodingEngine):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        main_model: PreTrainedModel,
         processing_class: PreTrainedTokenizerBase,
         max_new_tokens: int,
         generation_kwargs: dict | None = None,
@@ -77,10 +75,10 @@ class TransformersEngine(DecodingEngine):
         if not generation_kwargs.get("do_sample"):
             check_sampling(generation_kwargs, SAMPLING_FIELDS, "Set `do_sample=True` as well")
         stop_strings = generation_kwargs.pop("stop_strings", None)
-        super().__init__(model.config, model.generation_config, processing_class, max_new_tokens, stop_strings)
+        super().__init__(main_model, processing_class, max_new_tokens, stop_strings)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1 or `None`, got {batch_size}.")
-        self.model = model
+        self.model = main_model
         self.batch_size = batch_size
         neutral = {"do_sample": False, "min_new_tokens": 0}
         if generation_kwargs.get("do_sample"):
@@ -90,25 +88,25 @@ class TransformersEngine(DecodingEngine):
         GenerationConfig(**self.generation_kwargs)  # which refuses what does not fit, before anything is decoded
 
     def _decode(self, prompt_ids, rows, latent_embeds):
-        by_length = sorted(range(len(rows)), key=lambda place: (len(prompt_ids[rows[place]]), rows[place]))
+        by_length = sorted(range(len(rows)), key=lambda index: (len(prompt_ids[rows[index]]), rows[index]))
         batch_size = self.batch_size or len(rows)
         completions = [[]] * len(rows)
         with contiguous_lm_head(self.model), nothing_inherited(self.model):
             for start in range(0, len(rows), batch_size):
-                places = by_length[start : start + batch_size]
-                batch_embeds = None if latent_embeds is None else [latent_embeds[place] for place in places]
-                decoded = self._decode_batch(prompt_ids, [rows[place] for place in places], batch_embeds)
-                for place, ids in zip(places, decoded, strict=True):
-                    completions[place] = ids
+                indices = by_length[start : start + batch_size]
+                batch_embeds = None if latent_embeds is None else [latent_embeds[index] for index in indices]
+                decoded = self._decode_batch(prompt_ids, [rows[index] for index in indices], batch_embeds)
+                for index, ids in zip(indices, decoded, strict=True):
+                    completions[index] = ids
         return completions
 
     def _decode_batch(
         self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
     ) -> list[list[int]]:
         device = self.model.device
-        prompts = [prompt_ids[place] for place in dict.fromkeys(rows)]  # each once, in the order of the rows
-        order = {place: i for i, place in enumerate(dict.fromkeys(rows))}
-        prompt_of = torch.tensor([order[place] for place in rows], device=device)
+        prompts = [prompt_ids[index] for index in dict.fromkeys(rows)]  # each once, in the order of the rows
+        order = {index: i for i, index in enumerate(dict.fromkeys(rows))}
+        prompt_of = torch.tensor([order[index] for index in rows], device=device)
         length = max(map(len, prompts))
         input_ids = torch.tensor([[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
@@ -211,32 +209,6 @@ class TransformersEngine(DecodingEngine):
             writer.join()
         if failure:
             raise failure[0]
-
-
-@contextmanager
-def contiguous_lm_head(model: PreTrainedModel) -> Iterator[None]:
-    """
-    A slice of hidden states times a frozen head is a batched product in torch: it copies the head once per row, and
-    rounds differently than the product with a head that is not frozen. Here the head is given whole tensors.
-    """
-    lm_head = model.get_output_embeddings()
-    contiguous = lm_head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
-    try:
-        yield
-    finally:
-        contiguous.remove()
-
-
-@contextmanager
-def nothing_inherited(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills what a configuration leaves open from the model's own, which is put aside for the while."""
-    model = model.get_base_model() if is_peft_model(model) else model
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 class CompletionStreamer(TextIteratorStreamer):

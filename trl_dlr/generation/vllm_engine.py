@@ -9,8 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling, prompt_embeds
 
@@ -43,14 +42,9 @@ class VLLMEngine(DecodingEngine):
     no memory for that, one server can serve them all: see [`VLLMServerEngine`].
 
     Args:
-        model_name_or_path (`str`):
-            Main model: a Hub id or a folder with its weights, its configuration and its tokenizer.
-        embed_tokens (`nn.Module`):
-            Its input embeddings, which turn prompts into `(length, hidden_size)`.
-        config ([`~transformers.PreTrainedConfig`]):
-            Its configuration.
-        generation_config ([`~transformers.GenerationConfig`]):
-            Its generation configuration, which knows the end-of-sequence tokens.
+        main_model ([`~transformers.PreTrainedModel`]):
+            Frozen causal LM. Of its weights only the input embeddings are used, which turn prompts into
+            `(length, hidden_size)`; vLLM loads it by the name that its configuration has.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         max_new_tokens (`int`):
@@ -59,34 +53,38 @@ class VLLMEngine(DecodingEngine):
             Further fields of `vllm.SamplingParams`, such as `temperature`, and `stop_strings`. Decoding is greedy
             unless they say otherwise.
         llm_kwargs (`dict`, *optional*):
-            Further arguments of `vllm.LLM`, such as `dtype`, `gpu_memory_utilization` and `max_model_len`.
+            Further arguments of `vllm.LLM`, such as `gpu_memory_utilization` and `max_model_len`.
 
     Raises:
         `ImportError`: vLLM is not installed.
-        `ValueError`: `tensor_parallel_size` is above 1, `max_model_len` leaves no room for `max_new_tokens`,
+        `ValueError`: the main model has no name, `tensor_parallel_size` is above 1, `max_model_len` leaves no room for `max_new_tokens`,
         `generation_kwargs` set what the engine sets, or vLLM reads embeddings of this main model differently than tokens.
     """
 
     def __init__(
         self,
-        model_name_or_path: str,
-        embed_tokens: nn.Module,
-        config: PreTrainedConfig,
-        generation_config: GenerationConfig,
+        main_model: PreTrainedModel,
         processing_class: PreTrainedTokenizerBase,
         max_new_tokens: int,
         generation_kwargs: dict | None = None,
         llm_kwargs: dict | None = None,
     ):
         stop_strings = (generation_kwargs or {}).get("stop_strings")
-        super().__init__(config, generation_config, processing_class, max_new_tokens, stop_strings)
+        super().__init__(main_model, processing_class, max_new_tokens, stop_strings)
+        name = main_model.config.name_or_path
+        if not name:
+            raise ValueError(
+                "`main_model` was built in memory, but vLLM in this process loads it by name. Save it with `save_pretrained`, and load it "
+                "from there."
+            )
         self.fields = sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)
-        llm_kwargs = {"enable_prompt_embeds": True, **(llm_kwargs or {})}
+        dtype = str(main_model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        llm_kwargs = {"enable_prompt_embeds": True, "dtype": dtype, **(llm_kwargs or {})}
         if llm_kwargs.get("tensor_parallel_size", 1) > 1:
             raise ValueError(
                 f"`tensor_parallel_size={llm_kwargs['tensor_parallel_size']}` would let training processes share a "
                 "copy of the main model, but each decodes its own rows. Serve the main model with `vllm serve "
-                f"{model_name_or_path} --enable-prompt-embeds --tensor-parallel-size "
+                f"{name} --enable-prompt-embeds --tensor-parallel-size "
                 f"{llm_kwargs['tensor_parallel_size']}` and decode with the server."
             )
         if importlib.util.find_spec("vllm") is None:
@@ -100,8 +98,8 @@ class VLLMEngine(DecodingEngine):
         from vllm import LLM
 
         with _random_states_kept():
-            self.llm = LLM(model=model_name_or_path, **llm_kwargs)
-        self.embed_tokens = embed_tokens
+            self.llm = LLM(model=name, **llm_kwargs)
+        self.embed_tokens = main_model.get_input_embeddings()
         self.max_model_len = self.llm.llm_engine.model_config.max_model_len
         self.check_length(1, 0)
         self._check_embeddings(processing_class)

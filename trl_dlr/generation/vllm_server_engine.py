@@ -17,8 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .engine import DecodingEngine, prompt_embeds
 from .vllm_engine import PROBE_CANDIDATES, probe_prompts, sampling_fields
@@ -49,14 +48,9 @@ class VLLMServerEngine(DecodingEngine):
     away and comes back within `timeout` seconds is waited for, in the middle of a rollout too.
 
     Args:
-        base_url (`str`):
-            Address of the server, such as `"http://localhost:8000"`.
-        embed_tokens (`nn.Module`):
-            Input embeddings of the main model, which turn prompts into `(length, hidden_size)`.
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the main model.
-        generation_config ([`~transformers.GenerationConfig`]):
-            Its generation configuration, which knows the end-of-sequence tokens.
+        main_model ([`~transformers.PreTrainedModel`]):
+            Frozen causal LM. Of its weights only the input embeddings are used, which turn prompts into
+            `(length, hidden_size)`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         max_new_tokens (`int`):
@@ -64,6 +58,8 @@ class VLLMServerEngine(DecodingEngine):
         generation_kwargs (`dict`, *optional*):
             Further fields of `vllm.SamplingParams`, such as `temperature`, and `stop_strings`. Decoding is greedy
             unless they say otherwise.
+        base_url (`str`, *optional*, defaults to `"http://localhost:8000"`):
+            Address of the server.
         timeout (`float`, *optional*, defaults to `240.0`):
             Seconds to wait for a server that is away, and for the answer to one request.
         batch_size (`int`, *optional*, defaults to `16`):
@@ -84,19 +80,17 @@ class VLLMServerEngine(DecodingEngine):
 
     def __init__(
         self,
-        base_url: str,
-        embed_tokens: nn.Module,
-        config: PreTrainedConfig,
-        generation_config: GenerationConfig,
+        main_model: PreTrainedModel,
         processing_class: PreTrainedTokenizerBase,
         max_new_tokens: int,
         generation_kwargs: dict | None = None,
+        base_url: str = "http://localhost:8000",
         timeout: float = 240.0,
         batch_size: int = 16,
         num_concurrent: int = 8,
     ):
         stop_strings = (generation_kwargs or {}).get("stop_strings")
-        super().__init__(config, generation_config, processing_class, max_new_tokens, stop_strings)
+        super().__init__(main_model, processing_class, max_new_tokens, stop_strings)
         for name, value in {"timeout": timeout, "batch_size": batch_size, "num_concurrent": num_concurrent}.items():
             if value <= 0:
                 raise ValueError(f"`{name}` must be positive, but is {value}.")
@@ -106,13 +100,15 @@ class VLLMServerEngine(DecodingEngine):
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"`base_url` must look like 'http://localhost:8000', but is {base_url!r}.")
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self.embed_tokens = embed_tokens
+        self.embed_tokens = main_model.get_input_embeddings()
         self.timeout = timeout
         self.batch_size = batch_size
         self.num_concurrent = num_concurrent
         self.num_retries = 0
         self.fields = {**NEUTRAL, **sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)}
-        self._hint = f"Start it with `vllm serve {config.name_or_path or '<main model>'} --enable-prompt-embeds`"
+        self._hint = (
+            f"Start it with `vllm serve {main_model.config.name_or_path or '<main model>'} --enable-prompt-embeds`"
+        )
 
         self._send("/health", parse=lambda reply: None)
         self.model, self.max_model_len = self._send("/v1/models", parse=self._read_served_model)

@@ -1,11 +1,10 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-from .assistants import first_layers, fresh_layers
-from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity
-from .fingerprint import weights_fingerprint
+from .densities import DiagonalGaussian, SoftTokens, StoppedDensity
 from .injection import LatentInjector
 from .latent_policy import LatentPolicyModel, LatentPolicyOutput
 from .latent_policy_config import LatentPolicyConfig
+from .main_model import first_layers, fresh_layers, weights_fingerprint
 
 
 __all__ = [

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache import CACHE_ARGUMENT, is_checkpointed
+from .main_model import CACHE_ARGUMENT, is_checkpointed
 from .thinking import positions
 
 
@@ -19,7 +19,6 @@ def read_with_thoughts(
     attention_mask: torch.Tensor,
     is_latent: torch.Tensor,
     position_ids: torch.Tensor | None = None,
-    detach: bool = False,
     **kwargs,
 ) -> BaseModelOutputWithPast:
     """
@@ -43,8 +42,6 @@ def read_with_thoughts(
             True at latent positions. Rows may have different ones, or none.
         position_ids (`torch.Tensor` of shape `(batch_size, length)`, *optional*):
             Positions. If `None`, counted from each row's first token.
-        detach (`bool`, *optional*, defaults to `False`):
-            Whether no gradient passes from a latent into the hidden state that it is.
         **kwargs:
             Further arguments of `backbone`.
 
@@ -71,8 +68,7 @@ def read_with_thoughts(
     for start, end in zip(starts, ends, strict=True):
         part = embeds[:, start:end]
         if start > 0:  # it begins with latents, of some rows at least
-            thoughts = hidden_states[-1][:, -1:]
-            thoughts = (thoughts.detach() if detach else thoughts).to(part.dtype)
+            thoughts = hidden_states[-1][:, -1:].to(part.dtype)
             first = torch.where(is_latent[:, start, None, None], thoughts, part[:, :1])
             part = torch.cat([first, part[:, 1:]], dim=1)
         read.append(part)
@@ -92,7 +88,7 @@ def read_with_thoughts(
     return output
 
 
-def add_hidden_thoughts(model: PreTrainedModel, detach: bool = False) -> None:
+def add_hidden_thoughts(model: PreTrainedModel) -> None:
     """
     Let `model(..., is_latent=mask)` read with thoughts, see [`read_with_thoughts`]. Without `is_latent`, its forward is
     the original one, so generation is unchanged.
@@ -103,8 +99,6 @@ def add_hidden_thoughts(model: PreTrainedModel, detach: bool = False) -> None:
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Causal LM, without what wraps it.
-        detach (`bool`, *optional*, defaults to `False`):
-            Whether no gradient passes from a latent into the hidden state that it is.
     """
     backbone = model.base_model
     original_forward = backbone.forward
@@ -113,6 +107,6 @@ def add_hidden_thoughts(model: PreTrainedModel, detach: bool = False) -> None:
         if is_latent is None:
             return original_forward(*args, **kwargs)
         given = {name: value for name, value in kwargs.items() if value is not None and name != "use_cache"}
-        return read_with_thoughts(self, *args, is_latent=is_latent, detach=detach, **given)
+        return read_with_thoughts(self, *args, is_latent=is_latent, **given)
 
     backbone.forward = types.MethodType(forward, backbone)

@@ -25,12 +25,11 @@ from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
-from .cache import CACHE_ARGUMENT, is_checkpointed
-from .distributions import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
-from .fingerprint import fingerprints_match, warn_of_cast, weights_fingerprint
+from .densities import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
 from .hub import has_code_of_its_own, hub_name, location_of, readable_damage
 from .injection import LatentInjector
 from .latent_policy_config import LatentPolicyConfig
+from .main_model import CACHE_ARGUMENT, fingerprints_match, is_checkpointed, warn_of_cast, weights_fingerprint
 from .soft_token_policy import SoftTokenHead, SoftTokenInjector, vocabulary_size
 
 
@@ -39,7 +38,6 @@ class LatentHead(nn.Module):
 
     def __init__(self, config: LatentPolicyConfig):
         super().__init__()
-        self.normalize_mean = config.normalize_mean
         self.mean = nn.Linear(config.hidden_size, config.latent_dim)
         log_std = torch.full((config.latent_dim,), math.log(config.sigma))
         if config.learn_sigma:
@@ -52,8 +50,6 @@ class LatentHead(nn.Module):
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=1e-6)
             mean = F.linear(hidden_states, self.mean.weight.float(), self.mean.bias.float())
-            if self.normalize_mean:
-                mean = F.rms_norm(mean, mean.shape[-1:], eps=1e-6)
             # A copy: DDP takes a parameter that is itself an output for one that was not used
             return DiagonalGaussian(mean, self.log_std.clone())
 

@@ -13,7 +13,7 @@ from .soft_tokens import SOFT_TOKEN_SCORES
 SAMPLINGS = ("autoregressive", "parallel")
 # Fields of a configuration that one density has and the others do not
 DENSITIES = {
-    "gaussian": ("sigma", "learn_sigma", "normalize_mean", "injection", "injection_scale"),
+    "gaussian": ("sigma", "learn_sigma", "injection", "injection_scale"),
     "soft_tokens": (
         "soft_token_temperature",
         "soft_token_score",
@@ -56,8 +56,6 @@ class LatentPolicyConfig(PreTrainedConfig):
             Standard deviation σ of a latent (its initial value if `learn_sigma`).
         learn_sigma (`bool`, *optional*, defaults to `False`):
             Whether σ is a parameter, one per latent dimension.
-        normalize_mean (`bool`, *optional*, defaults to `False`):
-            Whether means are scaled to unit root mean square, which bounds ‖μ‖/σ.
         soft_token_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature τ of a soft token's mixture.
         soft_token_score (`str`, *optional*, defaults to `"lepo"`):
@@ -108,7 +106,6 @@ class LatentPolicyConfig(PreTrainedConfig):
     sampling: str = "autoregressive"
     sigma: float = 1.0
     learn_sigma: bool = False
-    normalize_mean: bool = False
     soft_token_temperature: float = 1.0
     soft_token_score: str = "lepo"
     one_sided_noise: bool = False
@@ -130,6 +127,8 @@ class LatentPolicyConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if not isinstance(self.assistant_config, PreTrainedConfig):
             self.assistant_config = AutoConfig.for_model(**{"model_type": "llama", **(self.assistant_config or {})})
+        if kwargs.pop("normalize_mean", False):
+            raise ValueError("`normalize_mean=True` is an option of version 0.1.0, which alone can load this policy.")
         super().__post_init__(**kwargs)
         for name in ("latent_dim", "num_latents", "min_latents"):
             if getattr(self, name) < 1:

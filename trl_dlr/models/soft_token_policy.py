@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .distributions import SoftTokens
+from .densities import SoftTokens
 from .soft_tokens import SOFT_TOKEN_SCORES, gumbel_noise, keep_candidates
 
 

@@ -20,9 +20,8 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
-from ..generation.transformers_engine import nothing_inherited
-from .cache import CACHE_ARGUMENT
 from .hub import find_file
+from .main_model import CACHE_ARGUMENT, nothing_inherited
 from .soft_tokens import gumbel_noise, keep_candidates
 
 

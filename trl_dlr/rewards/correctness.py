@@ -115,7 +115,7 @@ def majority_vote(completions: list[str]) -> int:
             Completions of one question, at least one.
 
     Returns:
-        `int`: place in `completions`.
+        `int`: index in `completions`.
 
     Example:
 

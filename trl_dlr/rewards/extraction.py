@@ -88,8 +88,8 @@ def _in_tag(text: str) -> str | None:
 
 def _after_mark(text: str) -> str | None:
     text = text.rstrip()
-    for place, mark in enumerate(GSM8K_MARK.finditer(text)):
-        line = normalize(mark[1]) if place < MAX_PLACES else ""
+    for index, mark in enumerate(GSM8K_MARK.finditer(text)):
+        line = normalize(mark[1]) if index < MAX_PLACES else ""
         # Others are headings: "#### Conclusion", "#### 1. Add the pens"
         if mark[1].strip() and (mark.end() == len(text) or quantity(line) or is_math(line)):
             return mark[1]

@@ -196,7 +196,7 @@ def _is_denied(before: str) -> bool:
 def _predicate(sentence: str) -> Number | None:
     pieces = STATES.split(sentence)
     parts, verbs = pieces[::2], pieces[1::2]  # the n-th verb stands behind the n-th part
-    last = max((place for place, part in enumerate(parts) if re.search(r"\d", part)), default=0)
+    last = max((index for index, part in enumerate(parts) if re.search(r"\d", part)), default=0)
     if last and verbs[last - 1] == "=":
         parts[last] = parts[last].split(" than ")[0]  # 5 - 3 = 2 more than before
     number = _said(parts[last])[0] if last else quantity(sentence)

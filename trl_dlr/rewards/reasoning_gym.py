@@ -47,8 +47,8 @@ def get_reasoning_gym_reward(entries: Sequence[dict[str, Any]]) -> Callable[...,
     ) -> list[float]:
         score_in_time = InTime(score, len(completions))
         scores = [
-            score_in_time(extract_answer(completion_text(completion)), entries[place])
-            for completion, place in zip(completions, index, strict=True)
+            score_in_time(extract_answer(completion_text(completion)), entries[position])
+            for completion, position in zip(completions, index, strict=True)
         ]
         score_in_time.warn()
         return [-1.0 if score is None or score < 1.0 else 1.0 for score in scores]

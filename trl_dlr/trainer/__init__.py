@@ -1,18 +1,13 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+from .arguments import CurriculumArguments, GroupArguments, LatentPolicyArguments
 from .coconut_sft_config import CoconutSFTConfig
 from .coconut_sft_trainer import CoconutSFTTrainer
-from .curriculum_arguments import CurriculumArguments
 from .latent_grpo_config import LatentGRPOConfig
 from .latent_grpo_trainer import LatentGRPOTrainer
-from .latent_rl_config import LatentRLConfig
-from .latent_rl_trainer import LatentRLTrainer
 from .latent_sft_config import LatentSFTConfig
 from .latent_sft_trainer import LatentSFTTrainer
 from .losses import contrastive_loss
-from .options import GroupArguments
-from .policy_arguments import LatentPolicyArguments
-from .report_callback import LatentReportCallback
 from .soft_token_grpo_config import SoftTokenGRPOConfig
 from .soft_token_grpo_trainer import SoftTokenGRPOTrainer
 
@@ -25,9 +20,6 @@ __all__ = [
     "LatentGRPOConfig",
     "LatentGRPOTrainer",
     "LatentPolicyArguments",
-    "LatentRLConfig",
-    "LatentRLTrainer",
-    "LatentReportCallback",
     "LatentSFTConfig",
     "LatentSFTTrainer",
     "SoftTokenGRPOConfig",

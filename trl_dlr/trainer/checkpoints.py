@@ -1,24 +1,36 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Folders that are whole or not there, and what a checkpoint must be to be resumed from."""
+"""
+Checkpoints that are whole or not there, what they must have in common with the run that resumes from them, and what
+they hold beside the model: the rollout that is being learned from, and the optimizer of a small head.
+"""
 
 import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast, is_peft_model
+from accelerate.utils import broadcast
+from huggingface_hub import CommitInfo, HfApi
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, HubStrategy
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import PushInProgress
 
-from ..models.fingerprint import fingerprints_match
+from ..models.hub import describe_push_failure, readable_push_errors
+from ..models.main_model import fingerprints_match
 from .callbacks import PreemptionCallback
+from .hub import SNAPSHOTS, take_snapshot
 
 
 logger = get_logger(__name__)
@@ -27,6 +39,8 @@ logger = get_logger(__name__)
 # No name that Trainer takes for a checkpoint, and one that pushes to the Hub leave out
 UNFINISHED = "_unfinished"
 RECORD_NAME = "checkpoint.json"
+EXTRA_STATE_NAME = "extra_state_{}.safetensors"  # one file a process
+FORMAT = 2  # of what a checkpoint holds
 
 
 def unfinished_dir(run_dir: str) -> str:
@@ -151,15 +165,19 @@ def share_weights(model: nn.Module) -> nn.Module:
     return model
 
 
-class WholeCheckpointsMixin:
+class CheckpointsMixin:
     """
-    For a [`~transformers.Trainer`]: checkpoints that are whole or not there, checked before they are resumed from, and
-    one more when SIGTERM comes. A trainer adds to `_checkpoint_record` what a run must have in common with this one.
+    For a TRL trainer: checkpoints that are whole or not there, checked before they are resumed from, one more when SIGTERM
+    comes, and pushes of what was saved, without secrets and what shows questions. A push that fails at the end raises,
+    one that fails in the background is logged, both in words. A trainer adds to `_checkpoint_record` what a run must have in common with this one, and to
+    `_extra_state` and `_load_extra_state` what it keeps beside its model.
     """
 
     _staging_dir = None  # run folder of the checkpoint being written
+    _saved_names = ()  # files that the model was last saved as
 
     def __init__(self, *args, **kwargs):
+        self._hub = HfApi()  # one for all uploads, which it does one after the other
         super().__init__(*args, **kwargs)
         self._preemption = PreemptionCallback(self._is_true_anywhere)
         self.add_callback(self._preemption)
@@ -171,10 +189,11 @@ class WholeCheckpointsMixin:
             "main_model_fingerprint": None,
             "save_only_model": self.args.save_only_model,
             "run": {
+                "format": FORMAT,
                 "trainer": type(self).__name__,
                 "num_processes": self.accelerator.num_processes,
                 "deepspeed": self.is_deepspeed_enabled,
-                "adapter": is_peft_model(model),
+                "adapter": isinstance(model, PeftModel),
                 "per_device_train_batch_size": self.args.per_device_train_batch_size,
                 "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             },
@@ -218,6 +237,22 @@ class WholeCheckpointsMixin:
             raise SystemExit(128 + signal.SIGTERM)
         return output
 
+    def _extra_state(self) -> dict[str, torch.Tensor]:
+        """What this process goes on with beside model, optimizer and random numbers, by name. A trainer adds its own."""
+        return {}
+
+    def _load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on with what `_extra_state` has returned."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = os.path.join(checkpoint, EXTRA_STATE_NAME.format(self.accelerator.process_index))
+        if os.path.isfile(path):
+            # safetensors does not know every name of a device, `cpu:0` for one
+            self._load_extra_state({n: tensor.to(self.accelerator.device) for n, tensor in load_file(path).items()})
+
     def _get_output_dir(self, trial):
         return self._staging_dir or super()._get_output_dir(trial)
 
@@ -230,6 +265,10 @@ class WholeCheckpointsMixin:
         self._staging_dir = staging_dir
         try:
             super()._save_checkpoint(model, trial)
+            if tensors := self._extra_state():
+                path = os.path.join(staged, EXTRA_STATE_NAME.format(self.accelerator.process_index))
+                # Micro-batches are views of one tensor, which safetensors refuses
+                save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
             if self.state.best_model_checkpoint == staged:
                 self.state.best_model_checkpoint = checkpoint
             self.accelerator.wait_for_everyone()
@@ -255,3 +294,174 @@ class WholeCheckpointsMixin:
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    # ---- Pushes ----
+
+    def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
+        """As [`~transformers.Trainer.init_hf_repo`]; `args.hub_revision` becomes a branch if it is none yet."""
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        if self.is_world_process_zero():  # what a killed run was uploading
+            shutil.rmtree(os.path.join(self.args.output_dir, SNAPSHOTS), ignore_errors=True)
+        with readable_push_errors(name):
+            super().init_hf_repo(token=token, **kwargs)
+            if self.args.hub_revision is not None:
+                self._create_branch(self.args.hub_revision, token)
+
+    def _create_branch(self, revision: str, token: str | None) -> None:
+        if self.is_world_process_zero():
+            token = token if token is not None else self.args.hub_token
+            self._hub.create_branch(self.hub_model_id, branch=revision, token=token, exist_ok=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        """
+        Save the model to `args.output_dir` and upload that folder, without checkpoints. Arguments are those of
+        [`~transformers.Trainer.push_to_hub`].
+
+        Raises:
+            `RuntimeError`: if the upload failed, with the reason and what to do. What was saved is whole.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._complete_for_push()
+        self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
+        with readable_push_errors(self.hub_model_id, self._what_is_left):
+            if revision is not None:
+                self._create_branch(revision, token)
+            job = self._upload(self.args.output_dir, None, commit_message, token, revision)
+            if blocking:
+                return job.result()
+        job.add_done_callback(self._warn_of_failed_push)
+        return job
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload a checkpoint's model in the background, and with `hub_strategy` the checkpoint. Failures are logged."""
+        if self._staging_dir is not None:  # what is pushed has its name
+            return
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        is_under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if is_under_way and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        with whole_files(self.args.output_dir) as folder:
+            for name in self._saved_names:
+                source, target = os.path.join(checkpoint_folder, name), os.path.join(folder, name)
+                (shutil.copytree if os.path.isdir(source) else shutil.copy)(source, target)
+        self._complete_for_push()
+        message = f"Training in progress, step {self.state.global_step}"
+        jobs = [self._upload(self.args.output_dir, None, message)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            name = "last-checkpoint" if is_last else os.path.basename(checkpoint_folder)
+            jobs.append(self._upload(checkpoint_folder, name, f"{message}, checkpoint"))
+        for job in jobs:
+            job.add_done_callback(self._warn_of_failed_push)
+        self.push_in_progress = PushInProgress(jobs)
+
+    def _upload(
+        self,
+        folder: str,
+        path_in_repo: str | None,
+        commit_message: str,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> Future:
+        """Upload a folder as it is now, in the background, after what is being uploaded."""
+        snapshot = take_snapshot(folder, os.path.join(self.args.output_dir, SNAPSHOTS))
+
+        def upload() -> CommitInfo:
+            try:
+                return self._hub.upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=snapshot,
+                    path_in_repo=path_in_repo,
+                    commit_message=commit_message,
+                    token=token if token is not None else self.args.hub_token,
+                    revision=revision if revision is not None else self.args.hub_revision,
+                )
+            finally:
+                shutil.rmtree(snapshot)
+
+        return self._hub.run_as_future(upload)
+
+    def _complete_for_push(self) -> None:
+        """For what has to lie beside a model that is pushed."""
+
+    @property
+    def _what_is_left(self) -> str:
+        return f"Its files are complete in {self.args.output_dir}."
+
+    def _warn_of_failed_push(self, job: Future) -> None:
+        if not job.cancelled() and job.exception() is not None:
+            logger.warning(describe_push_failure(job.exception(), self.hub_model_id, self._what_is_left))
+
+
+def rollout_tensors(
+    step: int, batches: Sequence[dict[str, torch.Tensor]], groups: Sequence[torch.Tensor] = ()
+) -> dict[str, torch.Tensor]:
+    """
+    The rollout that is being learned from, as tensors of a checkpoint: it serves several steps.
+
+    Args:
+        step (`int`):
+            Forward and backward passes so far, which say how much of the rollout has been used.
+        batches (`Sequence[dict[str, torch.Tensor]]`):
+            Micro-batches of the rollout.
+        groups (`Sequence[torch.Tensor]`, *optional*):
+            Whole groups that the contrastive loss compares with.
+    """
+    tensors = {"rollout.step": torch.tensor(step)}
+    for i, batch in enumerate(batches):
+        tensors.update({f"rollout.batch.{i}.{name}": tensor for name, tensor in batch.items()})
+    return tensors | {f"rollout.group.{i}": tensor for i, tensor in enumerate(groups)}
+
+
+def rollout_from_tensors(
+    tensors: dict[str, torch.Tensor],
+) -> tuple[int, list[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]:
+    """Step, micro-batches and groups that [`rollout_tensors`] was given."""
+    batches, groups = defaultdict(dict), {}
+    for name, tensor in tensors.items():
+        match name.split("."):
+            case ["rollout", "batch", i, key]:
+                batches[int(i)][key] = tensor
+            case ["rollout", "group", i]:
+                groups[int(i)] = tensor
+    step = tensors["rollout.step"].item()
+    return step, [batches[i] for i in sorted(batches)], tuple(groups[i] for i in sorted(groups))
+
+
+PREFIX = "optimizer."
+
+
+def with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Those of named tensors whose name begins so, by what follows."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """State of an optimizer as named tensors, for safetensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"{PREFIX}{i}.{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Load what [`moments_of`] returned. Tensors of other names are left alone."""
+    state = {}
+    for name, tensor in tensors.items():
+        if name.startswith(PREFIX):
+            i, key = name.removeprefix(PREFIX).split(".")
+            state.setdefault(int(i), {})[key] = tensor.cpu() if key == "step" else tensor  # AdamW counts on the CPU
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

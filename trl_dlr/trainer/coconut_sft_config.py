@@ -1,18 +1,15 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl import SFTConfig
 
-from .curriculum_arguments import CurriculumArguments
-from .options import ReportableArguments, refuse_options
+from ..option_docs import described
+from .arguments import CurriculumArguments, ReportableArguments, refuse_options
 
 
-MARKERS = {
-    "start_latent_token": "<|start-latent|>",
-    "latent_token": "<|latent|>",
-    "end_latent_token": "<|end-latent|>",
-}
+# Around latents, and in the place of one. A tokenizer that does not have them is given them.
+START_LATENT, LATENT, END_LATENT = MARKERS = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
 # TRL options that speak of sequences that are fixed. Here a stage makes them, from questions, steps and answers.
 REFUSED_OPTIONS = {
     "packing": "the latents of every row are computed one after the other, in columns that all rows share",
@@ -26,6 +23,7 @@ REFUSED_OPTIONS = {
 }
 
 
+@described
 @dataclass
 class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
     r"""
@@ -57,18 +55,7 @@ class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
         cot_epochs (`int`, *optional*, defaults to `0`):
             Epochs of stage 0, before the first latent: plain supervised fine-tuning on all steps. Coconut begins with a
             model that was trained so.
-        detach_latents (`bool`, *optional*, defaults to `False`):
-            Whether no gradient passes from a latent into the hidden state that it is.
 
-        > Parameters of the markers around latents
-
-        start_latent_token (`str`, *optional*, defaults to `"<|start-latent|>"`):
-            Token between the question and the latents. The three default tokens are added to a tokenizer that does not
-            have them; others must be there.
-        latent_token (`str`, *optional*, defaults to `"<|latent|>"`):
-            Placeholder of a latent in token ids. Its embedding is not read.
-        end_latent_token (`str`, *optional*, defaults to `"<|end-latent|>"`):
-            Token between the latents and what is left of the answer.
 
         > Parameters of the evaluation
 
@@ -76,27 +63,12 @@ class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
             Tokens written at most when held-out questions are answered.
     """
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate."})
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Whether to trade compute for memory. Each latent then takes a pass over all before it."},
-    )
-    num_stages: int = field(default=3, metadata={"help": "Stages of the curriculum."})
-    max_latents: int | None = field(
-        default=None, metadata={"help": "Most latents of a stage. If unset, latents_per_stage * num_stages."}
-    )
-    cot_epochs: int = field(default=0, metadata={"help": "Epochs of stage 0, plain fine-tuning on all steps."})
-    detach_latents: bool = field(default=False, metadata={"help": "Whether no gradient passes through latents."})
-    start_latent_token: str = field(
-        default=MARKERS["start_latent_token"], metadata={"help": "Token between question and latents."}
-    )
-    latent_token: str = field(default=MARKERS["latent_token"], metadata={"help": "Placeholder of a latent."})
-    end_latent_token: str = field(
-        default=MARKERS["end_latent_token"], metadata={"help": "Token between latents and answer."}
-    )
-    max_completion_length: int = field(
-        default=256, metadata={"help": "Tokens written at most when held-out questions are answered."}
-    )
+    learning_rate: float = 1e-4
+    gradient_checkpointing: bool = False
+    num_stages: int = 3
+    max_latents: int | None = None
+    cot_epochs: int = 0
+    max_completion_length: int = 256
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,9 +82,6 @@ class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
                 f"`max_latents={self.max_latents}` must be at least `latents_per_stage={self.latents_per_stage}`, the "
                 "latents of the first stage."
             )
-        markers = [getattr(self, name) for name in MARKERS]
-        if len(set(markers)) < len(markers) or not all(markers):
-            raise ValueError(f"`{'`, `'.join(MARKERS)}` must be three different tokens, got {markers}.")
         begins = self.cot_epochs + (self.num_stages - 1) * self.epochs_per_stage
         if self.max_steps <= 0 and self.num_train_epochs <= begins:
             raise ValueError(

@@ -2,14 +2,14 @@
 
 import copy
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from peft.utils.other import TrainableTokensWrapper
@@ -33,20 +33,23 @@ from ..generation.text import decode_completions
 from ..models.hidden_thoughts import add_hidden_thoughts
 from ..models.hub import hub_arguments, readable_damage
 from ..models.latent_policy import eval_mode
+from ..models.main_model import base_model_of
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
-from .coconut_sft_config import MARKERS, CoconutSFTConfig
-from .construction import check_adapter, check_vocabulary, load_causal_lm, refuse_fsdp
-from .curriculum import CurriculumMixin
-from .dataset_checks import check_chat_templates
-from .markers import add_markers, train_markers
-from .thinking_training import ThinkingTrainingMixin
-from .worked_answers import (
+from .checkpoints import CheckpointsMixin
+from .coconut_sft_config import END_LATENT, MARKERS, START_LATENT, CoconutSFTConfig
+from .curriculum import (
+    Curriculum,
+    add_markers,
     check_worked_datasets,
+    stage_generator,
     tokenize_completions,
     tokenize_worked_answers,
+    train_markers,
     with_worked_columns,
 )
+from .inputs import check_adapter, check_chat_templates, check_vocabulary, refuse_fsdp
+from .thinking_training import ThinkingTrainingMixin, load_causal_lm
 
 
 logger = get_logger(__name__)
@@ -87,7 +90,7 @@ def pad_around(before: list[list[int]], after: list[list[int]], value: int) -> t
     )
 
 
-class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
+class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
     r"""
     Trainer for Coconut ([Training Large Language Models to Reason in a Continuous Latent
     Space](https://huggingface.co/papers/2412.06769)): a language model whose own last hidden states are its thoughts.
@@ -198,9 +201,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         check_vocabulary(model, processing_class, "processing_class")
         if processing_class.eos_token is None:
             raise ValueError("`processing_class` has no `eos_token`, which ends an answer. Set one.")
-        markers = {name: getattr(args, name) for name in MARKERS}
-        self.marker_ids = add_markers(model, processing_class, markers, MARKERS)
-        if peft_config is not None and not is_peft_model(model):
+        self.marker_ids = add_markers(model, processing_class, MARKERS)
+        if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = train_markers(peft_config, model, self.marker_ids)
         processing_class.pad_token = args.pad_token or processing_class.pad_token or processing_class.eos_token
         model.config.get_text_config().pad_token_id = processing_class.pad_token_id
@@ -209,6 +211,7 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         self._end_token_ids = end_token_ids(model.generation_config, processing_class)
         self._model_config = model.config
         self.reward_func = reward_func
+        self.curriculum = Curriculum(args, args.cot_epochs)
         super().__init__(
             model=model,
             args=args,
@@ -220,8 +223,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
             optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
-            epochs_of_stage_0=args.cot_epochs,
         )
+        self.add_callback(self.curriculum)
         if self.aux_loss_enabled:
             raise ValueError(
                 f"`router_aux_loss_coef` must be 0 for a mixture of experts, got {self.router_aux_loss_coef}: its "
@@ -232,8 +235,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
             head, TrainableTokensWrapper
         ):  # of tied embeddings: TRL reads its bias, which PEFT does not pass on
             vars(head)["bias"] = head.token_adapter.base_layer.bias
-        causal_lm = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        add_hidden_thoughts(causal_lm, args.detach_latents)
+        causal_lm = base_model_of(self.model)
+        add_hidden_thoughts(causal_lm)
 
     # ---- Data ----
 
@@ -274,8 +277,8 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         all rows end in the same column, so that they share columns and all labels come behind them, in the last pass.
         """
         prompts, mask, completion_ids = inputs["input_ids"], inputs["attention_mask"].bool(), inputs["completion_ids"]
-        stages = self._draw_stages(len(prompts), generator).to(prompts.device)
-        left = self._what_is_left(completion_ids, inputs["step_index"], stages)
+        stages = self.curriculum.draw_stages(len(prompts), generator).to(prompts.device)
+        left = self.curriculum.what_is_left(completion_ids, inputs["step_index"], stages)
         start, latent, end = self.marker_ids
         before, after, is_latent, labels = [], [], [], []
         for prompt, is_there, stage, rest in zip(prompts, mask, stages.tolist(), left, strict=True):
@@ -296,6 +299,12 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
         }
         return {name: tensor.to(prompts.device) for name, tensor in staged.items()}
 
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Trainer counts the labels of a step here
+        generator = stage_generator(self)
+        staged = (self._at_stage(inputs, generator) for inputs in epoch_iterator)
+        return super().get_batch_samples(staged, num_batches, device)
+
     # ---- Loss ----
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -308,12 +317,16 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
     @property
     def thinking_config(self) -> ThinkingConfig | None:
         """How the model thinks in the present stage. `None` in stage 0: it does not."""
-        args, num_latents = self.args, self.args.latents_of(self.curriculum.stage)
+        num_latents = self.args.latents_of(self.curriculum.stage)
         if num_latents == 0:
             return None
-        markers = {"start_marker": args.start_latent_token, "end_marker": args.end_latent_token}
-        limit = self.args.max_completion_length
-        return ThinkingConfig(self.latent_type, num_latents, **markers, max_completion_length=limit)
+        return ThinkingConfig(
+            self.latent_type,
+            num_latents,
+            start_marker=START_LATENT,
+            end_marker=END_LATENT,
+            max_completion_length=self.args.max_completion_length,
+        )
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -355,6 +368,10 @@ class CoconutSFTTrainer(CurriculumMixin, ThinkingTrainingMixin, SFTTrainer):
 
     def _checkpoint_record(self) -> dict[str, Any]:
         record = super()._checkpoint_record()
-        for name in ("max_latents", "cot_epochs", "detach_latents"):
+        for name in (*Curriculum.RECORDED, "max_latents", "cot_epochs"):
             record["run"][name] = getattr(self.args, name)
         return record
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.curriculum.go_to_checkpoint(self.state.best_model_checkpoint)

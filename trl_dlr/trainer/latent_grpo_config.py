@@ -5,10 +5,16 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from ..option_docs import described
+from .arguments import (
+    GroupArguments,
+    LatentPolicyArguments,
+    RemedyArguments,
+    ReportableArguments,
+    check_group_advantages,
+    refuse_options,
+)
 from .losses import CONTRASTIVE_SIMILARITIES
-from .options import GroupArguments, ReportableArguments, refuse_options
-from .policy_arguments import LatentPolicyArguments
-from .remedy_arguments import RemedyArguments, check_group_advantages
 
 
 # TRL options that speak of a policy that writes tokens. Ours draws latents, and the main model's tokens are not trained.
@@ -31,10 +37,10 @@ REFUSED_OPTIONS = {
     "vllm_importance_sampling_clip_max": "no token is trained on, so none is weighed",
     "vllm_importance_sampling_mode": "no token is trained on, so none is weighed",
 }
-LOGP_REDUCTIONS = ("sum", "mean")
 SELECTIONS = ("top_random", "top_bottom", "top", "random")
 
 
+@described
 @dataclass
 class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArguments, RemedyArguments, GRPOConfig):
     r"""
@@ -84,13 +90,8 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
             Which K are decoded, by the scores of a value head that learns online from decoded rewards: `"top"` (the
             best), `"top_random"` (the best, and a random share), `"top_bottom"` (the best and the worst in equal parts,
             and a random share: groups stay mixed once most answers are right) or `"random"`.
-        prescreening_random_share (`float`, *optional*, defaults to `0.25`):
-            Share of the K places that `"top_random"` and `"top_bottom"` give to trajectories drawn uniformly from all G,
-            at least one of them. They keep the value head and its logged figures honest.
         prescreening_warmup_rollouts (`int`, *optional*, defaults to `20`):
             Rollouts at the start that are decoded whole, for the value head to learn from.
-        prescreening_learning_rate (`float`, *optional*, defaults to `1e-3`):
-            Learning rate of the value head.
 
         > Parameters of the loss
 
@@ -109,123 +110,48 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
             is what trains an up-projection (`injection="trained"`) in reinforcement learning.
         contrastive_similarity (`str`, *optional*, defaults to `"cosine"`):
             `"dot"` (equation 8 as printed), `"cosine"`, `"infonce"` or `"margin"`. See [`contrastive_loss`].
-        contrastive_temperature (`float`, *optional*, defaults to `0.1`):
-            Temperature of `"cosine"` and `"infonce"`.
-        contrastive_margin (`float`, *optional*, defaults to `0.5`):
-            Cosine below which `"margin"` is satisfied.
-        latent_logp_reduction (`str`, *optional*, defaults to `"sum"`):
-            How a step's log-density is reduced over its d dimensions: `"sum"` is exact, `"mean"` (the d-th root of the
-            density) is a surrogate whose ratios rarely leave the clip range.
 
         > Parameters that keep a run healthy
 
         exploration_check_prompts (`int`, *optional*, defaults to `8`):
             Number of training prompts on which the share of groups with differing rewards is measured before training;
             0 skips the check.
-        max_skipped_steps (`int`, *optional*, defaults to `5`):
-            Optimizer steps that may be skipped in a row (no reward at all, or a loss that is not finite) before the
-            run stops with an error and a saved checkpoint.
     """
 
     _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + LatentPolicyArguments._DICT_FIELDS
 
     # Defaults that differ from GRPOConfig: an assistant that is small, and rollouts that are used more than once
-    learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the assistant."})
-    per_device_train_batch_size: int = field(
-        default=64,
-        metadata={"help": "Trajectories per device and step. A trajectory is a few latents: they are cheap."},
-    )
-    num_generations: int = field(
-        default=16, metadata={"help": "Number G of latent trajectories per question. Must divide the global batch."}
-    )
-    num_iterations: int = field(default=4, metadata={"help": "Number of passes over each rollout."})
-    disable_dropout: bool = field(
-        default=True,
-        metadata={"help": "Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1."},
-    )
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Whether to trade compute for memory in the assistant, which is small by design."},
-    )
+    learning_rate: float = 3e-4
+    per_device_train_batch_size: int = 64
+    num_generations: int = 16
+    num_iterations: int = 4
+    disable_dropout: bool = True
+    gradient_checkpointing: bool = False
 
     # Main model
-    decoding_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Trajectories that transformers decodes together at most. If unset, all of a rollout."},
-    )
+    decoding_batch_size: int | None = None
 
     # Pre-screening
-    prescreening_fraction: float = field(
-        default=1.0,
-        metadata={
-            "help": "Share of each question's trajectories that are decoded (equation 13; the paper's is 0.18)."
-        },
-    )
-    prescreening_selection: str = field(
-        default="top_random",
-        metadata={
-            "help": "Which trajectories are decoded, by the scores of an online value head: 'top', 'top_random' (and a "
-            "random share), 'top_bottom' (best and worst, and a random share) or 'random'.",
-            "choices": list(SELECTIONS),
-        },
-    )
-    prescreening_random_share: float = field(
-        default=0.25,
-        metadata={"help": "Share of the decoded places that are filled at random, where a selection has one."},
-    )
-    prescreening_warmup_rollouts: int = field(
-        default=20, metadata={"help": "Rollouts at the start that are decoded whole."}
-    )
-    prescreening_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the value head."})
+    prescreening_fraction: float = 1.0
+    prescreening_selection: str = field(default="top_random", metadata={"choices": list(SELECTIONS)})
+    prescreening_warmup_rollouts: int = 20
 
     # Loss
-    latent_cost: float = field(
-        default=0.0,
-        metadata={"help": "What each latent step takes off the total reward that advantages are computed from."},
-    )
-    gamma: float = field(default=0.0, metadata={"help": "Weight of the contrastive loss (equation 6)."})
-    hybrid_coef: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the advantage-weighted log-likelihood of completions through the latents."},
-    )
-    contrastive_similarity: str = field(
-        default="cosine",
-        metadata={
-            "help": "Similarity of the contrastive loss: 'dot' (equation 8 as printed), 'cosine', 'infonce', 'margin'.",
-            "choices": list(CONTRASTIVE_SIMILARITIES),
-        },
-    )
-    contrastive_temperature: float = field(
-        default=0.1, metadata={"help": "Temperature of the 'cosine' and 'infonce' similarities."}
-    )
-    contrastive_margin: float = field(
-        default=0.5, metadata={"help": "Cosine below which the 'margin' similarity is satisfied."}
-    )
-    latent_logp_reduction: str = field(
-        default="sum",
-        metadata={
-            "help": "Reduction of a step's log-density over its dimensions: 'sum' (exact) or 'mean' (a surrogate).",
-            "choices": list(LOGP_REDUCTIONS),
-        },
-    )
+    latent_cost: float = 0.0
+    gamma: float = 0.0
+    hybrid_coef: float = 0.0
+    contrastive_similarity: str = field(default="cosine", metadata={"choices": list(CONTRASTIVE_SIMILARITIES)})
 
     # Health
-    exploration_check_prompts: int = field(
-        default=8,
-        metadata={"help": "Prompts on which the share of groups with differing rewards is measured before training."},
-    )
-    max_skipped_steps: int = field(
-        default=5, metadata={"help": "Optimizer steps that may be skipped in a row before the run stops."}
-    )
+    exploration_check_prompts: int = 8
 
     def __post_init__(self):
         super().__post_init__()
         refuse_options(self, REFUSED_OPTIONS, GRPOConfig, "LatentGRPOTrainer")
         self.check_policy_arguments()
         self.check_remedies()
-        for name in ("max_completion_length", "max_skipped_steps"):
-            if getattr(self, name) is None or getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.max_completion_length is None or self.max_completion_length < 1:
+            raise ValueError(f"`max_completion_length` must be at least 1, got {self.max_completion_length}.")
         if self.hybrid_coef > 0 and self.use_vllm:
             raise ValueError(
                 f"`hybrid_coef={self.hybrid_coef}` needs gradients through the main model, which `use_vllm=True` leaves to "
@@ -237,10 +163,6 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
             raise ValueError(
                 "`prescreening_fraction` must be above 0 and at most 1 (which decodes all), got "
                 f"{self.prescreening_fraction}."
-            )
-        if not 0 <= self.prescreening_random_share <= 1:
-            raise ValueError(
-                f"`prescreening_random_share` must be between 0 and 1, got {self.prescreening_random_share}."
             )
         if self.prescreening_fraction < 1 and self.num_decoded < 2:
             raise ValueError(
@@ -255,17 +177,13 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
             "latent_cost",
             "gamma",
             "hybrid_coef",
-            "contrastive_margin",
             "exploration_check_prompts",
             "prescreening_warmup_rollouts",
         )
         for name in at_least_0:
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}.")
-        for name in ("contrastive_temperature", "prescreening_learning_rate"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
-        for name in ("prescreening_selection", "contrastive_similarity", "latent_logp_reduction"):
+        for name in ("prescreening_selection", "contrastive_similarity"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")

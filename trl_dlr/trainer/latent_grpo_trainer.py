@@ -6,11 +6,12 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather, is_peft_model
+from accelerate.utils import gather
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
 from tqdm.auto import tqdm
@@ -23,38 +24,73 @@ from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad, use_a
 from ..generation import tokenize_prompts
 from ..generation.text import as_completions, check_prompts
 from ..models import LatentPolicyOutput
-from ..models.distributions import Density, concatenate, put_rows
+from ..models.densities import Density, concatenate, put_rows
 from ..models.latent_policy import disable_dropout
-from ..models.likelihood import given_latents
+from ..models.main_model import base_model_of, given_latents
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback, fraction_mixed
-from .checkpoints import share_weights
-from .construction import (
+from .checkpoints import CheckpointsMixin, rollout_from_tensors, rollout_tensors, share_weights, with_prefix
+from .inputs import as_reward_funcs, check_chat_templates, check_datasets, check_gold_answers, longest_prompts
+from .latent_grpo_config import LatentGRPOConfig
+from .losses import Scoring, clamp_log_ratio, contrastive_loss, shape_advantages
+from .policy_training import (
+    PolicyTrainingMixin,
     adapter_for_policy,
-    as_reward_funcs,
     assemble,
     build_engine,
     check_optimizer,
-    check_reduction,
     check_stop,
 )
-from .dataset_checks import check_chat_templates, check_datasets, check_gold_answers, longest_prompts
-from .latent_grpo_config import LatentGRPOConfig
-from .losses import clamp_log_ratio, contrastive_loss
-from .policy_training import PolicyTrainingMixin
 from .prescreening import Prescreener, area_under_curve, select_trajectories
-from .remedies import RemediesMixin
-from .rollouts import ResumableRolloutsMixin
 
 
 logger = get_logger(__name__)
 
 # Losses that TRL averages over all rows of a micro-batch, those without a reward included. The others are averaged over
 # unmasked steps.
+MAX_SKIPPED_STEPS = 5  # in a row, after which a run stops
 MEANS_OVER_ALL_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 
 
-class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMixin, GRPOTrainer):
+@dataclass
+class Rollout:
+    """
+    What TRL's hooks have found of the questions of one generation batch, in the order of their calls. B rows are this
+    process's, N those of all processes.
+
+    Args:
+        assistant_prompt_ids (`list[list[int]]`):
+            Prompts as the policy reads them, from `_generate`.
+        main_prompt_ids (`list[list[int]]`, *optional*):
+            Prompts as the main model reads them, from here on of `_generate_single_turn`.
+        drawn ([`LatentPolicyOutput`], *optional*):
+            Latents `(B, T, d)`, their lengths `(B,)` and density.
+        is_decoded (`torch.Tensor` of shape `(B,)`, *optional*):
+            Rows that the main model decodes.
+        is_random (`torch.Tensor` of shape `(N,)`, *optional*):
+            Rows that pre-screening did not choose by score.
+        scores (`torch.Tensor` of shape `(N,)`, *optional*):
+            The value head's, if there is one.
+        is_truncated (`torch.Tensor` of shape `(B,)`, *optional*):
+            Rows whose completion ran into the token budget.
+        judged (`list[int]`, *optional*):
+            Rows that reward functions are called for, from `_calculate_rewards`.
+        rewards (`torch.Tensor` of shape `(N,)`, *optional*):
+            Total rewards, NaN where there is none.
+    """
+
+    assistant_prompt_ids: list[list[int]]
+    main_prompt_ids: list[list[int]] | None = None
+    drawn: LatentPolicyOutput | None = None
+    is_decoded: torch.Tensor | None = None
+    is_random: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    is_truncated: torch.Tensor | None = None
+    judged: list[int] | None = None
+    rewards: torch.Tensor | None = None
+
+
+class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
     r"""
     Trainer for DeepLatent Reasoning, proposed in the paper [Latent-Space Contrastive Reinforcement Learning for Stable
     and Efficient LLM Reasoning](https://huggingface.co/papers/2601.17275).
@@ -183,13 +219,12 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         model, main_model, main_processing_class, processing_class = assemble(
             model, main_model, main_processing_class, processing_class, args, quantization_config
         )
-        policy = model.get_base_model() if is_peft_model(model) else model
+        policy = base_model_of(model)
         check_stop(policy, args)
         tokenizers = {"processing_class": processing_class, "main_processing_class": main_processing_class}
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_chat_templates(dataset, name, args.chat_template_kwargs, **tokenizers)
         check_optimizer(optimizers[0], main_model)
-        check_reduction(policy.config, args.latent_logp_reduction)
         engine = build_engine(main_model, main_processing_class, args)
         for prompts in longest_prompts(train_dataset, eval_dataset):
             lengths = (
@@ -210,8 +245,8 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         if args.prescreening_fraction < 1:
             latent_size = policy.config.num_latents * policy.config.feature_size
             head = ValueHead(latent_size, policy.config.hidden_size)
-            prescreener = Prescreener(head, args.prescreening_learning_rate)
-        if peft_config is not None and not is_peft_model(model):
+            prescreener = Prescreener(head)
+        if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = adapter_for_policy(policy, peft_config)
 
         self.main_processing_class = main_processing_class
@@ -269,25 +304,28 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         self.add_callback(self._epoch_order)
         self.add_callback(ExplorationCheckCallback(self._explore))
 
-        # What the hooks below hand to each other between a rollout and its losses
-        self._assistant_prompt_ids = None  # the policy's reading of the prompts
-        self._rollout = None  # latents and densities of the rows being generated
-        self._main_prompt_ids = None  # the main model's reading of their prompts
-        self._is_decoded = None  # rows that the main model decoded, and those of all processes that pre-screening
-        self._is_random = None  # did not choose by score
-        self._scores = None  # the value head's, of all processes' rows
-        self._is_truncated = None  # rows whose completion ran into the token budget
-        self._rewards = None  # total rewards of all processes' rows, NaN where there is none
-        self._seen_by_rewards = None  # rows that reward functions are called for
+        self._rollout: Rollout | None = None
         self._decodes_all = False  # while exploration is measured
         self._groups = {}  # by mode: latents and means of whole groups, (num_groups, G, T, d)
-        self._to_score = None  # latents of the loss being computed, the rows that it needs, noise to draw anew
-        self._old_logps = None
-        self._scored = None  # density, log-densities and latents drawn anew of the latest scoring pass
+        self._scoring: Scoring | None = None  # of the latest loss, `None` while there is a rollout
         self._rollout_time = 0.0
         self._optimize_time = 0.0
         self._skip_step = False
         self._skipped_in_a_row = 0
+
+    # The order in which TRL calls its hooks, and what each hands on. B rows are this process's, N all processes'.
+    #
+    # A rollout, kept in `self._rollout`:
+    #   _generate_and_score_completions            around all of it: the actions become latent steps, mask (B, T)
+    #     _generate                                prompts, as the policy reads them
+    #       _generate_single_turn                  latents (B, T, d) from the policy, then text from the main model
+    #         _prescreen                           which rows are decoded, (B,)
+    #     _calculate_rewards                       rewards (N,), NaN for what was not decoded
+    #     shape_advantages                         advantages (B,) or (B, T)
+    # Each of its losses, whose scores are in `self._scoring`:
+    #   _compute_loss                              TRL's clipped surrogate, then KL, contrastive and hybrid terms
+    #     _get_per_token_logps_and_entropies       log-density of each latent step, (B, T): the ratio is exp(new - old)
+    #   training_step, _finish_step                the update, or none if a loss was bad
 
     # ---- Rollout: latents from the policy, text from the main model ----
 
@@ -303,34 +341,36 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
 
     def _generate(self, prompts: list):
         check_prompts(prompts, "The dataset, in this rollout,")  # only the first rows of a stream were looked at
-        self._assistant_prompt_ids, *_ = self._tokenize_prompts(prompts)
+        assistant_prompt_ids, *_ = self._tokenize_prompts(prompts)
+        rollout = self._rollout = Rollout(assistant_prompt_ids)
         with self._main_model_speaks():
             _, completion_ids, tool_mask, _, *others = super()._generate(prompts)
         if self.prescreener is not None or self.engine.stop_strings is not None:
             self._log_completion_lengths(completion_ids)
         completions = as_completions(self.engine.decode(completion_ids), prompts)  # as an evaluation has them
         # The policy is scored on its own reading of the prompt
-        return self._assistant_prompt_ids, completion_ids, tool_mask, completions, *others
+        return rollout.assistant_prompt_ids, completion_ids, tool_mask, completions, *others
 
     def _log_completion_lengths(self, completion_ids: list[list[int]]) -> None:
-        """TRL's figures of completions, over the decoded ones."""
+        """TRL's metrics of completions, over the decoded ones."""
         mode = "train" if self.model.training else "eval"
         lengths = torch.tensor([len(ids) for ids in completion_ids], device=self.accelerator.device)
-        rows = torch.stack([lengths, self._is_truncated.to(lengths), self._is_decoded.to(lengths)], dim=1)
+        rollout = self._rollout
+        rows = torch.stack([lengths, rollout.is_truncated.to(lengths), rollout.is_decoded.to(lengths)], dim=1)
         lengths, is_truncated, is_decoded = self.accelerator.gather(rows).unbind(1)
         lengths, is_truncated = lengths[is_decoded.bool()].float(), is_truncated[is_decoded.bool()]
         ended = lengths[~is_truncated.bool()] if not is_truncated.all() else lengths.new_zeros(1)
-        figures = {"clipped_ratio": is_truncated.float().mean()}
+        metrics = {"clipped_ratio": is_truncated.float().mean()}
         for name, values in (("", lengths), ("_terminated", ended)):
-            figures |= {f"mean{name}_length": values.mean(), f"min{name}_length": values.min()}
-            figures[f"max{name}_length"] = values.max()
-        for name, value in figures.items():
+            metrics |= {f"mean{name}_length": values.mean(), f"min{name}_length": values.min()}
+            metrics[f"max{name}_length"] = values.max()
+        for name, value in metrics.items():
             self._metrics[mode][f"completions/{name}"][-1] = value.item()
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        mode = "train" if self.model.training else "eval"
+        mode, rollout = "train" if self.model.training else "eval", self._rollout
         # A question's rows stand next to each other: both models read it once
-        readings = zip(map(tuple, prompt_ids), map(tuple, self._assistant_prompt_ids), strict=True)
+        readings = zip(map(tuple, prompt_ids), map(tuple, rollout.assistant_prompt_ids), strict=True)
         runs = [(reading, len(list(rows))) for reading, rows in itertools.groupby(readings)]
         num_samples = torch.tensor([count for _, count in runs])
 
@@ -349,21 +389,20 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             input_ids = pad(own_ids, padding_value=policy.config.pad_token_id, padding_side="left")
             attention_mask = pad([torch.ones_like(ids) for ids in own_ids], padding_value=0, padding_side="left")
             device = self.accelerator.device
-            rollout = policy.sample(input_ids.to(device), attention_mask.to(device), num_samples)
-            self._rollout = rollout
-            self._is_decoded = is_decoded = self._prescreen(rollout, mode)
-            latent_embeds = policy.inject(rollout.latents[is_decoded])
+            drawn = rollout.drawn = policy.sample(input_ids.to(device), attention_mask.to(device), num_samples)
+            is_decoded = rollout.is_decoded = self._prescreen(rollout, mode)
+            latent_embeds = policy.inject(drawn.latents[is_decoded])
         num_decoded = torch.stack([part.sum() for part in is_decoded.split(num_samples.tolist())])
         sampled = time.perf_counter()
         tokens_before = self.engine.num_forward_tokens
-        main_ids, lengths = [list(main) for (main, _), _ in runs], rollout.lengths[is_decoded]
+        main_ids, lengths = [list(main) for (main, _), _ in runs], drawn.lengths[is_decoded]
         decoded_ids = iter(self.engine.generate(main_ids, latent_embeds, num_decoded, lengths))
         decoded = time.perf_counter()
 
         # TRL wants a completion in every row: an empty one where nothing was decoded
         completion_ids = [next(decoded_ids) if chosen else self.eos_token_ids[:1] for chosen in is_decoded.tolist()]
-        self._main_prompt_ids = prompt_ids
-        self._is_truncated = torch.tensor([not self.engine.is_finished(ids) for ids in completion_ids])
+        rollout.main_prompt_ids = prompt_ids
+        rollout.is_truncated = torch.tensor([not self.engine.is_finished(ids) for ids in completion_ids])
         tokens, rows = float(self.engine.num_forward_tokens - tokens_before), float(len(is_decoded))
         sums = torch.tensor([tokens, is_decoded.sum().item(), rows], device=device)
         tokens, num_decoded, rows = self.accelerator.reduce(sums, "sum").tolist()
@@ -373,24 +412,24 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         self._metrics[mode]["time/decode"].append(decoded - sampled)
         return completion_ids, None
 
-    def _prescreen(self, rollout: LatentPolicyOutput, mode: str) -> torch.Tensor:
+    def _prescreen(self, rollout: Rollout, mode: str) -> torch.Tensor:
         """Which of this process's rows are decoded, shape `(num_rows,)`. Groups may span processes: all decide alike."""
-        num_rows, device = rollout.latents.size(0), rollout.latents.device
-        self._is_random = torch.ones(num_rows * self.accelerator.num_processes, dtype=torch.bool, device=device)
+        drawn = rollout.drawn
+        num_rows, device = drawn.latents.size(0), drawn.latents.device
+        rollout.is_random = torch.ones(num_rows * self.accelerator.num_processes, dtype=torch.bool, device=device)
         if self.prescreener is None or mode == "eval" or self._decodes_all:
-            return self._is_random[:num_rows]
-        features = self.policy.features(rollout.latents, rollout.lengths)
-        self._scores = gather(self.prescreener.score(features, rollout.question_states))
+            return rollout.is_random[:num_rows]
+        features = self.policy.features(drawn.latents, drawn.lengths)
+        rollout.scores = gather(self.prescreener.score(features, drawn.question_states))
         if self._num_rollouts < self.args.prescreening_warmup_rollouts:
-            return self._is_random[:num_rows]
+            return rollout.is_random[:num_rows]
         is_decoded, is_random = select_trajectories(
-            self._scores.view(-1, self.num_generations),
+            rollout.scores.view(-1, self.num_generations),
             self.args.num_decoded,
             self.args.prescreening_selection,
-            self.args.prescreening_random_share,
             seed=self._rollout_seed,
         )
-        self._is_random = is_random.flatten()
+        rollout.is_random = is_random.flatten()
         return is_decoded.flatten().split(num_rows)[self.accelerator.process_index]
 
     @property
@@ -404,23 +443,23 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
 
     def _log_completion_extra(self, column: str, values: list):
         # A reward function saw the decoded rows, and the table has all
-        value_of = dict(zip(self._seen_by_rewards, values, strict=False))
-        super()._log_completion_extra(column, [value_of.get(row) for row in range(len(self._is_decoded))])
+        value_of = dict(zip(self._rollout.judged, values, strict=False))
+        super()._log_completion_extra(column, [value_of.get(row) for row in range(len(self._rollout.is_decoded))])
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         """Rewards of decoded rows, NaN for the others: reward functions do not see those."""
-        mode = "train" if self.model.training else "eval"
+        mode, rollout = "train" if self.model.training else "eval", self._rollout
         start = time.perf_counter()
         device = self.accelerator.device
-        is_decoded = gather(self._is_decoded)
+        is_decoded = gather(rollout.is_decoded)
         counts = is_decoded.view(self.accelerator.num_processes, -1).sum(1)
         most = int(counts.max())
         # Processes gather as many rows each: one with fewer repeats its own
-        seen = self._is_decoded.nonzero().squeeze(1).tolist()
-        self._seen_by_rewards = seen = (seen * most)[:most]
-        if seen:
+        judged = rollout.is_decoded.nonzero().squeeze(1).tolist()
+        judged = rollout.judged = (judged * most)[:most]
+        if judged:
             of_decoded = super()._calculate_rewards(
-                *([column[row] for row in seen] for column in (inputs, prompts, completions, completion_ids_list))
+                *([column[row] for row in judged] for column in (inputs, prompts, completions, completion_ids_list))
             )
         else:
             of_decoded = gather(torch.full((most, len(self.reward_funcs)), torch.nan, device=device))
@@ -430,35 +469,35 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         )
         self._metrics[mode]["time/reward"].append(time.perf_counter() - start)
         rewards = (rewards_per_func * self.reward_weights.to(device)).nansum(dim=1)
-        self._rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+        rollout.rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
-        self._metrics[mode]["frac_reward_mixed"].append(fraction_mixed(self._rewards.view(-1, num_generations)))
+        self._metrics[mode]["frac_reward_mixed"].append(fraction_mixed(rollout.rewards.view(-1, num_generations)))
         return rewards_per_func
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
         start = time.perf_counter()
-        self._old_logps = self._scores = None
+        self._scoring = None
         output = super()._generate_and_score_completions(inputs)
-        rollout, device = self._rollout, self.accelerator.device
+        rollout, drawn, device = self._rollout, self._rollout.drawn, self.accelerator.device
         num_rows = len(inputs)
 
         if self.args.hybrid_coef > 0:
-            prompt_ids = [torch.tensor(ids, device=device) for ids in self._main_prompt_ids]
+            prompt_ids = [torch.tensor(ids, device=device) for ids in rollout.main_prompt_ids]
             output["main_prompt_ids"] = pad(prompt_ids, padding_side="left")
             output["main_prompt_mask"] = pad([torch.ones_like(ids) for ids in prompt_ids], padding_side="left")
             is_padding = output["completion_mask"] == 0
             output["decoded_ids"] = output["completion_ids"].masked_fill(is_padding, -100)
 
         # From here on the actions are the latent steps; the decoded tokens have done their work
-        output["latents"], output["lengths"] = rollout.latents, rollout.lengths
+        output["latents"], output["lengths"] = drawn.latents, drawn.lengths
         output["completion_ids"] = torch.zeros(num_rows, self.num_latents, dtype=torch.long, device=device)
-        is_taken = torch.arange(self.num_latents, device=device) < rollout.lengths.unsqueeze(1)
-        is_rewarded = ~self._rewards.isnan()  # of all processes' rows
+        is_taken = torch.arange(self.num_latents, device=device) < drawn.lengths.unsqueeze(1)
+        is_rewarded = ~rollout.rewards.isnan()  # of all processes' rows
         mask = is_taken.long() * is_rewarded.split(num_rows)[self.accelerator.process_index].unsqueeze(1)
         if self.mask_truncated_completions:
-            mask = mask * (~self._is_truncated.to(device)).unsqueeze(1)
+            mask = mask * (~rollout.is_truncated.to(device)).unsqueeze(1)
         output["completion_mask"] = mask
         output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
         output["rollout_step"] = torch.tensor(self.state.global_step, device=device)
@@ -469,28 +508,37 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             output.update({f"ref_{name}": parameter for name, parameter in reference.stored().items()})
 
         num_generations = self.num_generations if mode == "train" else self.num_generations_eval
-        log_probs = rollout.density.log_prob(rollout.latents)
-        costs = self.args.latent_cost * rollout.lengths if self.args.latent_cost > 0 else None
-        self._remedy_advantages(output, self._rewards, ~self._is_truncated, log_probs, mask, costs)
-        latents = gather(self.policy.features(rollout.latents, rollout.lengths))  # groups may span processes
-        if self._scores is not None:
-            self._learn_to_prescreen(latents, gather(rollout.question_states))
+        shape_advantages(
+            output,
+            self.args,
+            self.accelerator,
+            num_generations,
+            rewards=rollout.rewards,
+            is_valid=~rollout.is_truncated,
+            log_probs=drawn.density.log_prob(drawn.latents),
+            mask=mask,
+            logged=self._logs["advantages"],
+            costs=self.args.latent_cost * drawn.lengths if self.args.latent_cost > 0 else None,
+        )
+        latents = gather(self.policy.features(drawn.latents, drawn.lengths))  # groups may span processes
+        if rollout.scores is not None:
+            self._learn_to_prescreen(latents, gather(drawn.question_states))
         if self.args.gamma != 0.0:
-            means = gather(self.policy.features(rollout.mean, rollout.lengths))
+            means = gather(self.policy.features(drawn.mean, drawn.lengths))
             self._groups[mode] = tuple(of.unflatten(0, (-1, num_generations)) for of in (latents, means))
-            places = torch.arange(num_rows, device=device) + self.accelerator.process_index * num_rows
-            output["group_index"], output["member_index"] = places // num_generations, places % num_generations
+            indices = torch.arange(num_rows, device=device) + self.accelerator.process_index * num_rows
+            output["group_index"], output["member_index"] = indices // num_generations, indices % num_generations
         if self.args.gamma != 0.0 or self.args.hybrid_coef > 0:
-            output["noise"] = rollout.density.noise_of(rollout.latents)
+            output["noise"] = drawn.density.noise_of(drawn.latents)
         if num_generations > 1:
             directions = torch.nn.functional.normalize(latents.unflatten(0, (-1, num_generations)).flatten(2), dim=-1)
             cosine_sums = directions.sum(1).square().sum(-1) - num_generations  # of all pairs of different members
             diversity = 1 - cosine_sums / (num_generations * (num_generations - 1))
             self._metrics[mode]["latent/diversity"].append(diversity.mean().item())
-        for name, value in rollout.density.figures().items():
+        for name, value in drawn.density.metrics().items():
             self._metrics[mode][f"latent/{name}"].append(self.accelerator.reduce(value, "mean").item())
         if self.policy.config.learn_stop:
-            lengths = gather(rollout.lengths).float()
+            lengths = gather(drawn.lengths).float()
             for name in ("mean", "min", "max"):
                 self._metrics[mode][f"latent/{name}_length"].append(getattr(lengths, name)().item())
         self._rollout_time += time.perf_counter() - start
@@ -498,18 +546,18 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
 
     def _learn_to_prescreen(self, latents: torch.Tensor, states: torch.Tensor) -> None:
         """Say how well the value head had predicted the rewards of all processes' rows, then teach it those."""
-        is_scored = ~self._rewards.isnan()
+        rollout, is_scored = self._rollout, ~self._rollout.rewards.isnan()
         latents, states = latents[is_scored], states[is_scored]
-        scores, rewards, is_random = self._scores[is_scored], self._rewards[is_scored], self._is_random[is_scored]
+        scores, rewards, is_random = (of[is_scored] for of in (rollout.scores, rollout.rewards, rollout.is_random))
         start = time.perf_counter()
         loss = self.prescreener.learn(latents, states, rewards, seed=self._rollout_seed)
         self._metrics["train"]["time/prescreen"].append(time.perf_counter() - start)
         is_rewarded = self.prescreener.is_rewarded(rewards)
-        figures = {"loss": loss}
+        metrics = {"loss": loss}
         for name, rows in (("random", is_random), ("selected", ~is_random)):
-            figures[f"auc_{name}"] = area_under_curve(scores[rows], is_rewarded[rows])
-            figures[f"reward_{name}"] = rewards[rows].mean().item() if rows.any() else None
-        for name, value in figures.items():
+            metrics[f"auc_{name}"] = area_under_curve(scores[rows], is_rewarded[rows])
+            metrics[f"reward_{name}"] = rewards[rows].mean().item() if rows.any() else None
+        for name, value in metrics.items():
             if value is not None:
                 self._metrics["train"][f"prescreening/{name}"].append(value)
 
@@ -571,41 +619,37 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """Log-density and entropy of every latent step, shape `(batch_size, num_latents)`: TRL's "tokens" here."""
-        latents, lengths, is_needed, noise = self._to_score or (
-            self._rollout.latents,
-            self._rollout.lengths,
-            self._is_decoded,
-            None,
-        )
-        density, embeds = self._score(
+        rollout, scoring = self._rollout, self._scoring
+        if scoring is None:  # the rollout itself, before its losses
+            scoring = Scoring(rollout.drawn.latents, rollout.drawn.lengths, is_needed=rollout.is_decoded)
+        scoring.density, scoring.latent_embeds = self._score(
             model,
             input_ids[:, :-logits_to_keep],
             attention_mask[:, :-logits_to_keep],
-            latents,
-            lengths,
-            is_needed,
-            batch_size or latents.size(0),
-            noise,
+            scoring.latents,
+            scoring.lengths,
+            scoring.is_needed,
+            batch_size or scoring.latents.size(0),
+            scoring.noise,
         )
-        logps = density.log_prob(latents)
-        if self.args.latent_logp_reduction == "mean":
-            logps = logps / latents.size(-1)
-        if self._old_logps is not None:
-            logps = clamp_log_ratio(logps, self._old_logps)
-        self._scored = density, logps.detach(), embeds
-        return logps, density.entropy() if compute_entropy else None, None
+        logps = scoring.density.log_prob(scoring.latents)
+        if scoring.old_logps is not None:
+            logps = clamp_log_ratio(logps, scoring.old_logps)
+        scoring.logps = logps.detach()
+        return logps, scoring.density.entropy() if compute_entropy else None, None
 
     def _compute_loss(self, model, inputs):
         mode = "train" if self.model.training else "eval"
-        if inputs["rollout_step"] == self.state.global_step:
-            # No update since the rollout: this very score is the old one, whatever a batch of another shape would round
-            # it to. The buffered micro-batch keeps it for the passes to come.
-            inputs["old_per_token_logps"] = None
         # The contrastive loss is of all trajectories, the others are of those that have a reward
         is_needed = inputs["completion_mask"].any(dim=1) | (self.args.gamma != 0.0)
-        noise = inputs["noise"] if self.args.hybrid_coef > 0 else None
-        self._to_score = inputs["latents"], inputs["lengths"], is_needed, noise
-        self._old_logps = inputs["old_per_token_logps"]
+        scoring = self._scoring = Scoring.of_loss(
+            inputs,
+            self.state.global_step,
+            latents=inputs["latents"],
+            lengths=inputs["lengths"],
+            is_needed=is_needed,
+            noise=inputs["noise"] if self.args.hybrid_coef > 0 else None,
+        )
         # Every term is a mean over the rollout's rows with a reward, or over their latent steps, however these fall on
         # processes and micro-batches: what each of those has on average
         num_parts = self.accelerator.num_processes * (self.args.steps_per_generation if mode == "train" else 1)
@@ -614,13 +658,10 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         advantages = inputs["advantages"]
         if self.loss_type in MEANS_OVER_ALL_ROWS:
             advantages = advantages * (len(advantages) / num_rows)
-        try:  # the clipped surrogate of equation 7, without its KL
-            loss = super()._compute_loss(model, inputs | {"advantages": advantages})
-        finally:
-            self._to_score = None
-        (density, logps, latent_embeds), mask = self._scored, inputs["completion_mask"]
-        if self._old_logps is None:
-            inputs["old_per_token_logps"] = self._old_logps = logps
+        # The clipped surrogate of equation 7, without its KL
+        loss = super()._compute_loss(model, inputs | {"advantages": advantages})
+        scoring.keep(inputs)
+        density, mask = scoring.density, inputs["completion_mask"]
         scale = 1.0 / self.current_gradient_accumulation_steps if mode == "train" else 1.0
         metrics = {}
 
@@ -637,8 +678,6 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
                 group_means,
                 inputs["member_index"],
                 similarity=self.args.contrastive_similarity,
-                temperature=self.args.contrastive_temperature,
-                margin=self.args.contrastive_margin,
             )
             # Each row holds its question's whole sum, and is live in one of its G places: the rows' mean is the value
             # of equation 8, and G times that mean has its gradient
@@ -648,11 +687,11 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             metrics["latent/contrastive"] = terms.sum(1, keepdim=True), torch.ones_like(mask[:, :1])
         if self.args.hybrid_coef > 0:
             start = time.perf_counter()
-            hybrid = self._hybrid_terms(latent_embeds, inputs, mask.any(dim=1))
+            hybrid = self._hybrid_terms(scoring.latent_embeds, inputs, mask.any(dim=1))
             self._metrics[mode]["time/hybrid"].append(time.perf_counter() - start)
             loss = loss + self.args.hybrid_coef * scale * hybrid.sum() / num_rows
             metrics["latent/hybrid"] = hybrid.unsqueeze(1), mask[:, :1]
-        metrics["latent/log_ratio_std"] = logps - self._old_logps, mask
+        metrics["latent/log_ratio_std"] = scoring.logps - scoring.old_logps, mask
         self._log_latent_metrics(mode, metrics)
 
         if mode == "train":
@@ -716,12 +755,11 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
             # insists on seeing gradients, and skips these.
             self.model.zero_grad(set_to_none=True)
         self._skip_step = False
-        if self._skipped_in_a_row >= self.args.max_skipped_steps:
+        if self._skipped_in_a_row >= MAX_SKIPPED_STEPS:
             self._save_checkpoint(self.model, trial=None)
             raise RuntimeError(
-                f"{self._skipped_in_a_row} optimizer steps in a row had no reward at all or a loss that is not finite "
-                f"(`max_skipped_steps={self.args.max_skipped_steps}`), so training stops. Check what the reward "
-                f"functions return. A checkpoint is in {self.args.output_dir}."
+                f"{self._skipped_in_a_row} optimizer steps in a row had no reward at all or a loss that is not finite, so "
+                f"training stops. Check what the reward functions return. A checkpoint is in {self.args.output_dir}."
             )
 
     # ---- Before training, and what is kept ----
@@ -753,7 +791,7 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
                     prompts = [row["prompt"] for row in inputs]
                     _, completion_ids, _, completions, *_ = self._generate(prompts)
                     self._calculate_rewards(inputs, prompts, completions, completion_ids)
-                    rewards.append(self._rewards.view(-1, self.num_generations))
+                    rewards.append(self._rollout.rewards.view(-1, self.num_generations))
         finally:
             self._decodes_all = False
             self.model.train(was_training)
@@ -783,15 +821,18 @@ class LatentGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, PolicyTrainingMix
         self._epoch_order.sampler = super()._get_train_sampler(dataset)
         return self._epoch_order.sampler
 
-    def _save_rng_state(self, output_dir: str):
-        super()._save_rng_state(output_dir)
-        if self.prescreener is not None and self.args.should_save:
-            self.prescreener.save_state(output_dir)
+    def _extra_state(self) -> dict[str, torch.Tensor]:
+        state = super()._extra_state()
+        state |= rollout_tensors(self._step, self._buffered_inputs, self._groups.get("train", ()))
+        if self.prescreener is not None:
+            state |= {f"prescreening.{name}": tensor for name, tensor in self.prescreener.state_tensors().items()}
+        return state
 
-    def _load_rng_state(self, checkpoint: str | None):
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None and self.prescreener is not None:
-            self.prescreener.load(checkpoint)
+    def _load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        super()._load_extra_state(tensors)
+        self._step, self._buffered_inputs, self._groups["train"] = rollout_from_tensors(tensors)
+        if self.prescreener is not None:
+            self.prescreener.load_state_tensors(with_prefix(tensors, "prescreening."))
 
     def _load_best_model(self):
         super()._load_best_model()

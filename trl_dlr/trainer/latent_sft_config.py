@@ -1,13 +1,12 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl import SFTConfig
 
-from .curriculum_arguments import CurriculumArguments
-from .options import ReportableArguments, refuse_options
-from .policy_arguments import LatentPolicyArguments
+from ..option_docs import described
+from .arguments import CurriculumArguments, LatentPolicyArguments, ReportableArguments, refuse_options
 
 
 # TRL options that speak of a model whose own tokens are trained. Here the main model writes, and the policy is trained.
@@ -26,6 +25,7 @@ REFUSED_OPTIONS = {
 }
 
 
+@described
 @dataclass
 class LatentSFTConfig(ReportableArguments, CurriculumArguments, LatentPolicyArguments, SFTConfig):
     r"""
@@ -47,57 +47,33 @@ class LatentSFTConfig(ReportableArguments, CurriculumArguments, LatentPolicyArgu
 
         > Parameters of the latents
 
-        latent_noise (`float`, *optional*, defaults to `1.0`):
-            Standard deviation of the noise in units of σ: 1 trains on reparameterized samples, as reinforcement
-            learning will draw them; 0 on means.
         mean_bound (`float`, *optional*, defaults to `1.0`):
             Root mean square of μ/σ up to which means cost nothing; the squared excess is added to the loss. Without a
             bound, samples of a question come to decode alike and leave reinforcement learning nothing to explore. 0
             switches it off.
-        trained_parts (`list[str]`, *optional*):
-            Parts of the policy that are trained, as names of its modules (`assistant`, `latent_head`, `latent_in` or
-            `queries`, `injector`). If `None`, all that are trainable.
 
         > Parameters of the evaluation
 
         max_completion_length (`int`, *optional*, defaults to `256`):
             Tokens that the main model writes at most when held-out questions are answered.
-        num_generations_eval (`int`, *optional*, defaults to `4`):
-            Trajectories per held-out question.
     """
 
     _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + LatentPolicyArguments._DICT_FIELDS
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the policy, which is small."})
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Whether to trade compute for memory, in the assistant and in the main model."},
-    )
-    latent_noise: float = field(
-        default=1.0, metadata={"help": "Noise in units of sigma: 1 trains on samples, 0 on means."}
-    )
-    mean_bound: float = field(
-        default=1.0, metadata={"help": "Root mean square of mean/sigma beyond which means cost; 0 for no bound."}
-    )
-    trained_parts: list[str] | None = field(
-        default=None, metadata={"help": "Modules of the policy that are trained. If unset, all."}
-    )
-    max_completion_length: int = field(
-        default=256, metadata={"help": "Tokens written at most when held-out questions are answered."}
-    )
-    num_generations_eval: int = field(default=4, metadata={"help": "Trajectories per held-out question."})
+    learning_rate: float = 1e-3
+    gradient_checkpointing: bool = False
+    mean_bound: float = 1.0
+    max_completion_length: int = 256
 
     def __post_init__(self):
         super().__post_init__()
         refuse_options(self, REFUSED_OPTIONS, SFTConfig, "LatentSFTTrainer")
         self.check_policy_arguments()
         self.check_curriculum_arguments()
-        for name in ("max_completion_length", "num_generations_eval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("latent_noise", "mean_bound"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}.")
+        if self.max_completion_length < 1:
+            raise ValueError(f"`max_completion_length` must be at least 1, got {self.max_completion_length}.")
+        if not (self.mean_bound >= 0 and math.isfinite(self.mean_bound)):
+            raise ValueError(f"`mean_bound` must be a number of at least 0, got {self.mean_bound}.")
         if self.num_stages > 0 and self.num_latents != self.num_stages * self.latents_per_stage:
             raise ValueError(
                 f"`num_latents={self.num_latents}` must be `num_stages * latents_per_stage` = {self.num_stages} * "

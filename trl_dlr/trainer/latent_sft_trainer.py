@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -17,34 +16,25 @@ from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad
 
 from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
-from ..models import LatentPolicyModel
 from ..models.latent_policy import disable_dropout
-from ..models.likelihood import given_latents
-from ..models.reasoner import LatentReasoner
+from ..models.main_model import base_model_of, given_latents
+from ..reasoners.latent_reasoner import LatentReasoner
 from ..rewards import correctness_reward
-from .construction import adapter_for_policy, assemble, check_optimizer
-from .curriculum import CurriculumMixin
-from .dataset_checks import check_chat_templates
-from .latent_sft_config import LatentSFTConfig
-from .policy_training import PolicyTrainingMixin
-from .worked_answers import (
+from .checkpoints import CheckpointsMixin
+from .curriculum import (
+    Curriculum,
     check_worked_datasets,
+    stage_generator,
     tokenize_completions,
     tokenize_worked_answers,
     with_worked_columns,
 )
+from .inputs import check_chat_templates
+from .latent_sft_config import LatentSFTConfig
+from .policy_training import PolicyTrainingMixin, adapter_for_policy, assemble, check_optimizer
 
 
-def train_part(policy: LatentPolicyModel, parts: list[str] | None) -> None:
-    """Freeze what is not in `parts`, names of the policy's modules."""
-    if parts is None:
-        return
-    names = [name for name, _ in policy.named_children()]
-    if not parts or not set(parts) <= set(names):
-        raise ValueError(f"`trained_parts` must name some of {', '.join(names)}, got {parts}.")
-    for name, module in policy.named_children():
-        if name not in parts:
-            module.requires_grad_(False)
+NUM_EVAL_SAMPLES = 4  # trajectories of a held-out question
 
 
 @dataclass
@@ -77,7 +67,7 @@ class LatentSFTCollator(DataCollatorMixin):
         }
 
 
-class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
+class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
     r"""
     Trainer for the supervised start of a latent policy: the negative log-likelihood of gold completions under the
     frozen main model that has been given the policy's latents.
@@ -177,7 +167,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         model, main_model, main_processing_class, processing_class = assemble(
             model, main_model, main_processing_class, processing_class, args, quantization_config
         )
-        policy = model.get_base_model() if is_peft_model(model) else model
+        policy = base_model_of(model)
         if args.num_stages > 0 and policy.config.num_latents != args.num_stages * args.latents_per_stage:
             raise ValueError(
                 f"`num_stages={args.num_stages}` with `latents_per_stage={args.latents_per_stage}` needs a policy of "
@@ -185,8 +175,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
             )
         check_optimizer(optimizers[0], main_model)
         check_worked_datasets(train_dataset, eval_dataset)
-        train_part(policy, args.trained_parts)
-        if peft_config is not None and not is_peft_model(model):
+        if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = adapter_for_policy(policy, peft_config)
             self._name_base_policy(policy, args.output_dir)
 
@@ -197,6 +186,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         self.engine = TransformersEngine(main_model, main_processing_class, args.max_completion_length)
         self.reward_func = reward_func
         self._num_latents, self._max_prompt_length = policy.config.num_latents, policy.max_prompt_length
+        self.curriculum = Curriculum(args)
         super().__init__(
             model=model,
             args=args,
@@ -208,6 +198,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        self.add_callback(self.curriculum)
 
         self.main_model = main_model.requires_grad_(False).eval()
         if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
@@ -264,11 +255,17 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         inputs = dict(inputs)
         ids, step_index = inputs.pop("completion_ids"), inputs.pop("step_index")
         if self.args.num_stages > 0:
-            stages = self._draw_stages(len(ids), generator).to(ids.device)
-            ids = self._what_is_left(ids, step_index, stages)
+            stages = self.curriculum.draw_stages(len(ids), generator).to(ids.device)
+            ids = self.curriculum.what_is_left(ids, step_index, stages)
             inputs["num_latents"] = stages * self.args.latents_per_stage
         inputs["labels"] = torch.nn.functional.pad(ids, (1, 0), value=-100)
         return inputs
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Trainer counts the labels of a step here
+        generator = stage_generator(self)
+        staged = (self._at_stage(inputs, generator) for inputs in epoch_iterator)
+        return super().get_batch_samples(staged, num_batches, device)
 
     # ---- Loss ----
 
@@ -279,7 +276,7 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
         config = self.policy.config
         num_latents = inputs.get("num_latents", torch.full_like(prompt_ids[:, 0], config.num_latents))
         shape = len(labels), int(num_latents.max()), config.latent_dim
-        noise = self.args.latent_noise * self.policy.draw_noise(shape)
+        noise = self.policy.draw_noise(shape)  # reparameterized samples, as reinforcement learning will draw them
         drawn = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], noise=noise)
 
         embeds = drawn.latent_embeds
@@ -319,13 +316,25 @@ class LatentSFTTrainer(CurriculumMixin, PolicyTrainingMixin, SFTTrainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         reasoner = LatentReasoner(self.policy, self.processing_class, self.engine, self.main_processing_class)
-        figures = evaluate_latents(
+        metrics = evaluate_latents(
             reasoner,
             dataloader.dataset,
             self.reward_func,
-            num_samples=self.args.num_generations_eval,
+            num_samples=NUM_EVAL_SAMPLES,
             batch_size=self.args.per_device_eval_batch_size,
             seed=self.args.seed,
         )
-        output.metrics.update({f"{metric_key_prefix}_{name}": figures[name] for name in ("accuracy", "pass_at_k")})
+        output.metrics.update({f"{metric_key_prefix}_{name}": metrics[name] for name in ("accuracy", "pass_at_k")})
         return output
+
+    # ---- Checkpoints ----
+
+    def _checkpoint_record(self) -> dict[str, Any]:
+        record = super()._checkpoint_record()
+        for name in Curriculum.RECORDED:
+            record["run"][name] = getattr(self.args, name)
+        return record
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.curriculum.go_to_checkpoint(self.state.best_model_checkpoint)

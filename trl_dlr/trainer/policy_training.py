@@ -1,7 +1,11 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""What all trainers of a latent policy do alike: its engine, its optimizer, and how it is saved."""
+"""
+What all trainers of a latent policy do alike: how policy, main model and engine are built, the policy's optimizer, and
+how it is saved.
+"""
 
+import copy
 import math
 import os
 from collections.abc import Iterator
@@ -11,25 +15,34 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
+from accelerate.utils import set_seed
 from datasets import Dataset
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..models import LatentPolicyModel
-from ..models.hub import DEFAULT_PROMPT, location_of
-from ..models.reasoner import BASE_POLICY, LatentReasoner, name_base_policy_beside, policy_below
+from ..generation import DecodingEngine, create_engine
+from ..generation.vllm_engine import vllm_hub_arguments
+from ..models import LatentPolicyConfig, LatentPolicyModel
+from ..models.hub import DEFAULT_PROMPT, check_location, find_file, hub_arguments, location_of, readable_damage
+from ..models.main_model import base_model_of
+from ..reasoners.latent_reasoner import BASE_POLICY, LatentReasoner, load_policy, name_base_policy_beside, policy_below
+from .arguments import LatentPolicyArguments
 from .callbacks import EngineCheckCallback
-from .checkpoints import WholeCheckpointsMixin, whole_files
-from .model_card import training_card
-from .pushes import PushesMixin
+from .checkpoints import whole_files
+from .hub import training_card
+from .inputs import check_adapter, check_vocabulary, load_tokenizer, refuse_fsdp
+from .latent_grpo_config import LatentGRPOConfig
 
 
 logger = get_logger(__name__)
 
 
-class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
+class PolicyTrainingMixin:
     """
-    For a TRL trainer of a [`LatentPolicyModel`] beside a frozen `main_model`: checks the engine at the start, gives the
+    For a TRL trainer with [`CheckpointsMixin`] of a [`LatentPolicyModel`] beside a frozen `main_model`: checks the engine at the start, gives the
     projection layers their own learning rate and clipping, and saves adapters with the policy that they belong to.
     """
 
@@ -46,7 +59,7 @@ class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
     def policy(self) -> LatentPolicyModel:
         """The policy itself, without what wraps it for training, and without its adapter."""
         policy = self.accelerator.unwrap_model(self.model)
-        return policy.get_base_model() if is_peft_model(policy) else policy
+        return base_model_of(policy)
 
     @contextmanager
     def answering(self) -> Iterator[LatentReasoner]:
@@ -54,7 +67,7 @@ class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
         yield LatentReasoner(self.policy, self.processing_class, self.engine, self.main_processing_class)
 
     @property
-    def facts(self) -> dict[str, str]:
+    def run_summary(self) -> dict[str, str]:
         """What a report says of the models."""
         config = self.policy.config
         main_model = config.main_model_name_or_path or "built in memory"
@@ -74,7 +87,7 @@ class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
         if not self.is_deepspeed_enabled:
             logger.info(f"{type(engine).__name__}, {self.accelerator.num_processes} processes")
             return
-        from .zero2 import cast_like_engine, check_engine, clip_separately
+        from .deepspeed import cast_like_engine, check_engine, clip_separately
 
         logger.info(check_engine(engine, self.model, self.main_model), main_process_only=False)
         if self.ref_model is not None:
@@ -145,7 +158,7 @@ class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
         with whole_files(output_dir or self.args.output_dir) as folder:
             super()._save(folder, state_dict)
             os.remove(os.path.join(folder, TRAINING_ARGS_NAME))  # a pickle; the card names what it held
-            if is_peft_model(self.accelerator.unwrap_model(self.model)):
+            if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
                 self.policy.config.save_pretrained(folder)  # for what reads a model by its configuration
             self._save_beside_policy(folder)
             self._write_card(folder)
@@ -165,7 +178,7 @@ class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
             self._name,
             self._paper,
             [*self._tag_names, *(tags or [])],
-            is_adapter=is_peft_model(self.accelerator.unwrap_model(self.model)),
+            is_adapter=isinstance(self.accelerator.unwrap_model(self.model), PeftModel),
             dataset_name=self._dataset_name,
             prompt=prompt,
         )
@@ -194,9 +207,205 @@ class PolicyTrainingMixin(PushesMixin, WholeCheckpointsMixin):
     def _complete_for_push(self) -> None:
         """Beside an adapter that is pushed lies the policy that it belongs to, wherever that came from."""
         model, folder = self.accelerator.unwrap_model(self.model), os.path.join(self.args.output_dir, BASE_POLICY)
-        if is_peft_model(model):
+        if isinstance(model, PeftModel):
             if not self._base_policy_is_saved:
                 with whole_files(folder) as staged:
                     policy_below(model).save_pretrained(staged)
                 self._base_policy_is_saved = True
             name_base_policy_beside(self.args.output_dir, self.hub_model_id or BASE_POLICY)
+
+
+def assemble(
+    model: str | PreTrainedModel,
+    main_model: str | PreTrainedModel,
+    main_processing_class: PreTrainedTokenizerBase | None,
+    processing_class: PreTrainedTokenizerBase | None,
+    args: LatentPolicyArguments,
+    quantization_config: Any = None,
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """Policy, main model, the main model's tokenizer and the assistant's, from what a user gave of them."""
+    refuse_fsdp(args)
+    if args.deepspeed_plugin is not None:
+        from .deepspeed import check_deepspeed  # imports DeepSpeed, which takes seconds
+
+        check_deepspeed(args)
+    set_seed(args.seed)  # a new policy's projection layers are random
+    main_model = load_main_model(main_model, args, quantization_config)
+    if main_processing_class is None:
+        hub = hub_arguments(args.main_model_init_kwargs, args.trust_remote_code)
+        main_processing_class = load_tokenizer(main_model, "main_processing_class", **hub)
+    model = build_policy(model, main_model, main_processing_class, args)
+    check_adapter(model, None)
+    policy = base_model_of(model)
+    args.check_policy(policy.config)
+    if args.chat_template_kwargs is None:
+        args.chat_template_kwargs = policy.config.chat_template_kwargs
+    policy.config.chat_template_kwargs = args.chat_template_kwargs
+    policy.config.main_model_dtype = str(main_model.dtype).removeprefix("torch.")
+    policy.config.max_completion_length = args.max_completion_length
+    if processing_class is None:
+        hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
+        processing_class = assistant_tokenizer(policy, main_model, main_processing_class, **hub)
+    check_vocabulary(policy.assistant, processing_class, "processing_class")
+    check_vocabulary(main_model, main_processing_class, "main_processing_class")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # which Trainer would align with a warning
+        token = getattr(processing_class, name)
+        for config in (policy.config, policy.generation_config):
+            setattr(config, name, getattr(config, name, None) if token is None else token)
+    return model, main_model, main_processing_class, processing_class
+
+
+def load_main_model(
+    main_model: str | PreTrainedModel, args: LatentPolicyArguments, quantization_config: Any = None
+) -> PreTrainedModel:
+    """The main model, loaded if it is given by name. Its weights are not touched yet."""
+    if isinstance(main_model, str):
+        kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code, **(args.main_model_init_kwargs or {})}
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        check_location(main_model)
+        with readable_damage(main_model):
+            main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
+        main_model.config._commit_hash = kwargs.get("revision")  # which transformers no longer notes down
+        return main_model
+    if quantization_config is not None:
+        raise ValueError(
+            "`quantization_config` applies to a main model that is loaded by name, but `main_model` is a "
+            f"{type(main_model).__name__} already. Pass its name, or load it quantized yourself."
+        )
+    if isinstance(main_model, LatentPolicyModel) or not isinstance(main_model, PreTrainedModel):
+        hint = " Merge its adapter first (`merge_and_unload`)." if isinstance(main_model, PeftModel) else ""
+        raise ValueError(
+            "`main_model` must be a Hub id, a path or a transformers causal LM that is frozen here, got "
+            f"{type(main_model).__name__}, which is trainable or no causal LM.{hint}"
+        )
+    if main_model.get_output_embeddings() is None:
+        raise ValueError(f"`main_model` must be a causal LM that can decode answers, got {type(main_model).__name__}.")
+    return main_model
+
+
+def build_policy(
+    model: str | PreTrainedModel,
+    main_model: PreTrainedModel,
+    main_processing_class: PreTrainedTokenizerBase,
+    args: LatentPolicyArguments,
+) -> PreTrainedModel:
+    """The policy to train: a saved or given [`LatentPolicyModel`] or adapter of one, or a new one around an assistant."""
+    if model is main_model:
+        raise ValueError(
+            "`model` and `main_model` are the same object, but one is trained and the other frozen. Pass an assistant "
+            "of its own, for instance `first_layers(main_model, 4)`."
+        )
+    init_kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if isinstance(model, str):
+        check_location(model)
+        config = AutoConfig.from_pretrained(model, **hub_arguments(init_kwargs))
+        if config.model_type == LatentPolicyConfig.model_type:
+            hub = {name: init_kwargs[name] for name in ("revision", "token", "cache_dir") if name in init_kwargs}
+            if find_file(model, "adapter_config.json", **hub) is not None:
+                model = load_policy(model, is_trainable=True, **hub)
+            else:
+                model = LatentPolicyModel.from_pretrained(model, **{"dtype": torch.float32, **init_kwargs})
+    policy = base_model_of(model)
+    if not isinstance(policy, LatentPolicyModel):
+        return LatentPolicyModel.from_assistant(
+            model, main_model, main_processing_class, init_kwargs, **args.policy_kwargs()
+        )
+    policy.attach_main_model(main_model, allow_mismatch=args.allow_main_model_mismatch)
+    main_storages = {parameter.data_ptr() for parameter in main_model.parameters()}
+    if any(parameter.data_ptr() in main_storages for parameter in model.parameters()):
+        raise ValueError(
+            "`model` shares weights with `main_model`, but one is trained and the other frozen. Build the policy with "
+            "`LatentPolicyModel.from_assistant`, which copies."
+        )
+    return model
+
+
+def build_engine(
+    main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, args: LatentGRPOConfig
+) -> DecodingEngine:
+    """What decodes the answers: the main model itself, or vLLM for it (TRL's `use_vllm` and `vllm_mode`)."""
+    parts = main_model, main_processing_class, args.max_completion_length, args.generation_kwargs
+    if not args.use_vllm:
+        return create_engine("transformers", *parts, batch_size=args.decoding_batch_size)
+    if args.vllm_mode == "server":
+        base_url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+        return create_engine(base_url, *parts, timeout=args.vllm_server_timeout)
+    llm_kwargs = {
+        "gpu_memory_utilization": args.vllm_gpu_memory_utilization,
+        "tensor_parallel_size": args.vllm_tensor_parallel_size,
+        "max_model_len": args.vllm_max_model_length,
+        "model_impl": args.vllm_model_impl,
+        "seed": args.seed,
+        **vllm_hub_arguments(hub_arguments(args.main_model_init_kwargs, args.trust_remote_code)),
+    }
+    return create_engine("vllm", *parts, llm_kwargs=llm_kwargs)
+
+
+def assistant_tokenizer(
+    policy: LatentPolicyModel, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, **hub
+) -> PreTrainedTokenizerBase:
+    """
+    Tokenizer of the assistant if none was given: the one saved with the policy, as a [`LatentReasoner`] has it. Without one,
+    its assistant's own, or the main model's for an assistant made from it.
+    """
+    name = policy.config.name_or_path
+    source = {key: hub[key] for key in ("revision", "token", "cache_dir") if key in hub}
+    if name and find_file(name, "tokenizer_config.json", **source) is not None:
+        return load_tokenizer(policy, "processing_class", **hub)
+    assistant_config = policy.config.assistant_config
+    made_from_main = assistant_config.name_or_path == main_model.config.name_or_path
+    if made_from_main and assistant_config.vocab_size == main_model.config.get_text_config().vocab_size:
+        return copy.deepcopy(main_processing_class)
+    return load_tokenizer(policy.assistant, "processing_class", **hub)
+
+
+def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> PeftConfig:
+    """`peft_config` aimed at the assistant, with the projection layers trained in full and saved with the adapter."""
+    check_adapter(policy, peft_config)
+    if not hasattr(peft_config, "modules_to_save"):
+        raise ValueError(
+            "`peft_config` must be of an adapter that can save whole modules beside it (`modules_to_save`), such as "
+            f"`LoraConfig`, got {type(peft_config).__name__}: the projection layers are trained in full."
+        )
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.task_type = None  # a latent policy is none of PEFT's tasks
+    projection = [
+        name
+        for name, module in policy.named_children()
+        if name != "assistant" and any(parameter.requires_grad for parameter in module.parameters())
+    ]
+    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), *projection})
+    if peft_config.target_modules is None:
+        model_type, tuner = (
+            policy.config.assistant_config.model_type,
+            PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type],
+        )
+        defaults = getattr(tuner, "target_module_mapping", {})
+        if model_type not in defaults:
+            raise ValueError(
+                f"`peft_config.target_modules` must be set: PEFT knows no default of {type(peft_config).__name__} for an "
+                f"assistant of type {model_type!r}."
+            )
+        peft_config.target_modules = set(defaults[model_type])
+    elif peft_config.target_modules == "all-linear":  # of the assistant
+        modules = policy.assistant.named_modules()
+        peft_config.target_modules = {name.split(".")[-1] for name, m in modules if isinstance(m, (nn.Linear, Conv1D))}
+    return peft_config
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, main_model: PreTrainedModel) -> None:
+    """Refuse an optimizer of the frozen main model's weights."""
+    main_parameters = {id(parameter) for parameter in main_model.parameters()}
+    groups = [] if optimizer is None else optimizer.param_groups
+    if any(id(parameter) in main_parameters for group in groups for parameter in group["params"]):
+        raise ValueError("`optimizers` holds weights of `main_model`, which is frozen. Give it the policy's only.")
+
+
+def check_stop(policy: LatentPolicyModel, args: LatentGRPOConfig) -> None:
+    """Refuse options that a learned stop, or a policy without one, has no use for."""
+    if args.latent_cost > 0 and not policy.config.learn_stop:
+        raise ValueError(
+            f"`latent_cost={args.latent_cost}` needs a policy with `learn_stop=True`: all trajectories of `model` have "
+            f"`num_latents={policy.config.num_latents}` steps, which cost the same."
+        )

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ..models.value_head import VALUE_HEAD_FILE, ValueHead
-from .optimizer_moments import load_moments, moments_of
+from .checkpoints import load_moments, moments_of, with_prefix
 
 
 REPLAY_SIZE = (
     2048  # decoded trajectories that the head goes on learning from: the main model is frozen, so they stay true
 )
 UPDATES_PER_ROLLOUT = 16
+LEARNING_RATE = 1e-3  # of the head
+RANDOM_SHARE = 0.25  # of what is decoded, in the selections that have such a part: it keeps the head honest
 UPDATE_BATCH_SIZE = 256
 
 
@@ -29,15 +31,11 @@ class Prescreener:
     Args:
         head ([`ValueHead`]):
             Head to train.
-        learning_rate (`float`):
-            Learning rate of AdamW.
     """
 
-    STATE_FILE = "prescreening.safetensors"  # in checkpoints only: what training it on needs
-
-    def __init__(self, head: ValueHead, learning_rate: float):
+    def __init__(self, head: ValueHead):
         self.head = head
-        self.optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate)
+        self.optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE)
         device = next(head.parameters()).device
         self.reward_range = torch.tensor([torch.inf, -torch.inf], device=device)  # lowest and highest so far
         self.replay = {}
@@ -105,27 +103,25 @@ class Prescreener:
     def save_head(self, folder: str) -> None:
         save_file(self.head.state_dict(), os.path.join(folder, VALUE_HEAD_FILE))
 
-    def save_state(self, folder: str) -> None:
-        tensors = {"reward_range": self.reward_range}
-        tensors.update({f"replay.{name}": rows.contiguous() for name, rows in self.replay.items()})
-        save_file({**tensors, **moments_of(self.optimizer)}, os.path.join(folder, self.STATE_FILE))
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Head and what training it on needs, for a checkpoint."""
+        tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        tensors |= {f"replay.{name}": rows for name, rows in self.replay.items()}
+        return {"reward_range": self.reward_range, **tensors, **moments_of(self.optimizer)}
 
     def load_head(self, folder: str) -> None:
         self.head.load_state_dict(load_file(os.path.join(folder, VALUE_HEAD_FILE)))
 
-    def load(self, folder: str) -> None:
-        """Load what [`save_head`] and [`save_state`] wrote."""
-        self.load_head(folder)
-        path, device = os.path.join(folder, self.STATE_FILE), self.reward_range.device
-        tensors = {name: tensor.to(device) for name, tensor in load_file(path).items()}
-        self.reward_range = tensors.pop("reward_range")
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Load what [`state_tensors`] returned."""
+        self.reward_range = tensors["reward_range"]
+        self.head.load_state_dict(with_prefix(tensors, "head."))
+        self.replay = with_prefix(tensors, "replay.")
         load_moments(self.optimizer, tensors)
-        replay = {name: rows for name, rows in tensors.items() if name.startswith("replay.")}
-        self.replay = {name.removeprefix("replay."): rows for name, rows in replay.items()}
 
 
 def select_trajectories(
-    scores: torch.Tensor, num_decoded: int, selection: str, random_share: float, seed: int
+    scores: torch.Tensor, num_decoded: int, selection: str, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Choose the trajectories of each question that are decoded (equation 13).
@@ -141,8 +137,6 @@ def select_trajectories(
         selection (`str`):
             `"top"` (best scores), `"top_random"` (and a random share), `"top_bottom"` (best and worst scores in equal
             parts, and a random share) or `"random"`.
-        random_share (`float`):
-            Share of the K that are drawn at random, at least one, by the selections that have one.
         seed (`int`):
             Seed of the draw, the same on every process.
 
@@ -150,7 +144,7 @@ def select_trajectories(
         `tuple[torch.Tensor, torch.Tensor]`: what is decoded, and what of it was drawn at random; `bool`, shaped like
         `scores`.
     """
-    num_random = {"top": 0, "random": num_decoded}.get(selection, max(1, round(random_share * num_decoded)))
+    num_random = {"top": 0, "random": num_decoded}.get(selection, max(1, round(RANDOM_SHARE * num_decoded)))
     draws = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed)).to(scores.device)
     is_random = torch.zeros_like(scores, dtype=torch.bool)
     is_random.scatter_(1, draws.topk(num_random, dim=1).indices, True)

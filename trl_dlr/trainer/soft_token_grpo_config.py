@@ -9,8 +9,8 @@ from ..generation.engine import check_generation_kwargs
 from ..generation.transformers_engine import GENERATION_FIELDS, SAMPLING_FIELDS
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import LATENT_TYPES, ThinkingConfig
-from .options import GroupArguments, ReportableArguments, refuse_options
-from .remedy_arguments import RemedyArguments
+from ..option_docs import described
+from .arguments import GroupArguments, RemedyArguments, ReportableArguments, refuse_options
 
 
 # TRL options that generate from token ids alone
@@ -21,6 +21,7 @@ REFUSED_OPTIONS = {
 }
 
 
+@described
 @dataclass
 class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, GRPOConfig):
     r"""
@@ -77,41 +78,20 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
             Latent-GRPO's surrogate.
     """
 
-    disable_dropout: bool = field(
-        default=True,
-        metadata={"help": "Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1."},
-    )
-    latent_type: str = field(
-        default="soft_tokens",
-        metadata={"help": "What a latent is: 'soft_tokens' or 'hidden_states'.", "choices": list(LATENT_TYPES)},
-    )
-    num_latents: int = field(default=8, metadata={"help": "Number of latents, at most if `stop_at_end_marker`."})
-    start_marker: str | None = field(default=None, metadata={"help": "Text before the first latent."})
-    end_marker: str | None = field(default=None, metadata={"help": "Text between the last latent and the answer."})
-    stop_at_end_marker: bool = field(
-        default=False,
-        metadata={"help": "Whether thinking ends when the end marker is what the model would say next."},
-    )
-    soft_token_temperature: float = field(default=1.0, metadata={"help": "Temperature of the mixture."})
-    noise_scale: float = field(default=1.0, metadata={"help": "Factor of the Gumbel noise."})
-    one_sided_noise: bool = field(
-        default=False, metadata={"help": "Whether the noise is clamped and shifted to be at least 0."}
-    )
-    latent_top_k: int | None = field(
-        default=None, metadata={"help": "Most likely tokens that are candidates. If unset, all."}
-    )
-    latent_top_p: float = field(default=1.0, metadata={"help": "Probability mass that the candidates must have."})
-    min_candidates: int = field(default=1, metadata={"help": "Candidates there are at least."})
-    mixture_size: int | None = field(
-        default=None, metadata={"help": "Number of candidates that are mixed. If unset, all."}
-    )
-    soft_token_score: str = field(
-        default="lepo",
-        metadata={
-            "help": "What stands for the log-probability of a soft token: 'exact', 'lepo' or 'latent_grpo'.",
-            "choices": list(SOFT_TOKEN_SCORES),
-        },
-    )
+    disable_dropout: bool = True
+    latent_type: str = field(default="soft_tokens", metadata={"choices": list(LATENT_TYPES)})
+    num_latents: int = 8
+    start_marker: str | None = None
+    end_marker: str | None = None
+    stop_at_end_marker: bool = False
+    soft_token_temperature: float = 1.0
+    noise_scale: float = 1.0
+    one_sided_noise: bool = False
+    latent_top_k: int | None = None
+    latent_top_p: float = 1.0
+    min_candidates: int = 1
+    mixture_size: int | None = None
+    soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
 
     def __post_init__(self):
         super().__post_init__()

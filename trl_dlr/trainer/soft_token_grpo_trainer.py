@@ -19,26 +19,24 @@ from ..models.hub import hub_arguments
 from ..models.latent_policy import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import Thinker, Thoughts, check_positions, positions
-from .checkpoints import share_weights
-from .construction import (
+from .checkpoints import CheckpointsMixin, rollout_from_tensors, rollout_tensors, share_weights
+from .inputs import (
     as_reward_funcs,
     check_adapter,
+    check_chat_templates,
+    check_datasets,
+    check_gold_answers,
     check_vocabulary,
-    init_kwargs_were_used,
-    load_causal_lm,
     load_tokenizer,
-    reference_is_a_copy,
+    longest_prompts,
     refuse_fsdp,
 )
-from .dataset_checks import check_chat_templates, check_datasets, check_gold_answers, longest_prompts
-from .losses import clamp_log_ratio
-from .remedies import RemediesMixin
-from .rollouts import ResumableRolloutsMixin
+from .losses import Scoring, clamp_log_ratio, shape_advantages
 from .soft_token_grpo_config import SoftTokenGRPOConfig
-from .thinking_training import ThinkingTrainingMixin
+from .thinking_training import ThinkingTrainingMixin, init_kwargs_were_used, load_causal_lm, reference_is_a_copy
 
 
-class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTrainingMixin, GRPOTrainer):
+class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer):
     r"""
     Trainer for a language model that thinks in soft tokens before it answers in tokens, as proposed in the papers
     [LEPO](https://huggingface.co/papers/2604.17892) and [Latent-GRPO](https://huggingface.co/papers/2604.27998).
@@ -198,9 +196,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         self._thoughts = None  # of the rows being generated
         self._num_given = None  # end tokens that they were given after a stop string
         self._rewards = None  # total rewards of all processes' rows, NaN where there is none
-        self._to_score = None  # stored latents and lengths of the rows being scored
-        self._old_logps = None
-        self._scored = None  # log-probabilities of the latest scoring pass
+        self._scoring: Scoring | None = None  # of the latest loss, `None` while there is a rollout
 
     def get_eval_dataloader(self, eval_dataset=None):
         self.args.check_evaluation()
@@ -282,7 +278,7 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._to_score = self._old_logps = None
+        self._scoring = None
         output = super()._generate_and_score_completions(inputs)
         thoughts = self._thoughts
         output |= {f"latent_{name}": stored for name, stored in thoughts.latents.items()}
@@ -297,7 +293,17 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
                 self.args.per_device_train_batch_size,
             )
         mask, log_probs = output["completion_mask"] * output["tool_mask"], output.get("old_per_token_logps")
-        self._remedy_advantages(output, self._rewards, thoughts.has_ended, log_probs, mask)
+        shape_advantages(
+            output,
+            self.args,
+            self.accelerator,
+            self.num_generations if self.model.training else self.num_generations_eval,
+            rewards=self._rewards,
+            is_valid=thoughts.has_ended,
+            log_probs=log_probs,
+            mask=mask,
+            logged=self._logs["advantages"],
+        )
         return output
 
     # ---- Loss: latent positions and token positions ----
@@ -314,7 +320,9 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Scores of latent positions and log-probabilities of token positions, shape `(batch_size, logits_to_keep)`."""
-        latents, lengths = self._to_score or (self._thoughts.latents, self._thoughts.lengths)
+        # The rollout itself, before its losses, has no scoring of its own
+        scoring = self._scoring or Scoring(self._thoughts.latents, self._thoughts.lengths)
+        latents, lengths = scoring.latents, scoring.lengths
         embed_tokens = self.accelerator.unwrap_model(model).get_input_embeddings()
         prompt_ids, completion_ids = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
         scored = []
@@ -339,9 +347,9 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
             scored.append((logps, entropies, output.aux_loss if compute_aux_loss else None))
         logps, entropies, aux_losses = zip(*scored, strict=True)
         logps = torch.cat(logps)
-        if self._old_logps is not None:
-            logps = self._relative_to_old(logps, lengths)
-        self._scored = logps.detach()
+        if scoring.old_logps is not None:
+            logps = self._relative_to_old(logps, scoring.old_logps, lengths)
+        scoring.logps = logps.detach()
         aux_loss = torch.stack(aux_losses).mean() if compute_aux_loss else None
         return logps, torch.cat(entropies) if compute_entropy else None, aux_loss
 
@@ -356,28 +364,33 @@ class SoftTokenGRPOTrainer(RemediesMixin, ResumableRolloutsMixin, ThinkingTraini
         first = torch.where(is_latent(scores, lengths), scores, logps[:, :longest])
         return torch.cat([first, logps[:, longest:]], dim=1)
 
-    def _relative_to_old(self, logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _relative_to_old(self, logps: torch.Tensor, old_logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Bounded log-ratios of latents. LEPO's have none: the value stays the old one, the gradient is the score's."""
-        of_latents = clamp_log_ratio(logps, self._old_logps)
+        of_latents = clamp_log_ratio(logps, old_logps)
         if self.args.soft_token_score == "lepo":
-            of_latents = self._old_logps + (logps - logps.detach())
+            of_latents = old_logps + (logps - logps.detach())
         return torch.where(is_latent(logps, lengths), of_latents, logps)
 
     def _compute_loss(self, model, inputs):
-        if inputs["rollout_step"] == self.state.global_step:
-            # No update since the rollout: this very score is the old one, whatever a batch of another shape would round
-            # it to. The buffered micro-batch keeps it for the passes to come.
-            inputs["old_per_token_logps"] = None
         names = [name for name in inputs if name.startswith("latent_") and name != "latent_lengths"]
-        latents = {name.removeprefix("latent_"): inputs[name] for name in names}
-        self._to_score, self._old_logps = (latents, inputs["latent_lengths"]), inputs.get("old_per_token_logps")
-        try:
-            loss = super()._compute_loss(model, inputs)
-        finally:
-            self._to_score = None
-        if self._old_logps is None:
-            inputs["old_per_token_logps"] = self._old_logps = self._scored
+        scoring = self._scoring = Scoring.of_loss(
+            inputs,
+            self.state.global_step,
+            latents={name.removeprefix("latent_"): inputs[name] for name in names},
+            lengths=inputs["latent_lengths"],
+        )
+        loss = super()._compute_loss(model, inputs)
+        scoring.keep(inputs)
         return loss
+
+    # ---- Checkpoints ----
+
+    def _extra_state(self) -> dict[str, torch.Tensor]:
+        return super()._extra_state() | rollout_tensors(self._step, self._buffered_inputs)
+
+    def _load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        super()._load_extra_state(tensors)
+        self._step, self._buffered_inputs, _ = rollout_from_tensors(tensors)
 
 
 def is_latent(positions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

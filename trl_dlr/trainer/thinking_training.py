@@ -1,24 +1,29 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""What all trainers of a language model that thinks by itself do alike."""
+"""What all trainers of a language model that thinks by itself do alike: how it is loaded, and how it is saved."""
 
+import copy
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from trl.trainer import grpo_trainer
+from trl.trainer.utils import create_model_from_path
 
+from ..models.hub import check_location, readable_damage
 from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig
-from ..models.thinking_reasoner import ThinkingReasoner
-from .checkpoints import WholeCheckpointsMixin, whole_files
-from .pushes import PushesMixin
+from ..reasoners.thinking_reasoner import ThinkingReasoner
+from .checkpoints import whole_files
 
 
-class ThinkingTrainingMixin(PushesMixin, WholeCheckpointsMixin):
+class ThinkingTrainingMixin:
     """
-    For a TRL trainer of a causal LM that thinks as `self.thinker` lets it, or as `thinking_config` and `latent_type` say:
+    For a TRL trainer with [`CheckpointsMixin`] of a causal LM that thinks as `self.thinker` lets it, or as `thinking_config` and `latent_type` say:
     checkpoints that are whole, and that say how the model thinks, and pushes.
     """
 
@@ -44,7 +49,7 @@ class ThinkingTrainingMixin(PushesMixin, WholeCheckpointsMixin):
             yield ThinkingReasoner(model, self.processing_class, config)
 
     @property
-    def facts(self) -> dict[str, str]:
+    def run_summary(self) -> dict[str, str]:
         """What a report says of the model."""
         config = self.thinking_config
         latents = "none yet" if config is None else f"{config.num_latents} {config.latent_type.replace('_', ' ')}"
@@ -68,3 +73,44 @@ class ThinkingTrainingMixin(PushesMixin, WholeCheckpointsMixin):
             if self.thinking_config is not None:
                 self.thinking_config.save_pretrained(folder)
             self._saved_names = os.listdir(folder)
+
+
+def load_causal_lm(model: str, args: TrainingArguments, quantization_config: Any = None) -> PreTrainedModel:
+    """A causal LM to train, loaded with TRL's defaults. TRL itself would read its configuration from elsewhere."""
+    kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if quantization_config is not None:
+        kwargs["quantization_config"] = quantization_config
+    if args.distributed_state.num_processes > 1:
+        kwargs["device_map"] = None
+    check_location(model)
+    with readable_damage(model):
+        return create_model_from_path(model, AutoModelForCausalLM, **kwargs)
+
+
+@contextmanager
+def init_kwargs_were_used() -> Iterator[None]:
+    """For a model of [`load_causal_lm`]: TRL would warn that it ignores `model_init_kwargs`."""
+    logger = logging.getLogger("trl.trainer.grpo_trainer")
+
+    def is_true(record: logging.LogRecord) -> bool:
+        return "`model_init_kwargs` will be ignored" not in record.getMessage()
+
+    logger.addFilter(is_true)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_true)
+
+
+@contextmanager
+def reference_is_a_copy(model: PreTrainedModel) -> Iterator[None]:
+    """
+    While a [`~trl.GRPOTrainer`] is built: its reference is `model` as it is. TRL would load one by the model's name, which
+    one that was built in memory does not have, and which names other weights than those of one that was trained since.
+    """
+    load = grpo_trainer.create_model_from_path
+    grpo_trainer.create_model_from_path = lambda *args, **kwargs: copy.deepcopy(model)
+    try:
+        yield
+    finally:
+        grpo_trainer.create_model_from_path = load

@@ -1,0 +1,285 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""The frozen main model: assistants made from it, its weights recognized, its likelihoods, and what decoding asks of it."""
+
+import copy
+import hashlib
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from peft import PeftModel
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModel,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+
+from .hub import has_code_of_its_own
+
+
+# transformers 5.24 renamed this argument of every model and of `generate`; the old name works there, with a warning,
+# until 5.40
+CACHE_ARGUMENT = (
+    "cache"
+    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
+
+
+def is_checkpointed(model: PreTrainedModel) -> bool:
+    """Whether the model's layers run again in the backward pass, and so keep no cache."""
+    # transformers' property for it has another name from 5.23 on
+    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+SAMPLES_PER_TENSOR = 4096
+
+
+def _digest(samples: list[tuple[str, torch.Size, torch.Tensor]], dtype: torch.dtype) -> str:
+    digest = hashlib.sha256()
+    for name, shape, values in sorted(samples, key=lambda sample: sample[0]):
+        digest.update(f"{name}{tuple(shape)}".encode())
+        digest.update(values.to("cpu", dtype).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """
+    Fingerprint of a model's weights, independent of the device (offloaded weights included) and of the dtype that a
+    checkpoint is loaded in: `"<vectors and embeddings>-<all weights>"`, two short SHA-256 digests over evenly spaced
+    samples of every tensor, rounded to bfloat16, then two more over samples rounded to float16. A load of the same
+    checkpoint shares one pair at least. Only loads of a float32 checkpoint in bfloat16 and in float16 do not recognize
+    each other: each has lost what the other has kept.
+
+    The second of a pair is `"quantized"` for a quantized model, whose matrices are packed; the first, over the tensors that
+    quantization leaves alone, still identifies it. See [`fingerprints_match`].
+    """
+    names = {name for name, _ in model.named_parameters()}  # of tied weights only the first
+    embeddings = model.get_input_embeddings()
+    kept, floating = [], []
+    for prefix, module in model.named_modules():
+        with align_module_device(module):  # what accelerate has offloaded comes one module at a time
+            for name, tensor in module.named_parameters(prefix, recurse=False):
+                if name in names and tensor.is_floating_point():
+                    values = tensor.detach().reshape(-1)[:: max(tensor.numel() // SAMPLES_PER_TENSOR, 1)]
+                    floating.append((name, tensor.shape, values.clone()))
+                    if tensor.ndim == 1 or module is embeddings:
+                        kept.append(floating[-1])
+    is_quantized = getattr(model, "is_quantized", False) and len(floating) < len(names)
+    return "-".join(
+        "quantized" if is_quantized and samples is floating else _digest(samples, dtype)
+        for dtype in (torch.bfloat16, torch.float16)
+        for samples in (kept, floating)
+    )
+
+
+def warn_of_cast(model: nn.Module) -> None:
+    """
+    Warn of a model that was cast as a whole after it was loaded, which rounds what every load keeps in float32: the
+    frequencies of rotary embeddings. Fingerprints are of weights alone, which such a cast leaves as they are.
+    """
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq") and buffer.dtype in (torch.bfloat16, torch.float16):
+            dtype = str(buffer.dtype).removeprefix("torch.")
+            warnings.warn(
+                f"`main_model` was cast to {dtype} after it was loaded, and its rotary embeddings ({name}) with it: it does "
+                f"not answer as the same model does where it is loaded. Load it with `dtype={dtype!r}` instead.",
+                stacklevel=2,
+            )
+            return
+
+
+def fingerprints_match(first: str, second: str) -> bool:
+    """
+    Whether two fingerprints name the same weights; a quantized one is compared by the first half of its pairs. One of an
+    earlier version has the bfloat16 pair alone, and is compared by that.
+    """
+    halves = [fingerprint.split("-") for fingerprint in (first, second)]
+    pairs = [list(zip(parts[::2], parts[1::2], strict=True)) for parts in halves]
+    return any(
+        kept == other_kept if "quantized" in (whole, other_whole) else whole == other_whole
+        for (kept, whole), (other_kept, other_whole) in zip(*pairs, strict=False)
+    )
+
+
+def with_few_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """A backbone of the model's architecture, newly initialized in float32."""
+    total = model.config.get_text_config().num_hidden_layers
+    if not 1 <= num_layers <= total:
+        raise ValueError(f"`num_layers` must be between 1 and the main model's {total} layers, got {num_layers}.")
+    config = copy.deepcopy(model.config.get_text_config())
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = None
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None):  # one entry per layer
+        config.layer_types = config.layer_types[:num_layers]
+    return AutoModel.from_config(config, trust_remote_code=has_code_of_its_own(config)).float()
+
+
+def first_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """
+    Backbone made of a copy of the main model's embeddings, first `num_layers` layers and final norm, in float32.
+
+    Args:
+        main_model ([`~transformers.PreTrainedModel`]):
+            Causal LM to copy from, not quantized.
+        num_layers (`int`):
+            Number of layers to keep.
+    """
+    backbone = with_few_layers(main_model, num_layers)
+    source = main_model.base_model.state_dict()
+    backbone.load_state_dict({name: source[name] for name in backbone.state_dict()})
+    return backbone
+
+
+def fresh_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """
+    Backbone of the main model's architecture with `num_layers` newly initialized layers on a copy of its input
+    embeddings, in float32. Best used with `freeze_embeddings=True`.
+
+    Args:
+        main_model ([`~transformers.PreTrainedModel`]):
+            Causal LM whose architecture and embeddings are used.
+        num_layers (`int`):
+            Number of layers.
+    """
+    backbone = with_few_layers(main_model, num_layers)
+    embeddings: nn.Embedding = backbone.get_input_embeddings()
+    with torch.no_grad():
+        embeddings.weight.copy_(main_model.get_input_embeddings().weight)
+    return backbone
+
+
+def given_latents(
+    main_model: PreTrainedModel,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    latent_embeds: torch.Tensor,
+    completion_ids: torch.Tensor,
+    num_latents: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """
+    `[prompt ; latents ; completion]` as inputs of the main model, with labels on the completion. Their likelihood has a
+    gradient in the latents.
+
+    Args:
+        main_model ([`~transformers.PreTrainedModel`]):
+            Frozen causal LM.
+        prompt_ids (`torch.Tensor` of shape `(batch_size, prompt_length)`):
+            Left-padded prompts.
+        prompt_mask (`torch.Tensor` of shape `(batch_size, prompt_length)`):
+            0 on padding.
+        latent_embeds (`torch.Tensor` of shape `(batch_size, T, hidden_size)`):
+            Injected latents.
+        completion_ids (`torch.Tensor` of shape `(batch_size, completion_length)`):
+            Completions, padded with -100 on the right.
+        num_latents (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            Latents of each row, the first ones, if not all.
+
+    Returns:
+        `dict[str, Any]`: keyword arguments.
+    """
+    size = latent_embeds.size(1)
+    missing = torch.zeros_like(prompt_ids[:, 0]) if num_latents is None else size - num_latents
+    # A row with fewer latents has them on the right: the completion's first token is read off the last of them
+    index = torch.arange(size, device=prompt_ids.device) - missing.unsqueeze(1)
+    latent_embeds = latent_embeds.gather(1, index.clamp(min=0).unsqueeze(2).expand_as(latent_embeds))
+    embed = main_model.get_input_embeddings()
+    prompt_embeds = embed(prompt_ids)
+    parts = [prompt_embeds, latent_embeds, embed(completion_ids.clamp(min=0))]
+    mask = torch.cat([prompt_mask.long(), (index >= 0).long(), (completion_ids != -100).long()], dim=1)
+    before = completion_ids.new_full((len(prompt_ids), prompt_ids.size(1) + size), -100)
+    return {
+        "inputs_embeds": torch.cat([part.to(prompt_embeds.dtype) for part in parts], dim=1),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        "labels": torch.cat([before, completion_ids], dim=1),
+    }
+
+
+@torch.no_grad()
+def completion_log_probs(
+    main_model: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    completion_ids: list[list[int]],
+    latent_embeds: torch.Tensor | None = None,
+    num_latents: torch.Tensor | None = None,
+) -> tuple[list[torch.Tensor], list[bool]]:
+    """
+    Log-probabilities of given completions, without gradient.
+
+    Args:
+        main_model ([`~transformers.PreTrainedModel`]):
+            Frozen causal LM.
+        prompt_ids (`list[list[int]]`):
+            Prompts, at least one token each.
+        completion_ids (`list[list[int]]`):
+            Their completions, at least one token each.
+        latent_embeds (`torch.Tensor` of shape `(len(prompt_ids), T, hidden_size)`, *optional*):
+            Embeddings between prompt and completion. Without them the main model is on its own.
+        num_latents (`torch.Tensor` of shape `(len(prompt_ids),)`, *optional*):
+            Latents of each row, the first ones, if not all.
+
+    Returns:
+        `tuple[list[torch.Tensor], list[bool]]`: float32 log-probability of each token of each completion, and whether
+        greedy decoding would give the completion.
+    """
+    embed, device = main_model.get_input_embeddings(), main_model.device
+
+    def padded(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
+        return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, value, side).to(device)
+
+    if latent_embeds is None:
+        latent_embeds = embed.weight.new_empty(len(prompt_ids), 0, embed.embedding_dim)
+    prompts, completions = padded(prompt_ids, 0, "left"), padded(completion_ids, -100, "right")
+    mask = padded([[1] * len(ids) for ids in prompt_ids], 0, "left")
+    num_latents = None if num_latents is None else num_latents.to(device)
+    inputs = given_latents(main_model, prompts, mask, latent_embeds.to(device), completions, num_latents)
+    del inputs["labels"]
+    # The last position before the completion gives its first token, and nothing is read off its last one
+    with contiguous_lm_head(main_model):
+        logits = main_model(**inputs, use_cache=False, logits_to_keep=completions.size(1) + 1).logits[:, :-1].float()
+    targets = completions.clamp(min=0)
+    log_probs = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    is_greedy = ((logits.argmax(-1) == targets) | (completions == -100)).all(1)
+    return [row[: len(ids)].cpu() for row, ids in zip(log_probs, completion_ids, strict=True)], is_greedy.tolist()
+
+
+@contextmanager
+def contiguous_lm_head(model: PreTrainedModel) -> Iterator[None]:
+    """
+    A slice of hidden states times a frozen head is a batched product in torch: it copies the head once per row, and
+    rounds differently than the product with a head that is not frozen. Here the head is given whole tensors.
+    """
+    lm_head = model.get_output_embeddings()
+    contiguous = lm_head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        contiguous.remove()
+
+
+def base_model_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model below an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def nothing_inherited(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` fills what a configuration leaves open from the model's own, which is put aside for the while."""
+    model = base_model_of(model)
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -1,0 +1,3 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""What `trl-dlr train`, `sft`, `soft-token`, `coconut` and `latent-rl` launch, a script per trainer."""

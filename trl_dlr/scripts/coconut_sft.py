@@ -1,0 +1,44 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""
+Train a language model to think in its own hidden states, stage by stage, on worked answers: Coconut (CoconutSFTTrainer).
+
+Examples:
+
+    trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml
+    trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml --dataset_name train.jsonl --eval_dataset_name test.jsonl
+    trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml --model_name_or_path Qwen/Qwen2.5-1.5B --use_peft true \\
+        --lora_r 64 --lora_target_modules all-linear
+
+A worked answer has its steps, a line each, before `#### result`, as those of GSM8K do.
+"""
+
+from trl import ModelConfig, get_peft_config
+
+from ..cli.launch import run_script
+from ..trainer import CoconutSFTConfig, CoconutSFTTrainer
+from .questions import with_targets
+from .utils import ScriptArguments, load_model, load_questions, save_and_push, train_and_evaluate
+
+
+ARGUMENTS = (ScriptArguments, CoconutSFTConfig, ModelConfig)
+
+
+def main(script_args: ScriptArguments, training_args: CoconutSFTConfig, model_args: ModelConfig) -> None:
+    has_eval = training_args.eval_strategy != "no"
+    train_dataset, test_dataset, judge = load_questions(script_args, has_eval or bool(script_args.num_eval_questions))
+    trainer = CoconutSFTTrainer(
+        **load_model(training_args, model_args),
+        args=training_args,
+        train_dataset=with_targets(train_dataset, script_args.answer_tags),
+        eval_dataset=with_targets(test_dataset, script_args.answer_tags) if has_eval else None,
+        reward_func=judge,
+        peft_config=get_peft_config(model_args),
+    )
+    questions = test_dataset if script_args.num_eval_questions else None
+    results = train_and_evaluate(trainer, script_args, questions, judge)
+    save_and_push(trainer, script_args, results)
+
+
+if __name__ == "__main__":
+    run_script("coconut", main, ARGUMENTS)
