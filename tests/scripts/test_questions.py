@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -22,6 +23,7 @@ from trl_dlr.scripts.questions import (
 from trl_dlr.scripts.utils import ScriptArguments, load_questions
 
 
+TRAINING = SimpleNamespace(eval_strategy="no")
 ROWS = [{"question": f"What is {i} + {i}?", "answer": 2 * i} for i in range(4)]
 
 
@@ -44,25 +46,26 @@ KINDS = ["json", "jsonl", "csv", "parquet", "json.gz", "jsonl.gz", "csv.gz"]
 def test_local_files(tmp_path, kind):
     name = write(tmp_path, kind)
     args = ScriptArguments(dataset_name=name, dataset_train_split="train[:3]", system_prompt="Be brief.")
-    train, test, judge = load_questions(args, with_test=False)
+    train, _, test, judge = load_questions(args, TRAINING)
     system = {"role": "system", "content": "Be brief."}
     assert train["prompt"][1] == [system, {"role": "user", "content": "What is 1 + 1?"}]
     assert list(train["answer"]) == [0, 2, 4] and test is None and judge is correctness_reward
 
     args = ScriptArguments(dataset_name=name, num_eval_questions=1, prompt_template="Q: {question}")
-    train, test, _ = load_questions(args, with_test=True)
+    train, _, test, _ = load_questions(args, TRAINING)
     assert len(train) == 3 and len(test) == 1 and not set(train["question"]) & set(test["question"])
     assert train["prompt"][0].startswith("Q: What is ")
     args = ScriptArguments(dataset_name=name, eval_dataset_name=name, num_eval_questions=2)
-    assert [len(split) for split in load_questions(args, with_test=True)[:2]] == [4, 2]
+    assert [len(load_questions(args, TRAINING)[index]) for index in (0, 2)] == [4, 2]
     assert len(load_test_questions(QuestionArguments(dataset_name=name))[0]) == 4
 
 
 @pytest.mark.parametrize("number", [None, 4, 5])
 def test_questions_that_are_held_out_of_a_file_must_leave_some(tmp_path, number):
     args = ScriptArguments(dataset_name=write(tmp_path, "jsonl"), num_eval_questions=number)
+    evaluating = SimpleNamespace(eval_strategy="steps")
     with pytest.raises(ValueError, match=f"`num_eval_questions` must be below the 4 questions of .*, got {number}:"):
-        load_questions(args, with_test=True)
+        load_questions(args, evaluating)
 
 
 def test_names_on_the_hub_are_no_files():
@@ -136,7 +139,7 @@ def test_held_out_sums_are_never_trained_on():
 
 def test_tasks_of_reasoning_gym():
     args = ScriptArguments(dataset_name="reasoning_gym/chain_sum", num_eval_questions=3)
-    train, test, judge = load_questions(args, with_test=True)
+    train, _, test, judge = load_questions(args, TRAINING)
     assert (len(train), len(test)) == (2000, 3) and not set(train["index"]) & set(test["index"])
     assert train[0]["prompt"][0]["role"] == "user" and judge.__name__ == "reasoning_gym_reward"
     for split in (train, test):

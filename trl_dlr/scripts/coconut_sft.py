@@ -25,18 +25,16 @@ ARGUMENTS = (ScriptArguments, CoconutSFTConfig, ModelConfig)
 
 
 def main(script_args: ScriptArguments, training_args: CoconutSFTConfig, model_args: ModelConfig) -> None:
-    has_eval = training_args.eval_strategy != "no"
-    train_dataset, test_dataset, judge = load_questions(script_args, has_eval or bool(script_args.num_eval_questions))
+    questions = load_questions(script_args, training_args)
     trainer = CoconutSFTTrainer(
         **load_model(training_args, model_args),
         args=training_args,
-        train_dataset=with_targets(train_dataset, script_args.answer_tags),
-        eval_dataset=with_targets(test_dataset, script_args.answer_tags) if has_eval else None,
-        reward_func=judge,
+        train_dataset=with_targets(questions.train, script_args.answer_tags),
+        eval_dataset=with_targets(questions.eval, script_args.answer_tags),
+        reward_func=questions.judge,
         peft_config=get_peft_config(model_args),
     )
-    questions = test_dataset if script_args.num_eval_questions else None
-    results = train_and_evaluate(trainer, script_args, questions, judge)
+    results = train_and_evaluate(trainer, script_args, questions)
     save_and_push(trainer, script_args, results)
 
 

@@ -38,23 +38,21 @@ ARGUMENTS = (LatentGRPOScriptArguments, LatentGRPOConfig, ModelConfig)
 
 
 def main(script_args: LatentGRPOScriptArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
-    has_eval = training_args.eval_strategy != "no"
-    train_dataset, test_dataset, judge = load_questions(script_args, has_eval or bool(script_args.num_eval_questions))
-    reward_funcs = script_args.load_rewards(judge)
+    questions = load_questions(script_args, training_args)
+    reward_funcs = script_args.load_rewards(questions.judge)
     trainer = LatentGRPOTrainer(
         **load_models(script_args, training_args, model_args),
         reward_funcs=reward_funcs,
         args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=test_dataset if has_eval else None,
+        train_dataset=questions.train,
+        eval_dataset=questions.eval,
         peft_config=get_peft_config(model_args),
     )
     weights = dict(zip(script_args.reward_funcs, training_args.reward_weights or (), strict=False))
     results = train_and_evaluate(
         trainer,
         script_args,
-        test_dataset if script_args.num_eval_questions else None,
-        judge,
+        questions,
         script_args.format_reward(),
         format_weight=weights.get("format_reward", 1.0) / weights.get("correctness_reward", 1.0),
     )

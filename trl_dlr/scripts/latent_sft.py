@@ -26,21 +26,21 @@ ARGUMENTS = (PolicyScriptArguments, LatentSFTConfig, ModelConfig)
 
 
 def main(script_args: PolicyScriptArguments, training_args: LatentSFTConfig, model_args: ModelConfig) -> None:
-    has_eval = training_args.eval_strategy != "no"
-    train_dataset, test_dataset, judge = load_questions(script_args, has_eval or bool(script_args.num_eval_questions))
+    questions = load_questions(script_args, training_args)
     trainer = LatentSFTTrainer(
         **load_models(script_args, training_args, model_args),
         args=training_args,
-        train_dataset=with_targets(train_dataset, script_args.answer_tags),
-        eval_dataset=with_targets(test_dataset, script_args.answer_tags) if has_eval else None,
-        reward_func=judge,
+        train_dataset=with_targets(questions.train, script_args.answer_tags),
+        eval_dataset=with_targets(questions.eval, script_args.answer_tags),
+        reward_func=questions.judge,
         peft_config=get_peft_config(model_args),
     )
-    questions = test_dataset if script_args.num_eval_questions else None
-    results = train_and_evaluate(trainer, script_args, questions, judge)
-    if questions is not None:
+    results = train_and_evaluate(trainer, script_args, questions)
+    if questions.held_out is not None:
         with trainer.answering() as reasoner:
-            results["preflight"] = preflight(reasoner, questions, judge, num_samples=script_args.num_eval_samples)
+            results["preflight"] = preflight(
+                reasoner, questions.held_out, questions.judge, num_samples=script_args.num_eval_samples
+            )
         if trainer.accelerator.is_main_process:
             print("What reinforcement learning would start from:")
             for name, value in results["preflight"].items():

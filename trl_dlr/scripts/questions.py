@@ -236,12 +236,12 @@ def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_temp
     return dataset
 
 
-def with_targets(dataset: Dataset, answer_tags: list[str] | None) -> Dataset:
+def with_targets(dataset: Dataset | None, answer_tags: list[str] | None) -> Dataset | None:
     """
     Questions with the completion to learn and the steps before it; all of them, if no answer has steps. Completions that
     are there stay as they are.
     """
-    if "completion" in dataset.column_names:
+    if dataset is None or "completion" in dataset.column_names:
         return dataset
     dataset = dataset.map(worked, fn_kwargs={"answer_tags": answer_tags})
     with_steps = dataset.filter(lambda row: len(row["steps"]) > 0)

