@@ -9,14 +9,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
+from trl import ModelConfig
 
 from tests.launch import ROOT, run_python
 from tests.tiny import random_main_model, tiny_tokenizer, trained_main_model
-from trl_dlr import LatentPolicyModel, ThinkingConfig
+from trl_dlr import LatentGRPOConfig, LatentPolicyModel, ThinkingConfig
 from trl_dlr.cli.main import COMMANDS
 from trl_dlr.cli.parser import CommandParser
+from trl_dlr.scripts.utils import PolicyScriptArguments, load_models
 
 
 CONFIGS = ROOT / "examples" / "configs"
@@ -167,6 +170,16 @@ def test_evaluation_sets_are_loaded_when_they_are_evaluated_on(folder, command):
         "num_eval_questions": 16,
     }
     assert "'eval_" in run(folder, command, **settings)
+
+
+def test_fresh_layers_are_those_of_the_seed(folder):
+    script_args = PolicyScriptArguments("data", main_model_name_or_path=str(folder / "main"), assistant_num_layers=1)
+    drawn = []
+    for seed in (0, 0, 1):
+        args = LatentGRPOConfig(str(folder / "none"), seed=seed, bf16=False, use_cpu=True)
+        drawn.append(load_models(script_args, args, ModelConfig(model_name_or_path="fresh_layers"))["model"])
+    weights = [next(p for name, p in model.named_parameters() if "q_proj" in name) for model in drawn]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 @pytest.mark.slow  # about eight minutes each on two cores

@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 from trl import ModelConfig, get_quantization_config
 
 from ..cli.parser import did_you_mean
@@ -235,6 +235,7 @@ def load_models(
     quantization_config = get_quantization_config(model_args)
     if model in ASSISTANTS:
         source = load_main_model(main_model, training_args)
+        set_seed(training_args.seed)  # fresh layers are drawn before the trainer sets it
         model = ASSISTANTS[model](source, args.assistant_num_layers)
         if quantization_config is None:  # else the trainer loads it again, quantized
             main_model = source
