@@ -79,10 +79,11 @@ def test_a_preset_trains(folder, preset):
             "assistant_num_layers": 1,
         }
         settings |= {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1}
+        settings |= {"main_model_init_kwargs": '{"dtype": "float32"}'}
     else:
         settings |= {"model_name_or_path": "chat", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     if command == "train":
-        settings |= {"exploration_check_prompts": 0, "main_model_init_kwargs": '{"dtype": "float32"}'}
+        settings |= {"exploration_check_prompts": 0}
     if command in ("sft", "coconut"):
         settings |= {"max_length": 512, "per_device_train_batch_size": 9}
     if command in ("soft-token", "latent-rl"):
