@@ -19,6 +19,7 @@ from transformers import (
 
 from ..models.main_model import CACHE_ARGUMENT, contiguous_lm_head, nothing_inherited
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling
+from .graphed_decoding import GraphedDecoding, can_be_graphed, is_plainly_greedy
 from .text import StopStrings, control_ids
 
 
@@ -44,7 +45,8 @@ class TransformersEngine(DecodingEngine):
     Decodes with [`~transformers.GenerationMixin.generate`].
 
     A prompt that several trajectories share is encoded once, and its KV cache repeated for each of them. Prompts of
-    similar length are decoded together, and rows that have finished leave the batch.
+    similar length are decoded together, and rows that have finished leave the batch. On a GPU, greedy decoding of a model
+    that allows it is a CUDA graph instead, see [`GraphedDecoding`].
 
     Args:
         main_model ([`~transformers.PreTrainedModel`]):
@@ -74,6 +76,7 @@ class TransformersEngine(DecodingEngine):
         check_generation_kwargs(generation_kwargs, GENERATION_FIELDS, "`GenerationConfig`")
         if not generation_kwargs.get("do_sample"):
             check_sampling(generation_kwargs, SAMPLING_FIELDS, "Set `do_sample=True` as well")
+        self.is_plainly_greedy = is_plainly_greedy(generation_kwargs)
         stop_strings = generation_kwargs.pop("stop_strings", None)
         super().__init__(main_model, processing_class, max_new_tokens, stop_strings)
         if batch_size is not None and batch_size < 1:
@@ -86,6 +89,12 @@ class TransformersEngine(DecodingEngine):
         ids = {"pad_token_id": self.pad_token_id, "eos_token_id": self.eos_token_ids}
         self.generation_kwargs = {**neutral, **generation_kwargs, **ids, "bos_token_id": processing_class.bos_token_id}
         GenerationConfig(**self.generation_kwargs)  # which refuses what does not fit, before anything is decoded
+        self.graphed: GraphedDecoding | None = None  # of the latest size
+
+    @property
+    def is_graphed(self) -> bool:
+        """Whether decoding is a CUDA graph."""
+        return self.model.device.type == "cuda" and self.is_plainly_greedy and can_be_graphed(self.model)
 
     def _decode(self, prompt_ids, rows, latent_embeds):
         by_length = sorted(range(len(rows)), key=lambda index: (len(prompt_ids[rows[index]]), rows[index]))
@@ -110,9 +119,18 @@ class TransformersEngine(DecodingEngine):
         length = max(map(len, prompts))
         input_ids = torch.tensor([[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+        latents = is_latent = None
+        if latent_embeds is not None:
+            # Rows with fewer latents have them on the right, after a masked gap: the first token is read off the last one
+            is_latent = [mask.new_ones(len(latents)) for latents in latent_embeds]
+            is_latent = pad_sequence(is_latent, batch_first=True, padding_side="left")
+            latents = pad_sequence(latent_embeds, batch_first=True, padding_side="left")
+            latents = latents.to(device, self.model.get_input_embeddings().weight.dtype)
+        if self.is_graphed:
+            return self._decode_graphed(input_ids, mask, prompt_of, latents, is_latent)
         embeds = self.model.get_input_embeddings()(input_ids)
         cache = DynamicCache(config=self.model.config)
-        if latent_embeds is not None:
+        if latents is not None:
             self.model.base_model(
                 input_ids=input_ids,
                 attention_mask=mask,
@@ -121,11 +139,8 @@ class TransformersEngine(DecodingEngine):
                 use_cache=True,
             )
             cache.reorder_cache(prompt_of)
-            # Rows with fewer latents have them on the right, after a masked gap: the first token is read off the last one
-            is_latent = [mask.new_ones(len(latents)) for latents in latent_embeds]
-            latents = pad_sequence(latent_embeds, batch_first=True, padding_side="left")
-            embeds = torch.cat([embeds[prompt_of], latents.to(embeds)], dim=1)
-            mask = torch.cat([mask[prompt_of], pad_sequence(is_latent, True, padding_side="left")], dim=1)
+            embeds = torch.cat([embeds[prompt_of], latents], dim=1)
+            mask = torch.cat([mask[prompt_of], is_latent], dim=1)
         else:
             embeds, mask = embeds[prompt_of], mask[prompt_of]
 
@@ -161,6 +176,27 @@ class TransformersEngine(DecodingEngine):
             new_ids = completion_ids[:, done:]
             embeds = torch.cat([embeds[keep], self.model.get_input_embeddings()(new_ids)], dim=1)
             mask = torch.cat([mask[keep], mask.new_ones(new_ids.shape)], dim=1)
+
+    def _decode_graphed(
+        self,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        prompt_of: torch.Tensor,
+        latents: torch.Tensor | None,
+        is_latent: torch.Tensor | None,
+    ) -> list[list[int]]:
+        """Tokens of all rows up to the end of the last: those that have ended cost nothing on a GPU."""
+        length = prompt_ids.size(1) + (0 if latents is None else latents.size(1)) + self.max_new_tokens
+        if self.graphed is None or not self.graphed.fits(len(prompt_of), length):
+            self.graphed = None  # its memory first
+            min_new_tokens = self.generation_kwargs["min_new_tokens"]
+            self.graphed = GraphedDecoding(self.model, len(prompt_of), length, self.eos_token_ids, min_new_tokens)
+
+        def is_over(completion_ids: torch.Tensor) -> bool:
+            return self.stop_strings is not None and all(map(self.stop_strings.are_in, completion_ids.tolist()))
+
+        rows = prompt_ids, prompt_mask, prompt_of, latents, is_latent
+        return self.graphed.decode(*rows, self.max_new_tokens, is_over).tolist()
 
     @torch.no_grad()
     def stream(

@@ -1,0 +1,206 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""Greedy decoding on a GPU, where launching a step's many small kernels takes several times as long as running them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers.cache_utils import StaticLayer
+from transformers.utils import logging
+
+from ..models.main_model import CACHE_ARGUMENT
+
+
+logger = logging.get_logger(__name__)
+
+ROUNDING = 64  # of the length, so that prompts that are a little longer do not need another graph
+PLAIN_FIELDS = {"do_sample", "min_new_tokens", "stop_strings"}
+TOKENS_BETWEEN_CHECKS = 16  # whether all rows have ended: the GPU is waited for
+
+
+def can_be_graphed(model: PreTrainedModel) -> bool:
+    """Whether a decoding step of `model` is the same kernels each time, with nothing that the CPU has to know."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return (
+        model._can_compile_fullgraph
+        and model.config._attn_implementation == "sdpa"
+        and len(set(getattr(model, "hf_device_map", {}).values())) <= 1
+        and (quantizer is None or quantizer.is_compileable)
+        # Sliding windows count positions on the CPU
+        and all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
+    )
+
+
+def is_plainly_greedy(generation_kwargs: dict[str, Any]) -> bool:
+    """Whether a token is the likeliest after those before it, by nothing but the main model."""
+    return not generation_kwargs.get("do_sample") and generation_kwargs.keys() <= PLAIN_FIELDS
+
+
+def static_length(length: int) -> int:
+    """Positions of a static cache for `length` tokens."""
+    return ROUNDING * -(-length // ROUNDING)
+
+
+class GraphedDecoding:
+    """
+    Greedy decoding of a fixed number of rows with a static cache. A step is captured as a CUDA graph when rows are decoded
+    for the first time, and replayed from then on. On a CPU it is called.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Frozen causal LM, see [`can_be_graphed`].
+        num_rows (`int`):
+            Rows that are decoded together.
+        length (`int`):
+            Tokens of the longest prompt, latents and completion together.
+        eos_token_ids (`list[int]`):
+            Tokens that end a row.
+        min_new_tokens (`int`):
+            Tokens before which none of them is chosen.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, num_rows: int, length: int, eos_token_ids: list[int], min_new_tokens: int
+    ):
+        self.model = model
+        self.weights_at = model.get_output_embeddings().weight.data_ptr()  # where a graph looks for them
+        self.length = static_length(length)
+        self.min_new_tokens = min_new_tokens
+        self.cache = StaticCache(config=model.config, max_cache_len=self.length)
+        self.graph = None
+        self.is_captured = False  # or was tried to be
+        with torch.device(model.device):
+            self.eos_token_ids = torch.tensor(eos_token_ids)
+            self.is_visible = torch.zeros(num_rows, 1, 1, self.length, dtype=torch.bool)  # of the cache's positions
+            self.position = torch.zeros(1, dtype=torch.long)  # in the cache, of the token that is fed
+            self.position_ids = torch.zeros(num_rows, 1, dtype=torch.long)  # of that token in each row
+            self.num_new = torch.zeros(1, dtype=torch.long)
+            self.token_ids = torch.zeros(num_rows, 1, dtype=torch.long)
+            self.completion_ids = torch.zeros(num_rows, self.length, dtype=torch.long)
+            self.has_ended = torch.zeros(num_rows, dtype=torch.bool)
+
+    def fits(self, num_rows: int, length: int) -> bool:
+        """Whether it was made for as many rows of this length, of a model that has not moved since."""
+        is_here = self.weights_at == self.model.get_output_embeddings().weight.data_ptr()
+        return is_here and num_rows == len(self.token_ids) and length <= self.length
+
+    def decode(
+        self,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        prompt_of: torch.Tensor,
+        latents: torch.Tensor | None,
+        is_latent: torch.Tensor | None,
+        max_new_tokens: int,
+        is_over: Callable[[torch.Tensor], bool],
+    ) -> torch.Tensor:
+        """
+        Args:
+            prompt_ids (`torch.Tensor` of shape `(num_prompts, prompt_length)`):
+                Left-padded prompts, each once.
+            prompt_mask (`torch.Tensor` of shape `(num_prompts, prompt_length)`):
+                0 on padding.
+            prompt_of (`torch.Tensor` of shape `(num_rows,)`):
+                Prompt of each row.
+            latents (`torch.Tensor` of shape `(num_rows, num_latents, hidden_size)`, *optional*):
+                Embeddings after the prompts, on the right where a row has fewer.
+            is_latent (`torch.Tensor` of shape `(num_rows, num_latents)`, *optional*):
+                0 where it has none.
+            max_new_tokens (`int`):
+                Tokens at most.
+            is_over (`Callable[[torch.Tensor], bool]`):
+                Whether the rows that no end token has ended need no more tokens, asked every few tokens with what they
+                have.
+
+        Returns:
+            `torch.Tensor` of shape `(num_rows, num_new_tokens)`: tokens, any after a row's end.
+        """
+        with torch.cuda.device_of(self.token_ids):
+            self._read(prompt_ids, prompt_mask, prompt_of, latents, is_latent)
+            num_tokens = 1
+            while num_tokens < max_new_tokens:
+                if num_tokens % TOKENS_BETWEEN_CHECKS == 0:
+                    going_on = self.completion_ids[~self.has_ended, :num_tokens]
+                    if len(going_on) == 0 or is_over(going_on):
+                        break
+                self._advance()
+                num_tokens += 1
+        return self.completion_ids[:, :num_tokens]
+
+    def _read(self, prompt_ids, prompt_mask, prompt_of, latents, is_latent) -> None:
+        """Fill the cache with prompts, each read once, and latents, and choose the first tokens."""
+        prompts = DynamicCache(config=self.model.config)
+        positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
+        inputs = {"input_ids": prompt_ids, "attention_mask": prompt_mask, "position_ids": positions}
+        logits = self._logits(prompts, **inputs)[prompt_of]
+        self.cache.reset()
+        for layer, prompt in zip(self.cache.layers, prompts.layers, strict=True):
+            layer.update(prompt.keys[prompt_of], prompt.values[prompt_of])
+        del prompts
+        mask = prompt_mask[prompt_of]
+        if latents is not None:
+            mask = torch.cat([mask, is_latent], dim=1)
+        num_read = mask.size(1)
+        self.is_visible.zero_()
+        self.is_visible[:, 0, 0, :num_read] = mask.bool()
+        if latents is not None:
+            positions = (mask.cumsum(-1) - 1)[:, -latents.size(1) :]
+            index = torch.arange(self.length, device=mask.device)
+            is_before = index <= index[prompt_ids.size(1) : num_read].unsqueeze(1)  # (num_latents, length)
+            inputs = {"inputs_embeds": latents, "attention_mask": self.is_visible & is_before}
+            logits = self._logits(self.cache, **inputs, position_ids=positions)
+        self.position.fill_(num_read)
+        self.position_ids.copy_(mask.sum(1, keepdim=True))
+        self.num_new.zero_()
+        self.has_ended.zero_()
+        self._choose(logits)
+
+    def _logits(self, cache: DynamicCache | StaticCache, **inputs) -> torch.Tensor:
+        return self.model(**inputs, **{CACHE_ARGUMENT: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    def _choose(self, logits: torch.Tensor) -> None:
+        is_early = self.num_new < self.min_new_tokens
+        logits = torch.where(is_early, logits.index_fill(1, self.eos_token_ids, -torch.inf), logits)
+        self.token_ids.copy_(logits.argmax(-1, keepdim=True))
+        self.completion_ids.index_copy_(1, self.num_new, self.token_ids)
+        self.has_ended |= (self.token_ids == self.eos_token_ids).any(dim=1)
+        self.num_new += 1
+
+    def _step(self) -> None:
+        """Feed the chosen tokens and choose the next, in tensors that stay where they are."""
+        self.is_visible.index_fill_(3, self.position, True)
+        inputs = {"input_ids": self.token_ids, "attention_mask": self.is_visible, "position_ids": self.position_ids}
+        logits = self._logits(self.cache, **inputs)
+        self.position += 1
+        self.position_ids += 1
+        self._choose(logits)
+
+    def _advance(self) -> None:
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.model.device.type == "cpu" or self.is_captured:
+            self._step()
+        else:
+            # A step on a stream of its own first, in which libraries set up what must not be captured
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._step()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._capture()
+
+    def _capture(self) -> None:
+        self.is_captured = True
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step()
+        except RuntimeError as error:
+            logger.warning(
+                f"A decoding step of {type(self.model).__name__} could not be captured as a CUDA graph ({error}), so "
+                "its kernels are launched one by one, which is slower."
+            )
+        else:
+            self.graph = graph
