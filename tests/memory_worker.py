@@ -124,6 +124,7 @@ def main(folder: str, main: dict, assistant: dict, policy: dict, args: dict, dty
         num_processes=trainer.accelerator.num_processes,
         zero_stage=2 if trainer.is_deepspeed_enabled else 0,
         reduce_bucket_size=num_trainable,  # what is never written to takes no memory on a CPU
+        on_gpu=False,
     )
     path = Path(folder) / f"memory_{trainer.accelerator.process_index}.json"
     path.write_text(json.dumps({"measured": measured, "planned": {**vars(plan), "total": plan.total}}))

@@ -124,7 +124,8 @@ def small_plan(prompt_length=5, main_model_kwargs=None, plan_kwargs=None, **kwar
     defaults = {"num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 6}
     defaults |= {"num_latents": 3, "exploration_check_prompts": 0, "bf16": False, "use_cpu": True}
     args = LatentGRPOConfig("unused", **{**defaults, **kwargs})
-    return plan_memory(make_policy(main_model), main_model, args, prompt_length=prompt_length, **(plan_kwargs or {}))
+    plan_kwargs = {"prompt_length": prompt_length, "on_gpu": False, **(plan_kwargs or {})}
+    return plan_memory(make_policy(main_model), main_model, args, **plan_kwargs)
 
 
 def test_the_kv_cache_is_that_of_what_is_decoded_together():
@@ -137,6 +138,18 @@ def test_the_kv_cache_is_that_of_what_is_decoded_together():
     assert small_plan(**screened, prescreening_warmup_rollouts=0).kv_cache == 4 * length * per_token
     assert small_plan(exploration_check_prompts=16).kv_cache == 64 * length * per_token
     assert small_plan(main_model_kwargs={"num_key_value_heads": 2}).kv_cache == 4 * length * per_token
+
+
+def test_a_gpu_keeps_the_cache_that_it_decodes_with():
+    per_token = 2 * 2 * 64 * 4
+    plain, on_gpu = (small_plan(plan_kwargs={"on_gpu": value}) for value in (False, True))
+    assert on_gpu.kv_cache == 8 * 64 * per_token  # of 14 tokens, rounded up
+    assert on_gpu.update_peak - plain.update_peak == on_gpu.kv_cache
+    sampled = small_plan(generation_kwargs={"do_sample": True}, plan_kwargs={"on_gpu": True})
+    assert sampled == plain  # `generate` keeps none
+    checked = {"exploration_check_prompts": 16, "plan_kwargs": {"on_gpu": True}}
+    assert small_plan(**checked).kv_cache == 64 * 64 * per_token  # which makes room for that of training
+    assert small_plan(**checked).update_peak == on_gpu.update_peak
 
 
 def test_the_models_may_be_shapes_alone():

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
+from .generation.graphed_decoding import can_be_graphed, is_plainly_greedy, static_length
 from .models.main_model import CACHE_ARGUMENT
 from .models.value_head import ValueHead
 from .trainer import LatentGRPOConfig, LatentGRPOTrainer
@@ -71,6 +72,7 @@ def plan_memory(
     zero_stage: int = 0,
     main_model_bits: int | None = None,
     reduce_bucket_size: int = 500_000_000,
+    on_gpu: bool = True,
 ) -> MemoryPlan:
     """
     Memory of a run on each of its GPUs, by the formulas of docs/memory.md. The models may be on the `meta` device. Peaks
@@ -93,6 +95,8 @@ def plan_memory(
             4 or 8 if bitsandbytes quantizes the main model.
         reduce_bucket_size (`int`, *optional*, defaults to `500000000`):
             DeepSpeed's `zero_optimization.reduce_bucket_size`, in elements.
+        on_gpu (`bool`, *optional*, defaults to `True`):
+            Whether it is a GPU, where greedy decoding of most models keeps its cache, see [`GraphedDecoding`].
 
     Returns:
         [`MemoryPlan`]
@@ -158,18 +162,30 @@ def plan_memory(
     questions = math.ceil(rows / args.num_generations)
     num_decoded = rows if args.prescreening_warmup_rollouts > 0 else min(rows, questions * args.num_decoded)
     stored = 4 * rows * trajectory * (2 + (args.beta != 0.0) + (args.gamma != 0.0) * (1 + 2 * num_processes))
-    rollouts = [(rows, num_decoded, always + stored)]
+    rollouts = []
     if num_checked := math.ceil(args.exploration_check_prompts / num_processes) * args.num_generations:
         rollouts.append((num_checked, num_checked, always - moments))
+    rollouts.append((rows, num_decoded, always + stored))
     feeds_latents, fed_length = base.config.sampling == "autoregressive", prompt_length + num_latents - 1
+    is_graphed = on_gpu and main_model_bits is None and can_be_graphed(main_model)
+    is_graphed = is_graphed and is_plainly_greedy(args.generation_kwargs or {})
     kv_cache = rollout = 0
     for sampled, decoded, beside in rollouts:
         sampling = cache_tensors(base.assistant, sampled, fed_length, element) if feeds_latents else [0]
         together = min(decoded, args.decoding_batch_size or decoded)
         length = fed_length + args.max_completion_length  # the last token is never fed
+        if is_graphed:
+            length = static_length(length + 1)
         decoding = cache_tensors(main_model, together, length, main_model.dtype.itemsize)
         kv_cache = max(kv_cache, sum(decoding))
-        rollout = max(rollout, *(beside + sum(cache) + max(cache) for cache in (sampling, decoding)))  # one is copied
+        if is_graphed:  # it stays, and is filled layer by layer from one of the prompts
+            num_prompts = math.ceil(sampled / args.num_generations)
+            prompts = cache_tensors(main_model, num_prompts, prompt_length, main_model.dtype.itemsize)
+            rollout = max(rollout, beside + sum(decoding) + max(sum(sampling) + max(sampling), sum(prompts)))
+        else:
+            rollout = max(
+                rollout, *(beside + sum(cache) + max(cache) for cache in (sampling, decoding))
+            )  # one is copied
 
     # Updates: of a token in a layer autograd saves about 6 hidden states, 4 times all heads, 4 times the MLP's inside
     assistant = base.assistant.config.get_text_config()
@@ -194,7 +210,8 @@ def plan_memory(
         waiting = 0 if accumulated or is_sharded else gradients
     bucket = element * reduce_bucket_size if is_sharded else 0
     backward = bucket + accumulated + max(saved, last + waiting)
-    update = always + stored + max(backward, gradients + copies)
+    kept = sum(decoding) if is_graphed else 0
+    update = always + stored + kept + max(backward, gradients + copies)
     return MemoryPlan(
         parameters, gradients, optimizer_states, main_bytes, reference, value_head, stored, kv_cache, rollout, update
     )
