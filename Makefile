@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-numeric test-slow test-vllm test-versions test-lowest test-newest lint clean
+.PHONY: demo docs test test-numeric test-slow test-vllm test-gpu test-versions test-lowest test-newest lint clean
 
 # The torch that the tests run with. Which build it is, CPU or CUDA, is up to your package index; TORCH=... takes another.
 TORCH ?= torch==2.13.0
@@ -70,6 +70,10 @@ $(VLLM_VENV)/.ready: pyproject.toml
 
 test-vllm: $(VLLM_VENV)/.ready
 	VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 $(VLLM_VENV)/bin/python -m pytest -m vllm
+
+# One NVIDIA GPU with 80 GB: what only it can show, in outputs/gpu/gpu.json. Without one, the same at small sizes.
+test-gpu: $(VENV)/.ready
+	$(BIN)/python examples/benchmarks/gpu.py --output_dir outputs/gpu
 
 # The site, in site/
 docs: $(VENV)/.ready

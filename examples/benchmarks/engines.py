@@ -3,7 +3,8 @@
 """
 Engines that decode the frozen main model, on the same rows: K trajectories of one prompt, completions of full length.
 
-- `transformers`: `TransformersEngine`, which reads the prompt once for all its rows.
+- `transformers`: `TransformersEngine`, which reads the prompt once for all its rows, and on a GPU decodes with a graph.
+- `transformers_no_graph`: the same on a GPU without the graph, as with sampling or a sliding window.
 - `plain`: `model.generate(inputs_embeds=...)` with the prompt repeated in every row.
 - `vllm`: `VLLMEngine`, where vLLM is installed.
 - `vllm_server`: `VLLMServerEngine`, where `--vllm_server_base_url` is given.
@@ -43,7 +44,7 @@ from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerB
 from trl_dlr.generation import create_engine, tokenize_prompts
 
 
-ENGINES = ["transformers", "plain", "vllm", "vllm_server"]
+ENGINES = ["transformers", "transformers_no_graph", "plain", "vllm", "vllm_server"]
 
 
 @dataclass
@@ -84,8 +85,9 @@ def make_decode(
     num_tokens = args.max_completion_length
     if engine == "plain":
         return lambda prompt_ids, latent_embeds: plain_route(model, prompt_ids, latent_embeds, num_tokens)
-    if engine == "transformers":
-        decoder = create_engine(engine, model, tokenizer, num_tokens, {"min_new_tokens": num_tokens})
+    if engine in ("transformers", "transformers_no_graph"):
+        decoder = create_engine("transformers", model, tokenizer, num_tokens, {"min_new_tokens": num_tokens})
+        decoder.is_plainly_greedy = engine == "transformers"
     elif engine == "vllm_server":
         decoder = create_engine(args.vllm_server_base_url, model, tokenizer, num_tokens, {"min_tokens": num_tokens})
     else:
@@ -138,6 +140,7 @@ def main(args: EnginesArguments) -> None:
     engines = args.engines
     if engines is None:
         can_run = {"vllm": importlib.util.find_spec("vllm"), "vllm_server": args.vllm_server_base_url}
+        can_run["transformers_no_graph"] = torch.cuda.is_available()
         engines = [engine for engine in ENGINES if can_run.get(engine, True)]
     reports, results = common.take_turns(work, engines, args)
     model_name = results[engines[0]]["main_model"]

@@ -30,9 +30,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 import common
+import torch
 from transformers import HfArgumentParser, PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from trl_dlr.generation import tokenize_prompts
+from trl_dlr.memory_plan import plan_memory
 from trl_dlr.rewards import correctness_reward
 
 
@@ -158,6 +161,15 @@ def work(connection: Connection, contender: str, args: StepTimeArguments) -> Non
         "log_history": [logs for logs in trainer.state.log_history if "loss" in logs],
     }
     if contender == "ours":
+        prompts = list(trainer.train_dataset["prompt"])
+        plan = plan_memory(
+            trainer.policy,
+            main_model,
+            trainer.args,
+            prompt_length=max(map(len, tokenize_prompts(prompts, tokenizer))),
+            on_gpu=torch.cuda.is_available(),
+        )
+        result["planned_memory_mib"] = plan.total / 2**20
         result["num_decoded"] = trainer.engine.num_decoded / num_steps
         result["copy_bandwidth"] = common.copy_bandwidth()  # its buffers come after the peak was read
     connection.send(result)
@@ -175,7 +187,8 @@ def main(args: StepTimeArguments) -> None:
     for contender in contenders:
         steps, result = reports[contender], results[contender]
         figures[contender] = {name: common.summary([step[name] for step in steps]) for name in steps[0]}
-        for name in ("num_decoded", "peak_memory_mib", "peak_memory_above_model_mib", "trainable_parameters"):
+        names = ["num_decoded", "peak_memory_mib", "peak_memory_above_model_mib", "trainable_parameters"]
+        for name in [*names, "planned_memory_mib"] if contender == "ours" else names:
             figures[contender][name] = common.summary([result[name]])
     for contender in contenders[1:]:
         compared = {

@@ -123,3 +123,22 @@ def test_an_interval_lies_between_0_and_1_and_has_a_width(name, accuracy, monkey
     script.main(arguments(seeds=list(range(len(accuracy)))))
     low, high = map(float, re.search(r"\[([^, ]+), (.+)\]   \d", capsys.readouterr().out).groups())
     assert 0 <= low < high <= 1
+
+
+def test_the_parts_for_a_gpu_run_small_without_one(tmp_path):
+    gpu = BENCHMARKS / "gpu.py"
+    result = run_python(gpu, "--output_dir", tmp_path, "--parts", "decoding", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "no GPU at hand" in result.stdout
+    part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["decoding"]
+    assert part["status"] == 0 and part["figures"]["plain, agreement"] == 1
+    # A part that fails is said to have, and ends the script so
+    (tmp_path / "step.json").mkdir()  # where its figures should go
+    result = run_python(gpu, "--output_dir", tmp_path, "--parts", "step", cwd=tmp_path)
+    assert result.returncode == 1 and "step: FAILED" in result.stdout
+
+
+def test_what_is_left_out_on_a_gpu_is_there():
+    for line in (ROOT / "tests" / "gpu" / "deselected.txt").read_text().splitlines():
+        path, name = line.removeprefix("--deselect=").split("::")
+        assert f"def {name}(" in (ROOT / path).read_text(), line
