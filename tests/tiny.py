@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,10 +73,9 @@ def trained_main_model(
 
 def train_main_model(main_model, seed, steps, batch_size, hint, num_hints) -> None:
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(main_model.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     names = list(OPERATIONS)
-    for step in range(steps):
+
+    def loss_of_step(step):
         hints = num_hints[step % len(num_hints)]
         letter, a, b, op = (
             torch.randint(high, (batch_size,), generator=generator).tolist() for high in (len(LETTERS), 10, 10, 4)
@@ -88,11 +88,24 @@ def train_main_model(main_model, seed, steps, batch_size, hint, num_hints) -> No
             f"{LETTERS[i]}{x}{y}{names[o] * hints}={result(names[o], x, y)}"
             for i, x, y, o in zip(letter, a, b, op, strict=True)
         ]
-        ids = torch.tensor([[VOCABULARY[c] for c in text] + [1] for text in texts])
+        ids = ids_of(texts)
         first = 3 + hints if hint is None else 3
         logits = main_model(ids[:, :-1]).logits[:, first - 1 :]
-        loss = cross_entropy(logits.reshape(-1, logits.size(-1)), ids[:, first:].reshape(-1))
-        loss.backward()
+        return cross_entropy(logits.reshape(-1, logits.size(-1)), ids[:, first:].reshape(-1))
+
+    fit(main_model, steps, loss_of_step)
+
+
+def ids_of(texts: list[str]) -> torch.Tensor:
+    """Tokens of texts of one length, and their end, shape `(len(texts), length + 1)`."""
+    return torch.tensor([[VOCABULARY[c] for c in text] + [1] for text in texts])
+
+
+def fit(model, steps: int, loss_of_step: Callable[[int], torch.Tensor]) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    for step in range(steps):
+        loss_of_step(step).backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -21,20 +21,19 @@ score). What another training would give is seen from the seeds.
 
 import json
 import random
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from common import print_accuracies
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from trl_dlr import CoconutSFTConfig, CoconutSFTTrainer
-from trl_dlr.evaluation import wilson_interval
 
 
 Data = tuple[Dataset, Dataset]  # to train on, and held out
@@ -190,12 +189,7 @@ def run_seed(seed: int, args: CurriculumBenchmarkArguments) -> dict[str, float]:
 def main(args: CurriculumBenchmarkArguments) -> None:
     results = [run_seed(seed, args) for seed in args.seeds]
     steps = [epochs * -(-args.num_train_questions // args.batch_size) for epochs in (args.cot_epochs, args.num_epochs)]
-    print(f"\n{'held-out accuracy':<20}{'mean':>8}   {'95%':<16} seeds {args.seeds}, {steps[0]} + {steps[1]} steps")
-    for arm in results[0]:
-        values = [accuracy[arm] for accuracy in results]
-        mean = statistics.fmean(values)
-        low, high = wilson_interval(mean, args.num_eval_questions)
-        print(f"{arm:<20}{mean:>8.3f}   [{low:.3f}, {high:.3f}]   " + " ".join(f"{value:.3f}" for value in values))
+    print_accuracies(results, args.num_eval_questions, f"seeds {args.seeds}, {steps[0]} + {steps[1]} steps")
     if args.output_json is not None:
         Path(args.output_json).write_text(json.dumps({"arguments": vars(args), "accuracy": results}, indent=2))
 

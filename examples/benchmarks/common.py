@@ -34,9 +34,12 @@ from transformers import (
 )
 
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, first_layers
+from trl_dlr.evaluation import wilson_interval
 from trl_dlr.generation import tokenize_prompts
 from trl_dlr.scripts.utils import fastest_dtype, find_smollm2
 
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, whose tests have a small world
 
 # Random weights of these shapes take as long as trained ones: nothing needs to be downloaded
 SHAPES = {
@@ -434,12 +437,21 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     print(flush=True)
 
 
+def print_accuracies(results: Sequence[dict[str, float]], num_questions: int, note: str) -> None:
+    """Each arm's mean over seeds, with Wilson's 95% interval over the questions, and that of each seed."""
+    print(f"\n{'held-out accuracy':<26}{'mean':>8}   {'95%':<16} {note}")
+    for arm in results[0]:
+        values = [accuracy[arm] for accuracy in results]
+        low, high = wilson_interval(mean := statistics.fmean(values), num_questions)
+        print(f"{arm:<26}{mean:>8.3f}   [{low:.3f}, {high:.3f}]   " + " ".join(f"{value:.3f}" for value in values))
+
+
 def describe(args: BenchmarkArguments, name: str) -> str:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     return f"{name}, {args.dtype}, {where}, median (min..max) of {args.repeats}"
 
 
-def write_json(args: BenchmarkArguments, benchmark: str, model_name: str, figures: dict[str, Any]) -> None:
+def write_json(args: Any, benchmark: str, model_name: str, figures: dict[str, Any]) -> None:
     if args.output_json is None:
         return
     machine = {

@@ -17,19 +17,18 @@ shuffled between questions. What another training would give is seen from the se
 
 import json
 import logging
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import load_smollm2
+from common import load_smollm2, print_accuracies
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer, first_layers
-from trl_dlr.evaluation import evaluate_latents, wilson_interval
+from trl_dlr.evaluation import evaluate_latents
 from trl_dlr.reasoners.latent_reasoner import LatentReasoner
 from trl_dlr.rewards import correctness_reward, get_pattern_reward
 from trl_dlr.scripts.questions import addition, with_prompts
@@ -151,12 +150,7 @@ def main(args: WarmStartArguments) -> None:
     main_model, tokenizer = load_smollm2()
     print(f"SmolLM2-135M-Instruct, {main_model.dtype}, {torch.get_num_threads()} threads", flush=True)
     results = [run_seed(seed, args, main_model, tokenizer) for seed in args.seeds]
-    print(f"\n{'held-out accuracy':<26}{'mean':>8}   {'95%':<16} seeds {args.seeds}, {args.seconds:g} s an arm")
-    for name in results[0]:
-        values = [figures[name] for figures in results]
-        mean = statistics.fmean(values)
-        low, high = wilson_interval(mean, NUM_EVAL_QUESTIONS)
-        print(f"{name:<26}{mean:>8.3f}   [{low:.3f}, {high:.3f}]   " + " ".join(f"{value:.3f}" for value in values))
+    print_accuracies(results, NUM_EVAL_QUESTIONS, f"seeds {args.seeds}, {args.seconds:g} s an arm")
     if args.output_json is not None:
         Path(args.output_json).write_text(json.dumps(dict(zip(map(str, args.seeds), results, strict=True)), indent=2))
 

@@ -101,6 +101,37 @@ def test_engines(tmp_path):
     assert "tokens_per_cpu_second" in stdout
 
 
+@pytest.mark.parametrize(
+    ("experiment", "rows", "figures"),
+    [
+        ("methods", ["DLR, Gaussian", "Latent-GRPO, all three remedies"], ["before", "after", "steps", "seconds"]),
+        ("prescreening", ["6 of 32, `top_bottom`", "groups of 6"], ["decoded", "mean accuracy", "seeds"]),
+        ("few_right", ["3 of 16, `top_random`"], ["decoded", "mean accuracy", "seeds"]),
+        ("stop_cost", ["c = 0.1"], ["untrained", "accuracy", "mean length at the end"]),
+        ("warm_start", ["d = 64"], ["untrained", "2 supervised steps", "then 1 steps of RL", "3 steps of RL alone"]),
+        ("latent_rl", ["after the value phase", "stopped"], ["step", "predicted accuracy", "AUC of the head"]),
+    ],
+)
+def test_the_small_world(experiment, rows, figures, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import small_world
+
+    from tests import learners
+
+    path, tiny_dataset = tmp_path / "figures.json", learners.tiny_dataset
+    monkeypatch.setattr(learners, "tiny_dataset", lambda num_rows, **kwargs: tiny_dataset(num_rows // 10, **kwargs))
+    small_world.main(small_world.SmallWorldArguments(experiment, rows, [0], steps=0.005, output_json=str(path)))
+    content = json.loads(path.read_text())
+    assert content["settings"]["seeds"] == [0] and list(content["figures"]) == rows
+    for (run,) in content["figures"].values():
+        assert set(figures) <= set(run)
+        assert all(value >= 0 or math.isnan(value) for value in run.values())  # no AUC where all are wrong
+    columns, lines = (rows, list(run)) if experiment == "latent_rl" else (list(run), rows)
+    table = capsys.readouterr().out.splitlines()[-2 - len(lines) :]
+    assert table[0] == f"|  | {' | '.join(columns)} |"
+    assert all(line.startswith(f"| {name} | ") for line, name in zip(table[2:], lines, strict=True))
+
+
 def test_the_slope_and_the_exponent_of_known_curves(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from scaling import fit
@@ -109,6 +140,33 @@ def test_the_slope_and_the_exponent_of_known_curves(monkeypatch):
     x = [1.0, 2.0, 4.0]
     exponent, _, r_squared = fit([math.log(value) for value in x], [math.log(3 * value**0.5) for value in x])
     assert (exponent, r_squared) == pytest.approx((0.5, 1))
+
+
+def test_chains_are_worked_right(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from coconut_curriculum import CurriculumBenchmarkArguments, chains
+
+    train, test = chains(CurriculumBenchmarkArguments(num_train_questions=50, num_eval_questions=10), seed=0)
+    assert not set(train["prompt"]) & set(test["prompt"])
+    for row in [*train, *test]:
+        assert str(eval(row["prompt"].removesuffix("=")) % 10) == row["answer"] == row["completion"].removeprefix("#")
+        for step in row["steps"]:
+            question, result = step.split("=")
+            assert eval(question) % 10 == int(result)
+        assert row["steps"][-1].endswith(f"={row['answer']}")
+
+
+def test_every_arm_of_the_curriculum_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from coconut_curriculum import CurriculumBenchmarkArguments, main
+
+    sizes = {"num_train_questions": 64, "num_eval_questions": 8, "cot_epochs": 1, "epochs_per_stage": 1}
+    path = tmp_path / "figures.json"
+    main(CurriculumBenchmarkArguments([0], **sizes, last_epochs=1, output_json=str(path)))
+    (accuracy,) = json.loads(path.read_text())["accuracy"]
+    assert list(accuracy) == ["start", "step", "token", "cot", "none"]
+    assert all(0 <= value <= 1 for value in accuracy.values())
+    assert "1 + 3 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["coconut_curriculum", "warm_start"])

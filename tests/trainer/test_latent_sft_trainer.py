@@ -12,10 +12,9 @@ from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback
 from trl import TrlParser
 
-from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_model
+from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import gpt2, history, make_policy, make_trainer, weights
-from tests.trainer.test_learning import accuracy, make_learner
-from trl_dlr import LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer, fresh_layers
+from trl_dlr import LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer
 from trl_dlr.reasoners.latent_reasoner import load_policy
 from trl_dlr.trainer.curriculum import keep_after_stage
 
@@ -335,64 +334,6 @@ def test_rows_of_another_stage_have_its_latents(tmp_path):
     mixed = {**first, "labels": labels, "num_latents": torch.tensor([1, 3])}
     expected = sum(loss * count for loss, count in alone) / sum(count for _, count in alone)
     torch.testing.assert_close(trainer.compute_loss(trainer.model, mixed), expected, atol=1e-5, rtol=1e-5)
-
-
-# ---- Learning ----
-
-
-LARGE = {"num_latents": 2, "injection": "anchors", "anchor_text": "++", "injection_scale": 1.0}
-LARGE |= {"lr_scheduler_type": "constant"}
-
-
-def warm_start(folder, latent_dim, seed, max_steps=400):
-    """A policy after supervised steps, and its held-out accuracy before and after."""
-    main_model = trained_main_model()
-    torch.manual_seed(seed)
-    trainer = make_sft_trainer(
-        folder,
-        model=fresh_layers(main_model, 2),
-        main_model=main_model,
-        train_dataset=with_completions(tiny_dataset(2000, 0)),
-        trainer_kwargs={"eval_dataset": with_completions(tiny_dataset(200, 1, held_out=True))},
-        **{**LARGE, "max_steps": max_steps, "per_device_train_batch_size": 64, "per_device_eval_batch_size": 50},
-        latent_dim=latent_dim,
-        logging_steps=100,
-        seed=seed,
-    )
-    before = trainer.evaluate()["eval_accuracy"]
-    trainer.train()
-    trainer.save_model(folder / "policy")
-    return str(folder / "policy"), before, trainer.evaluate()["eval_accuracy"]
-
-
-def reinforce(folder, max_steps, **kwargs):
-    """Held-out accuracy after RL, with own latents and with shuffled ones."""
-    learner = make_learner(folder, max_steps=max_steps, per_device_train_batch_size=256, **{**LARGE, **kwargs})
-    learner.train()
-    return accuracy(learner, "policy"), accuracy(learner, "shuffled")
-
-
-def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path):
-    policy, before, warm = warm_start(tmp_path / "sft", 512, seed=0, max_steps=200)
-    after, shuffled = reinforce(tmp_path / "rl", 30, model=policy)
-    print(f"\nd = 512: untrained {before:.3f}, warm {warm:.3f}, then RL {after:.3f}, shuffled {shuffled:.3f}")
-    assert after >= 0.9 and after >= warm - 0.03
-    assert shuffled < 0.5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("latent_dim", [64, 512])
-def test_a_warm_start_and_then_rl_are_not_worse_than_either_alone(tmp_path, latent_dim):
-    for seed in range(3):
-        policy, before, warm = warm_start(tmp_path / f"sft{seed}", latent_dim, seed)
-        after, shuffled = reinforce(tmp_path / f"rl{seed}", 60, model=policy, seed=seed)
-        alone, _ = reinforce(tmp_path / f"alone{seed}", 600, latent_dim=latent_dim, model_seed=seed, seed=seed)
-        print(
-            f"\nd = {latent_dim}, seed {seed}: untrained {before:.3f}, warm {warm:.3f}, then RL {after:.3f}, "
-            f"shuffled {shuffled:.3f}; RL alone, ten times as long, {alone:.3f}"
-        )
-        assert after >= 0.9 and shuffled < 0.5
-        assert after >= max(warm, alone) - 0.03
 
 
 def test_it_stops_early_on_the_accuracy_of_sampled_latents(tmp_path):

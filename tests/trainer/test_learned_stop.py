@@ -9,7 +9,6 @@ from torch.distributions import Bernoulli, Normal
 
 from tests.tiny import random_main_model, tiny_dataset, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, length_reward, make_policy, make_trainer, weights
-from tests.trainer.test_learning import accuracy, make_learner
 from trl_dlr import LatentGRPOConfig, LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer
 
 
@@ -299,27 +298,3 @@ def test_a_supervised_start_takes_all_steps_and_leaves_the_stop_as_it_is(tmp_pat
     del policy.inject
     trainer.save_model()
     make_trainer(tmp_path, model=LatentPolicyModel.from_pretrained(tmp_path / "run"), max_steps=1).train()
-
-
-@pytest.mark.slow
-def test_a_cost_makes_trajectories_short_and_leaves_them_right(tmp_path):
-    """The main model calculates after one, two or three hints, so that one latent is enough."""
-    figures = {}
-    for cost in (0.0, 0.1):
-        trainer = make_learner(
-            tmp_path / str(cost),
-            num_hints=(1, 2, 3),
-            num_latents=3,
-            learn_stop=True,
-            latent_cost=cost,
-            max_steps=600,
-            per_device_train_batch_size=256,
-            lr_scheduler_type="constant",
-        )
-        untrained = accuracy(trainer, "policy")
-        trainer.train()
-        figures[cost] = accuracy(trainer, "policy"), history(trainer, "latent/mean_length")[-1]
-        print(f"cost {cost}: untrained {untrained:.3f}, accuracy and length {figures[cost]}")
-    (free_accuracy, free_length), (cost_accuracy, cost_length) = figures.values()
-    assert free_accuracy > untrained + 0.4 and cost_accuracy > free_accuracy - 0.1
-    assert free_length > 2.5 and cost_length < 1.8

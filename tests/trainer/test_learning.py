@@ -5,34 +5,7 @@
 import pytest
 import torch
 
-from tests.tiny import tiny_dataset, tiny_reward, tiny_tokenizer, trained_main_model
-from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, fresh_layers
-from trl_dlr.evaluation import evaluate_latents
-from trl_dlr.reasoners.latent_reasoner import LatentReasoner
-
-
-def accuracy(trainer, control):
-    reasoner = LatentReasoner(trainer.model, trainer.processing_class, trainer.engine, trainer.main_processing_class)
-    held_out = tiny_dataset(200, seed=1, held_out=True)
-    figures = evaluate_latents(reasoner, held_out, tiny_reward, tiny_reward, control=control, batch_size=50)
-    return figures["accuracy"]
-
-
-def make_learner(folder, model_seed=0, model=None, num_hints=(2,), **kwargs):
-    """A trainer on the task of tests/tiny.py, on the CPU, that saves nothing."""
-    main_model = trained_main_model(num_hints=num_hints)
-    torch.manual_seed(model_seed)
-    defaults = {"num_latents": 2, "injection": "components", "injection_scale": 1.0, "max_completion_length": 3}
-    defaults |= {"bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
-    return LatentGRPOTrainer(
-        model=fresh_layers(main_model, 2) if model is None else model,
-        main_model=main_model,
-        main_processing_class=tiny_tokenizer(),
-        processing_class=tiny_tokenizer(),
-        reward_funcs=tiny_reward,
-        args=LatentGRPOConfig(str(folder), logging_steps=100, **{**defaults, **kwargs}),
-        train_dataset=tiny_dataset(2000, seed=0),
-    )
+from tests.learners import LARGE, accuracy, make_learner, make_thinker, make_warm_start
 
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
@@ -47,10 +20,31 @@ def test_latents_learn_to_carry_the_question(tmp_path, sampling):
         lr_scheduler_type="constant",
     )
     before = {name: tensor.clone() for name, tensor in trainer.main_model.state_dict().items()}
-    alone, untrained = accuracy(trainer, "no_latents"), accuracy(trainer, "policy")
+    untrained = accuracy(trainer)
     trainer.train()
-    trained, shuffled = accuracy(trainer, "policy"), accuracy(trainer, "shuffled")
-    print(f"{sampling}: alone {alone:.3f}, untrained {untrained:.3f}, trained {trained:.3f}, shuffled {shuffled:.3f}")
+    trained = accuracy(trainer)
     assert trained >= untrained + 0.4
-    assert shuffled <= trained - 0.3
+    assert accuracy(trainer, "shuffled") <= trained - 0.3
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.main_model.state_dict().items())
+
+
+def test_a_warm_start_and_then_rl_learn_latents_that_are_too_large_for_rl_alone(tmp_path):
+    warm = make_warm_start(tmp_path / "sft", latent_dim=512, max_steps=200)
+    warm.train()
+    warm.save_model()
+    policy = str(tmp_path / "sft")
+    learner = make_learner(tmp_path / "rl", model=policy, max_steps=30, per_device_train_batch_size=256, **LARGE)
+    learner.train()
+    after = accuracy(learner)
+    assert after >= 0.9 and after >= warm.evaluate()["eval_accuracy"] - 0.03
+    assert accuracy(learner, "shuffled") < 0.5
+
+
+def test_a_model_that_thinks_in_soft_tokens_learns_what_to_think_of(tmp_path):
+    exact = {"soft_token_score": "exact", "soft_token_temperature": 0.5}
+    trainer = make_thinker(tmp_path, max_steps=60, num_latents=2, **exact)
+    before = accuracy(trainer)
+    trainer.train()
+    after = accuracy(trainer)
+    assert after >= before + 0.15
+    assert accuracy(trainer, "shuffled") <= after - 0.3
