@@ -102,6 +102,79 @@ def plan_memory(
         [`MemoryPlan`]
     """
     base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    check_can_be_planned(base, args, prompt_length, num_processes, zero_stage, main_model_bits)
+    is_sharded = zero_stage == 2
+    trained = trained_memory(policy, args, num_processes, is_sharded)
+
+    # What else is always there
+    reference = trained.weights if args.beta != 0.0 and base is policy else 0  # an adapter can be switched off
+    main_bytes = main_model_memory(main_model, main_model_bits)
+    num_latents, trajectory = base.config.num_latents, base.config.num_latents * base.config.latent_dim
+    value_head = 0
+    if args.prescreening_fraction < 1:
+        value_head = 4 * REPLAY_SIZE * (trajectory + base.config.hidden_size + 1)
+        value_head += sum(4 * w.nbytes + 4 for w in ValueHead(trajectory, base.config.hidden_size).parameters())
+    always = trained.parameters + trained.optimizer_states + main_bytes + reference + value_head
+    always += trained.gradients if num_processes > 1 and not is_sharded else 0  # DDP's buckets
+
+    # Rollouts, and the exploration check, which decodes all that it samples before the optimizer has moments
+    rows = args.per_device_train_batch_size * args.steps_per_generation
+    questions = math.ceil(rows / args.num_generations)
+    num_decoded = rows if args.prescreening_warmup_rollouts > 0 else min(rows, questions * args.num_decoded)
+    stored = 4 * rows * trajectory * (2 + (args.beta != 0.0) + (args.gamma != 0.0) * (1 + 2 * num_processes))
+    rollouts = []
+    if num_checked := math.ceil(args.exploration_check_prompts / num_processes) * args.num_generations:
+        rollouts.append((num_checked, num_checked, always - trained.moments))
+    rollouts.append((rows, num_decoded, always + stored))
+    feeds_latents, fed_length = base.config.sampling == "autoregressive", prompt_length + num_latents - 1
+    is_graphed = on_gpu and main_model_bits is None and can_be_graphed(main_model)
+    is_graphed = is_graphed and is_plainly_greedy(args.generation_kwargs or {})
+    kv_cache = rollout = 0
+    for sampled, decoded, beside in rollouts:
+        sampling = cache_tensors(base.assistant, sampled, fed_length, trained.element) if feeds_latents else [0]
+        together = min(decoded, args.decoding_batch_size or decoded)
+        length = fed_length + args.max_completion_length  # the last token is never fed
+        if is_graphed:
+            length = static_length(length + 1)
+        decoding = cache_tensors(main_model, together, length, main_model.dtype.itemsize)
+        kv_cache = max(kv_cache, sum(decoding))
+        if is_graphed:  # it stays, and is filled layer by layer from one of the prompts
+            num_prompts = math.ceil(sampled / args.num_generations)
+            prompts = cache_tensors(main_model, num_prompts, prompt_length, main_model.dtype.itemsize)
+            rollout = max(rollout, beside + sum(decoding) + max(sum(sampling) + max(sampling), sum(prompts)))
+        else:
+            copied = max(sum(cache) + max(cache) for cache in (sampling, decoding))  # with one layer's keys
+            rollout = max(rollout, beside + copied)
+
+    # Updates
+    scored = min(args.per_device_train_batch_size, num_decoded if args.gamma == 0.0 else rows)  # gamma scores all
+    backward = backward_memory(base, args, trained, scored, min(scored, questions), prompt_length, is_sharded)
+    backward += trained.element * reduce_bucket_size if is_sharded else 0
+    kept = sum(decoding) if is_graphed else 0
+    update = always + stored + kept + max(backward, trained.gradients + trained.copies)
+    return MemoryPlan(
+        parameters=trained.parameters,
+        gradients=trained.gradients,
+        optimizer_states=trained.optimizer_states,
+        main_model=main_bytes,
+        reference=reference,
+        value_head=value_head,
+        stored_rollout=stored,
+        kv_cache=kv_cache,
+        rollout_peak=rollout,
+        update_peak=update,
+    )
+
+
+def check_can_be_planned(
+    policy: PreTrainedModel,
+    args: LatentGRPOConfig,
+    prompt_length: int,
+    num_processes: int,
+    zero_stage: int,
+    main_model_bits: int | None,
+) -> None:
+    """Refuse what has no formula here."""
     optimizer = getattr(args.optim, "value", args.optim)
     choices = {"zero_stage": (zero_stage, (0, 2)), "main_model_bits": (main_model_bits, (None, 4, 8))}
     choices["args.optim"] = optimizer, ("adamw_torch", "adamw_torch_fused")
@@ -113,14 +186,31 @@ def plan_memory(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if args.use_vllm:
         raise ValueError("`use_vllm=True` leaves the main model's memory to vLLM. Plan with `use_vllm=False`.")
-    if base.config.density == "soft_tokens":
+    if policy.config.density == "soft_tokens":
         raise ValueError("Soft tokens (`latent_density='soft_tokens'`) are not planned. Measure a step.")
     if args.hybrid_coef > 0:
         reason = "passes gradients through the main model, whose activations are not planned. Plan with 0"
         raise ValueError(f"`hybrid_coef={args.hybrid_coef}` {reason}, and leave room for them.")
 
-    # The policy and what its optimizer has of it
-    is_sharded = zero_stage == 2
+
+@dataclass
+class TrainedMemory:
+    """Bytes of the policy and of what its optimizer has of it, on each GPU."""
+
+    element: int  # of a trained number
+    num_trained: int  # numbers, not bytes
+    weights: int  # whole, before anything is padded
+    parameters: int
+    gradients: int
+    moments: int
+    optimizer_states: int  # with moments
+    copies: int  # that a step makes
+
+
+def trained_memory(
+    policy: PreTrainedModel, args: LatentGRPOConfig, num_processes: int, is_sharded: bool
+) -> TrainedMemory:
+    """What the policy and its optimizer take, exact to the byte but for the copies."""
     is_cast = is_sharded and args.bf16  # by DeepSpeed, buffers excepted; autocast leaves weights as they are
     weights = sum(weight.numel() * (2 if is_cast else weight.element_size()) for weight in policy.parameters())
     weights += sum(buffer.nbytes for buffer in policy.buffers())
@@ -134,7 +224,9 @@ def plan_memory(
     num_trained = sum(map(sum, groups.values()))
     parameters, gradients = weights, element * num_trained
     moments = optimizer_states = 2 * gradients + 4 * sum(map(len, groups.values()))  # and a step count for each tensor
-    copies = gradients if optimizer == "adamw_torch" else 0  # that a step makes: of second moments
+    copies = (
+        gradients if getattr(args.optim, "value", args.optim) == "adamw_torch" else 0
+    )  # that a step makes: of second moments
     if is_sharded:
         partitions, num_kept = zero2_partitions(list(groups.values()), num_processes)
         parameters += element * (num_processes * sum(partitions) - num_trained)
@@ -142,76 +234,51 @@ def plan_memory(
         moments = 8 * sum(partitions) + 4 * len(partitions)
         optimizer_states = moments + 4 * sum(partitions)  # weights in float32
         copies = 8 * max(partitions)  # a group's gradients in float64 for their norm, or twice in float32
+    return TrainedMemory(element, num_trained, weights, parameters, gradients, moments, optimizer_states, copies)
 
-    # What else is always there
-    reference = weights if args.beta != 0.0 and base is policy else 0  # an adapter can be switched off
+
+def main_model_memory(main_model: PreTrainedModel, bits: int | None) -> int:
+    """The main model's weights and buffers, an estimate if it is quantized to 4 or 8 bits."""
     main_bytes = sum(tensor.nbytes for tensor in itertools.chain(main_model.parameters(), main_model.buffers()))
-    if main_model_bits is not None:  # with a float32 scale for every 64 weights
+    if bits is not None:  # with a float32 scale for every 64 weights
         packed = [module.weight for module in main_model.base_model.modules() if isinstance(module, torch.nn.Linear)]
-        main_bytes += sum(weight.numel() * (8 * main_model_bits + 4) // 64 - weight.nbytes for weight in packed)
-    num_latents, trajectory = base.config.num_latents, base.config.num_latents * base.config.latent_dim
-    value_head = 0
-    if args.prescreening_fraction < 1:
-        value_head = 4 * REPLAY_SIZE * (trajectory + base.config.hidden_size + 1)
-        value_head += sum(4 * w.nbytes + 4 for w in ValueHead(trajectory, base.config.hidden_size).parameters())
-    always = parameters + optimizer_states + main_bytes + reference + value_head
-    always += gradients if num_processes > 1 and not is_sharded else 0  # DDP's buckets
+        main_bytes += sum(weight.numel() * (8 * bits + 4) // 64 - weight.nbytes for weight in packed)
+    return main_bytes
 
-    # Rollouts, and the exploration check, which decodes all that it samples before the optimizer has moments
-    rows = args.per_device_train_batch_size * args.steps_per_generation
-    questions = math.ceil(rows / args.num_generations)
-    num_decoded = rows if args.prescreening_warmup_rollouts > 0 else min(rows, questions * args.num_decoded)
-    stored = 4 * rows * trajectory * (2 + (args.beta != 0.0) + (args.gamma != 0.0) * (1 + 2 * num_processes))
-    rollouts = []
-    if num_checked := math.ceil(args.exploration_check_prompts / num_processes) * args.num_generations:
-        rollouts.append((num_checked, num_checked, always - moments))
-    rollouts.append((rows, num_decoded, always + stored))
-    feeds_latents, fed_length = base.config.sampling == "autoregressive", prompt_length + num_latents - 1
-    is_graphed = on_gpu and main_model_bits is None and can_be_graphed(main_model)
-    is_graphed = is_graphed and is_plainly_greedy(args.generation_kwargs or {})
-    kv_cache = rollout = 0
-    for sampled, decoded, beside in rollouts:
-        sampling = cache_tensors(base.assistant, sampled, fed_length, element) if feeds_latents else [0]
-        together = min(decoded, args.decoding_batch_size or decoded)
-        length = fed_length + args.max_completion_length  # the last token is never fed
-        if is_graphed:
-            length = static_length(length + 1)
-        decoding = cache_tensors(main_model, together, length, main_model.dtype.itemsize)
-        kv_cache = max(kv_cache, sum(decoding))
-        if is_graphed:  # it stays, and is filled layer by layer from one of the prompts
-            num_prompts = math.ceil(sampled / args.num_generations)
-            prompts = cache_tensors(main_model, num_prompts, prompt_length, main_model.dtype.itemsize)
-            rollout = max(rollout, beside + sum(decoding) + max(sum(sampling) + max(sampling), sum(prompts)))
-        else:
-            rollout = max(
-                rollout, *(beside + sum(cache) + max(cache) for cache in (sampling, decoding))
-            )  # one is copied
 
-    # Updates: of a token in a layer autograd saves about 6 hidden states, 4 times all heads, 4 times the MLP's inside
-    assistant = base.assistant.config.get_text_config()
+def backward_memory(
+    policy: PreTrainedModel,
+    args: LatentGRPOConfig,
+    trained: TrainedMemory,
+    num_rows: int,
+    num_readings: int,
+    prompt_length: int,
+    is_sharded: bool,
+) -> int:
+    """
+    What a backward pass takes at most, of `num_rows` trajectories of which those of a question share its reading. Of a token
+    in a layer autograd saves about 6 hidden states, 4 times all heads, 4 times the MLP's inside.
+    """
+    element, num_latents = trained.element, policy.config.num_latents
+    assistant = policy.assistant.config.get_text_config()
     num_layers, hidden = assistant.num_hidden_layers, assistant.hidden_size * element
     num_heads = assistant.num_attention_heads
     heads = element * num_heads * (getattr(assistant, "head_dim", None) or assistant.hidden_size // num_heads)
     inner = element * (getattr(assistant, "intermediate_size", None) or 4 * assistant.hidden_size)
     saved_token = 6 * hidden + 4 * heads + 4 * inner
-    scored = min(args.per_device_train_batch_size, num_decoded if args.gamma == 0.0 else rows)  # gamma scores all
-    readings = min(scored, questions)  # which rows of a question share
-    accumulated = gradients if args.gradient_accumulation_steps > 1 else 0
+    accumulated = trained.gradients if args.gradient_accumulation_steps > 1 else 0
+    feeds_latents = policy.config.sampling == "autoregressive"
     if feeds_latents and not args.gradient_checkpointing:
         # Latents attend to keys and values that are repeated for each row. Autograd holds the gradients of the pass over
         # latents until it has been back through the one over questions, where the same weights were used
-        last = num_layers * saved_token * readings * prompt_length
-        saved = last + num_layers * scored * (saved_token * (num_latents - 1) + 2 * heads * fed_length)
-        waiting = element * num_trained
+        last = num_layers * saved_token * num_readings * prompt_length
+        saved = last + num_layers * num_rows * (
+            saved_token * (num_latents - 1) + 2 * heads * (prompt_length + num_latents - 1)
+        )
+        waiting = element * trained.num_trained
     else:
-        tokens = (prompt_length + num_latents) * (scored if feeds_latents else readings)
+        tokens = (prompt_length + num_latents) * (num_rows if feeds_latents else num_readings)
         last = saved_token * tokens  # of one layer
         saved = last + num_layers * hidden * tokens if args.gradient_checkpointing else num_layers * last
-        waiting = 0 if accumulated or is_sharded else gradients
-    bucket = element * reduce_bucket_size if is_sharded else 0
-    backward = bucket + accumulated + max(saved, last + waiting)
-    kept = sum(decoding) if is_graphed else 0
-    update = always + stored + kept + max(backward, gradients + copies)
-    return MemoryPlan(
-        parameters, gradients, optimizer_states, main_bytes, reference, value_head, stored, kv_cache, rollout, update
-    )
+        waiting = 0 if accumulated or is_sharded else trained.gradients
+    return accumulated + max(saved, last + waiting)

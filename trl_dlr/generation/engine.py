@@ -16,9 +16,9 @@ from .text import StopStrings, decode_completions
 
 def end_token_ids(generation_config: GenerationConfig, processing_class: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end a completion, by a model's generation configuration or by its tokenizer."""
-    eos, own = generation_config.eos_token_id, processing_class.eos_token_id
+    eos, tokenizer_eos = generation_config.eos_token_id, processing_class.eos_token_id
     ids = [eos] if isinstance(eos, int) else list(eos or [])
-    return ids if own is None or own in ids else [own, *ids]
+    return ids if tokenizer_eos is None or tokenizer_eos in ids else [tokenizer_eos, *ids]
 
 
 class DecodingEngine(ABC):

@@ -3,6 +3,7 @@
 """Greedy decoding on a GPU, where launching a step's many small kernels takes several times as long as running them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,6 +42,52 @@ def is_plainly_greedy(generation_kwargs: dict[str, Any]) -> bool:
 def static_length(length: int) -> int:
     """Positions of a static cache for `length` tokens."""
     return ROUNDING * -(-length // ROUNDING)
+
+
+@dataclass
+class DecodingBatch:
+    """
+    Rows that are decoded together.
+
+    Args:
+        prompt_ids (`torch.Tensor` of shape `(num_prompts, prompt_length)`):
+            Left-padded prompts, each once.
+        prompt_mask (`torch.Tensor` of shape `(num_prompts, prompt_length)`):
+            0 on padding.
+        prompt_of (`torch.Tensor` of shape `(num_rows,)`):
+            Prompt of each row.
+        latents (`torch.Tensor` of shape `(num_rows, num_latents, hidden_size)`, *optional*):
+            Embeddings after the prompts. Rows with fewer have them on the right, after a masked gap: the first token is
+            read off the last one.
+        latent_mask (`torch.Tensor` of shape `(num_rows, num_latents)`, *optional*):
+            0 where a row has none.
+    """
+
+    prompt_ids: torch.Tensor
+    prompt_mask: torch.Tensor
+    prompt_of: torch.Tensor
+    latents: torch.Tensor | None = None
+    latent_mask: torch.Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.prompt_of)
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Of each row's prompt and latents, shape `(num_rows, prompt_length + num_latents)`."""
+        mask = self.prompt_mask[self.prompt_of]
+        return mask if self.latents is None else torch.cat([mask, self.latent_mask], dim=1)
+
+    @property
+    def length(self) -> int:
+        """Positions of prompt and latents, padding included."""
+        return self.prompt_ids.size(1) + (0 if self.latents is None else self.latents.size(1))
+
+    def prompt_inputs(self) -> dict[str, torch.Tensor]:
+        """Inputs of the model that read the prompts, each once."""
+        position_ids = (self.prompt_mask.cumsum(-1) - 1).clamp(min=0)
+        return {"input_ids": self.prompt_ids, "attention_mask": self.prompt_mask, "position_ids": position_ids}
 
 
 class GraphedDecoding:
@@ -87,27 +134,12 @@ class GraphedDecoding:
         return is_here and num_rows == len(self.token_ids) and length <= self.length
 
     def decode(
-        self,
-        prompt_ids: torch.Tensor,
-        prompt_mask: torch.Tensor,
-        prompt_of: torch.Tensor,
-        latents: torch.Tensor | None,
-        is_latent: torch.Tensor | None,
-        max_new_tokens: int,
-        is_over: Callable[[torch.Tensor], bool],
+        self, batch: DecodingBatch, max_new_tokens: int, is_over: Callable[[torch.Tensor], bool]
     ) -> torch.Tensor:
         """
         Args:
-            prompt_ids (`torch.Tensor` of shape `(num_prompts, prompt_length)`):
-                Left-padded prompts, each once.
-            prompt_mask (`torch.Tensor` of shape `(num_prompts, prompt_length)`):
-                0 on padding.
-            prompt_of (`torch.Tensor` of shape `(num_rows,)`):
-                Prompt of each row.
-            latents (`torch.Tensor` of shape `(num_rows, num_latents, hidden_size)`, *optional*):
-                Embeddings after the prompts, on the right where a row has fewer.
-            is_latent (`torch.Tensor` of shape `(num_rows, num_latents)`, *optional*):
-                0 where it has none.
+            batch ([`DecodingBatch`]):
+                Rows that fit.
             max_new_tokens (`int`):
                 Tokens at most.
             is_over (`Callable[[torch.Tensor], bool]`):
@@ -118,7 +150,7 @@ class GraphedDecoding:
             `torch.Tensor` of shape `(num_rows, num_new_tokens)`: tokens, any after a row's end.
         """
         with torch.cuda.device_of(self.token_ids):
-            self._read(prompt_ids, prompt_mask, prompt_of, latents, is_latent)
+            self._read(batch)
             num_tokens = 1
             while num_tokens < max_new_tokens:
                 if num_tokens % TOKENS_BETWEEN_CHECKS == 0:
@@ -129,28 +161,24 @@ class GraphedDecoding:
                 num_tokens += 1
         return self.completion_ids[:, :num_tokens]
 
-    def _read(self, prompt_ids, prompt_mask, prompt_of, latents, is_latent) -> None:
+    def _read(self, batch: DecodingBatch) -> None:
         """Fill the cache with prompts, each read once, and latents, and choose the first tokens."""
         prompts = DynamicCache(config=self.model.config)
-        positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
-        inputs = {"input_ids": prompt_ids, "attention_mask": prompt_mask, "position_ids": positions}
-        logits = self._logits(prompts, **inputs)[prompt_of]
+        logits = self._logits(prompts, **batch.prompt_inputs())[batch.prompt_of]
         self.cache.reset()
         for layer, prompt in zip(self.cache.layers, prompts.layers, strict=True):
-            layer.update(prompt.keys[prompt_of], prompt.values[prompt_of])
+            layer.update(prompt.keys[batch.prompt_of], prompt.values[batch.prompt_of])
         del prompts
-        mask = prompt_mask[prompt_of]
-        if latents is not None:
-            mask = torch.cat([mask, is_latent], dim=1)
-        num_read = mask.size(1)
+        mask, num_read = batch.mask, batch.length
         self.is_visible.zero_()
         self.is_visible[:, 0, 0, :num_read] = mask.bool()
-        if latents is not None:
-            positions = (mask.cumsum(-1) - 1)[:, -latents.size(1) :]
+        if batch.latents is not None:
+            num_latents = batch.latents.size(1)
             index = torch.arange(self.length, device=mask.device)
-            is_before = index <= index[prompt_ids.size(1) : num_read].unsqueeze(1)  # (num_latents, length)
-            inputs = {"inputs_embeds": latents, "attention_mask": self.is_visible & is_before}
-            logits = self._logits(self.cache, **inputs, position_ids=positions)
+            is_before = index <= index[num_read - num_latents : num_read].unsqueeze(1)  # (num_latents, length)
+            inputs = {"inputs_embeds": batch.latents, "attention_mask": self.is_visible & is_before}
+            inputs["position_ids"] = (mask.cumsum(-1) - 1)[:, -num_latents:]
+            logits = self._logits(self.cache, **inputs)
         self.position.fill_(num_read)
         self.position_ids.copy_(mask.sum(1, keepdim=True))
         self.num_new.zero_()

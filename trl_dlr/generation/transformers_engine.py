@@ -19,7 +19,7 @@ from transformers import (
 
 from ..models.main_model import CACHE_ARGUMENT, contiguous_lm_head, nothing_inherited
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling
-from .graphed_decoding import GraphedDecoding, can_be_graphed, is_plainly_greedy
+from .graphed_decoding import DecodingBatch, GraphedDecoding, can_be_graphed, is_plainly_greedy
 from .text import StopStrings, control_ids
 
 
@@ -115,38 +115,47 @@ class TransformersEngine(DecodingEngine):
         device = self.model.device
         prompts = [prompt_ids[index] for index in dict.fromkeys(rows)]  # each once, in the order of the rows
         order = {index: i for i, index in enumerate(dict.fromkeys(rows))}
-        prompt_of = torch.tensor([order[index] for index in rows], device=device)
         length = max(map(len, prompts))
-        input_ids = torch.tensor([[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts], device=device)
-        mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-        latents = is_latent = None
+        batch = DecodingBatch(
+            prompt_ids=torch.tensor(
+                [[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts], device=device
+            ),
+            prompt_mask=torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device),
+            prompt_of=torch.tensor([order[index] for index in rows], device=device),
+        )
         if latent_embeds is not None:
-            # Rows with fewer latents have them on the right, after a masked gap: the first token is read off the last one
-            is_latent = [mask.new_ones(len(latents)) for latents in latent_embeds]
-            is_latent = pad_sequence(is_latent, batch_first=True, padding_side="left")
+            is_latent = [batch.prompt_mask.new_ones(len(latents)) for latents in latent_embeds]
+            batch.latent_mask = pad_sequence(is_latent, batch_first=True, padding_side="left")
             latents = pad_sequence(latent_embeds, batch_first=True, padding_side="left")
-            latents = latents.to(device, self.model.get_input_embeddings().weight.dtype)
-        if self.is_graphed:
-            return self._decode_graphed(input_ids, mask, prompt_of, latents, is_latent)
-        embeds = self.model.get_input_embeddings()(input_ids)
-        cache = DynamicCache(config=self.model.config)
-        if latents is not None:
-            self.model.base_model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                **{CACHE_ARGUMENT: cache},
-                use_cache=True,
-            )
-            cache.reorder_cache(prompt_of)
-            embeds = torch.cat([embeds[prompt_of], latents], dim=1)
-            mask = torch.cat([mask[prompt_of], is_latent], dim=1)
-        else:
-            embeds, mask = embeds[prompt_of], mask[prompt_of]
+            batch.latents = latents.to(device, self.model.get_input_embeddings().weight.dtype)
+        return self._decode_graphed(batch) if self.is_graphed else self._decode_with_generate(batch)
 
-        completions = [[]] * len(rows)
-        alive = torch.arange(len(rows), device=device)  # rows that have not finished
-        completion_ids = input_ids.new_empty(len(rows), 0)
+    def _decode_graphed(self, batch: DecodingBatch) -> list[list[int]]:
+        """Tokens of all rows up to the end of the last: those that have ended cost nothing on a GPU."""
+        length = batch.length + self.max_new_tokens
+        if self.graphed is None or not self.graphed.fits(batch.num_rows, length):
+            self.graphed = None  # its memory first
+            min_new_tokens = self.generation_kwargs["min_new_tokens"]
+            self.graphed = GraphedDecoding(self.model, batch.num_rows, length, self.eos_token_ids, min_new_tokens)
+
+        def is_over(completion_ids: torch.Tensor) -> bool:
+            return self.stop_strings is not None and all(map(self.stop_strings.are_in, completion_ids.tolist()))
+
+        return self.graphed.decode(batch, self.max_new_tokens, is_over).tolist()
+
+    def _decode_with_generate(self, batch: DecodingBatch) -> list[list[int]]:
+        """Tokens of each row up to its end; the rows that have ended leave the batch when they are half of it."""
+        mask, embed = batch.mask, self.model.get_input_embeddings()
+        cache = DynamicCache(config=self.model.config)
+        embeds = embed(batch.prompt_ids)[batch.prompt_of]
+        if batch.latents is not None:
+            self.model.base_model(**batch.prompt_inputs(), **{CACHE_ARGUMENT: cache}, use_cache=True)
+            cache.reorder_cache(batch.prompt_of)
+            embeds = torch.cat([embeds, batch.latents], dim=1)
+
+        completions = [[]] * batch.num_rows
+        alive = torch.arange(batch.num_rows, device=mask.device)  # rows that have not finished
+        completion_ids = batch.prompt_ids.new_empty(batch.num_rows, 0)
         while True:
             done = completion_ids.size(1)
             limits = {
@@ -174,29 +183,8 @@ class TransformersEngine(DecodingEngine):
             alive, completion_ids = alive[keep], completion_ids[keep]
             cache.reorder_cache(keep)
             new_ids = completion_ids[:, done:]
-            embeds = torch.cat([embeds[keep], self.model.get_input_embeddings()(new_ids)], dim=1)
+            embeds = torch.cat([embeds[keep], embed(new_ids)], dim=1)
             mask = torch.cat([mask[keep], mask.new_ones(new_ids.shape)], dim=1)
-
-    def _decode_graphed(
-        self,
-        prompt_ids: torch.Tensor,
-        prompt_mask: torch.Tensor,
-        prompt_of: torch.Tensor,
-        latents: torch.Tensor | None,
-        is_latent: torch.Tensor | None,
-    ) -> list[list[int]]:
-        """Tokens of all rows up to the end of the last: those that have ended cost nothing on a GPU."""
-        length = prompt_ids.size(1) + (0 if latents is None else latents.size(1)) + self.max_new_tokens
-        if self.graphed is None or not self.graphed.fits(len(prompt_of), length):
-            self.graphed = None  # its memory first
-            min_new_tokens = self.generation_kwargs["min_new_tokens"]
-            self.graphed = GraphedDecoding(self.model, len(prompt_of), length, self.eos_token_ids, min_new_tokens)
-
-        def is_over(completion_ids: torch.Tensor) -> bool:
-            return self.stop_strings is not None and all(map(self.stop_strings.are_in, completion_ids.tolist()))
-
-        rows = prompt_ids, prompt_mask, prompt_of, latents, is_latent
-        return self.graphed.decode(*rows, self.max_new_tokens, is_over).tolist()
 
     @torch.no_grad()
     def stream(

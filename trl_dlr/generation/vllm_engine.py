@@ -161,7 +161,7 @@ def vllm_hub_arguments(hub: dict) -> dict:
     """Arguments of `vllm.LLM` for those of `from_pretrained` that say where a model's files come from."""
     names = {"trust_remote_code": "trust_remote_code", "revision": "revision", "code_revision": "code_revision"}
     names |= {"token": "hf_token", "cache_dir": "download_dir"}
-    llm_kwargs = {name: hub[own] for own, name in names.items() if hub.get(own) is not None}
+    llm_kwargs = {theirs: hub[name] for name, theirs in names.items() if hub.get(name) is not None}
     return llm_kwargs | ({"tokenizer_revision": hub["revision"]} if hub.get("revision") is not None else {})
 
 
