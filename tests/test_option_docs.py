@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from trl_dlr import LatentGRPOConfig
 from trl_dlr.cli.main import COMMANDS
-from trl_dlr.option_docs import own_options, parse_options
+from trl_dlr.option_docs import parse_options, read_options
 
 
 MODULES = [f"trl_dlr.{module}" for module, _ in COMMANDS.values()]
@@ -46,7 +46,7 @@ def test_every_option_is_described_with_its_default(cls):
 
 def test_options_are_read_from_the_source_as_they_are_at_run_time():
     path = Path(importlib.import_module(LatentGRPOConfig.__module__).__file__)
-    options, others = own_options(path, "LatentGRPOConfig")
+    options, others = read_options(path, "LatentGRPOConfig")
     own = [base for base in LatentGRPOConfig.__mro__ if base in CLASSES]
     assert options == {name: entry for base in reversed(own) for name, entry in parse_options(base.__doc__).items()}
     assert others == ["GRPOConfig"]

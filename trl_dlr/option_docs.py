@@ -2,7 +2,7 @@
 
 """
 Options are described in one place, the docstring of their dataclass. argparse gets its help from there ([`described`]),
-and `trl-dlr <command> --help` is read from the source, without importing torch ([`own_options`]).
+and `trl-dlr <command> --help` is read from the source, without importing torch ([`read_options`]).
 """
 
 import ast
@@ -41,7 +41,7 @@ def described(cls: type) -> type:
     return cls
 
 
-def own_options(path: Path, class_name: str) -> tuple[dict[str, tuple[str, str]], list[str]]:
+def read_options(path: Path, class_name: str) -> tuple[dict[str, tuple[str, str]], list[str]]:
     """
     Options of a dataclass of this package and of its bases here, read from the source.
 
@@ -61,10 +61,10 @@ def own_options(path: Path, class_name: str) -> tuple[dict[str, tuple[str, str]]
             if node.level == 0:
                 return {}, [class_name]
             folder = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
-            return own_options(folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py"), class_name)
+            return read_options(folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py"), class_name)
     (node,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == class_name)
     options, others = parse_options(ast.get_docstring(node)), []
     for base in node.bases:
-        inherited, foreign = own_options(path, base.id)
+        inherited, foreign = read_options(path, base.id)
         options, others = {**inherited, **options}, [*others, *foreign]
     return options, others

@@ -6,7 +6,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from tests.tiny import random_main_model, tiny_tokenizer
-from trl_dlr.models.main_model import completion_log_probs, given_latents
+from trl_dlr.models.main_model import completion_log_probs, teacher_forced_inputs
 
 
 PROMPTS = [[3, 4, 5, 6], [7, 8], [9]]
@@ -52,5 +52,7 @@ def test_the_mean_of_given_latents_loss_is_theirs():
     log_probs, _ = completion_log_probs(main_model, [[3, 4], [5, 6]], [[10, 11, 12], [13]], latents)
     completions = torch.tensor([[10, 11, 12], [13, -100, -100]])
     prompts = torch.tensor([[3, 4], [5, 6]])
-    loss = main_model(**given_latents(main_model, prompts, torch.ones_like(prompts), latents, completions)).loss
+    loss = main_model(
+        **teacher_forced_inputs(main_model, prompts, torch.ones_like(prompts), latents, completions)
+    ).loss
     assert loss.item() == pytest.approx(-torch.cat(log_probs).mean().item(), abs=1e-6)

@@ -5,7 +5,7 @@
 import ast
 import textwrap
 
-from ..option_docs import PACKAGE, own_options
+from ..option_docs import PACKAGE, read_options
 
 
 HELP_OPTIONS = {"-h", "--help"}
@@ -27,8 +27,8 @@ def help_text(command: str, module_name: str) -> str:
     for node in module.body:
         if isinstance(node, ast.Assign) and node.targets[0].id == "ARGUMENTS":
             for name in node.value.elts:
-                own, foreign = own_options(path, name.id)
-                options, others = {**options, **own}, [*others, *foreign]
+                read, foreign = read_options(path, name.id)
+                options, others = {**options, **read}, [*others, *foreign]
     lines = [f"usage: trl-dlr {command} [--config FILE] [--OPTION VALUE ...]", "", ast.get_docstring(module)]
     if options:
         lines += ["", "Options (--config names a YAML file of them; those on the command line come first):", ""]

@@ -36,15 +36,15 @@ def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
     *_, of_config, of_cli = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )
-    own, unknown = [], list(of_cli)
+    script_arguments, unknown = [], list(of_cli)
     for argument in argv:  # `of_cli` holds, in order, those that are not the script's
         if unknown and argument == unknown[0]:
             unknown.pop(0)
         else:
-            own.append(argument)
+            script_arguments.append(argument)
     accelerate_parser.prog, accelerate_parser.usage = parser.prog, parser.usage
     # Quiet: the script has said in one line what went wrong
-    arguments = accelerate_parser.parse_args(["--quiet", "--module", *of_config, *of_cli, module, *own])
+    arguments = accelerate_parser.parse_args(["--quiet", "--module", *of_config, *of_cli, module, *script_arguments])
     if arguments.config_file is None and not os.path.isfile(default_config_file):
         # What accelerate takes where it is told nothing, and then lists in a warning
         usual = {"num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}

@@ -80,31 +80,31 @@ def answer_questions(
     if control not in SAMPLED:
         num_samples = 1
     num_anchors = reasoner.policy.config.num_latents if control == "plain_anchors" else 0
-    state, answers, prompts, own = PartialState(), [], list(dataset["prompt"]), None
+    state, answers, prompts, latents = PartialState(), [], list(dataset["prompt"]), None
     before = reasoner.engine.num_truncated
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # Every process draws the latents of all questions, which are cheap: answers do not depend on how many there are
         if control == "zero_latents":
             drawn = reasoner.policy.zero_latents(len(prompts))
-            own, lengths = drawn.latents.unsqueeze(1), drawn.lengths.unsqueeze(1)
+            latents, lengths = drawn.latents.unsqueeze(1), drawn.lengths.unsqueeze(1)
         elif control not in ("no_latents", "plain_anchors"):
             chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
             with fresh_head(reasoner.policy) if control == "fresh_head" else nullcontext():
                 drawn = [reasoner.sample_latents(chunk, num_samples, control == "mean_latents") for chunk in chunks]
-            own, lengths = (
+            latents, lengths = (
                 torch.cat(parts).unflatten(0, (len(prompts), num_samples)) for parts in zip(*drawn, strict=True)
             )
             if control == "shuffled":
                 order = torch.randperm(len(prompts))
                 giver = torch.empty_like(order)
-                giver[order] = order.roll(1)  # one cycle: nobody keeps its own
-                own, lengths = own[giver], lengths[giver]
+                giver[order] = order.roll(1)  # one cycle: no question keeps its latents
+                latents, lengths = latents[giver], lengths[giver]
         with state.split_between_processes(list(range(len(prompts)))) as indices:
             for start in tqdm(range(0, len(indices), batch_size), description, disable=not state.is_main_process):
                 chunk = indices[start : start + batch_size]
-                given = () if own is None else (own[chunk].flatten(0, 1), lengths[chunk].flatten())
-                texts = reasoner.decode([prompts[index] for index in chunk], *given, num_anchors=num_anchors)
+                row_latents = () if latents is None else (latents[chunk].flatten(0, 1), lengths[chunk].flatten())
+                texts = reasoner.decode([prompts[index] for index in chunk], *row_latents, num_anchors=num_anchors)
                 answers += [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
     answers = gather_object(answers)
     if sum(gather_object([reasoner.engine.num_truncated - before])) == len(prompts) * num_samples:

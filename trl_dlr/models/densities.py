@@ -81,7 +81,7 @@ class DiagonalGaussian:
         """All parameters by name, with an entry for each row of the batch."""
         return {"mean": self.mean, "log_std": self.log_std.expand(self.mean.size(0), 1, -1)}
 
-    def given(self, parameters: dict[str, torch.Tensor]) -> "DiagonalGaussian":
+    def replace(self, parameters: dict[str, torch.Tensor]) -> "DiagonalGaussian":
         """The same density with other parameters, those of `rows` or of `stored`."""
         return replace(self, **parameters)
 
@@ -172,7 +172,7 @@ class SoftTokens:
 
     stored = rows
 
-    def given(self, parameters: dict[str, torch.Tensor]) -> "SoftTokens":
+    def replace(self, parameters: dict[str, torch.Tensor]) -> "SoftTokens":
         """The same density with other parameters, those of `rows`."""
         return replace(self, **parameters)
 
@@ -252,16 +252,16 @@ class StoppedDensity:
         """All parameters by name, with an entry for each row of the batch."""
         return {**self.steps.stored(), "stop_logits": self.stop_logits, "lengths": self.lengths}
 
-    def given(self, parameters: dict[str, torch.Tensor]) -> "StoppedDensity":
+    def replace(self, parameters: dict[str, torch.Tensor]) -> "StoppedDensity":
         """The same density with other parameters, those of `rows` or of `stored`."""
-        own = {"stop_logits", "lengths"}
-        of_steps = {name: parameter for name, parameter in parameters.items() if name not in own}
-        return StoppedDensity(self.steps.given(of_steps), parameters["stop_logits"], parameters["lengths"])
+        parameters = dict(parameters)
+        stop_logits, lengths = parameters.pop("stop_logits"), parameters.pop("lengths")
+        return StoppedDensity(self.steps.replace(parameters), stop_logits, lengths)
 
     def metrics(self) -> dict[str, torch.Tensor]:
         """What is logged of it: that of the latents that are there."""
         taken = {name: parameter[self.is_taken].unsqueeze(1) for name, parameter in self.steps.rows().items()}
-        return self.steps.given(taken).metrics()
+        return self.steps.replace(taken).metrics()
 
 
 Density = DiagonalGaussian | SoftTokens | StoppedDensity
@@ -270,15 +270,15 @@ Density = DiagonalGaussian | SoftTokens | StoppedDensity
 def concatenate(densities: list[Density], dim: int = 0) -> Density:
     """One density of the rows (`dim=0`) or latent steps (`dim=1`) of several, one after the other."""
     parts = [density.rows() for density in densities]
-    return densities[-1].given({name: torch.cat([part[name] for part in parts], dim) for name in parts[0]})
+    return densities[-1].replace({name: torch.cat([part[name] for part in parts], dim) for name in parts[0]})
 
 
 def take_rows(density: Density, rows: torch.Tensor) -> Density:
     """Density of some rows of a batch."""
-    return density.given({name: parameter[rows] for name, parameter in density.rows().items()})
+    return density.replace({name: parameter[rows] for name, parameter in density.rows().items()})
 
 
 def put_rows(density: Density, rows: torch.Tensor, num_rows: int) -> Density:
     """Density of a batch of `num_rows` rows that is `density` in some of them, and has parameters of 0 elsewhere."""
     empty = {name: parameter.new_zeros(num_rows, *parameter.shape[1:]) for name, parameter in density.rows().items()}
-    return density.given({name: empty[name].index_copy(0, rows, part) for name, part in density.rows().items()})
+    return density.replace({name: empty[name].index_copy(0, rows, part) for name, part in density.rows().items()})

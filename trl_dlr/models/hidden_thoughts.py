@@ -106,7 +106,7 @@ def add_hidden_thoughts(model: PreTrainedModel) -> None:
     def forward(self, *args, is_latent: torch.Tensor | None = None, **kwargs):
         if is_latent is None:
             return original_forward(*args, **kwargs)
-        given = {name: value for name, value in kwargs.items() if value is not None and name != "use_cache"}
-        return read_with_thoughts(self, *args, is_latent=is_latent, **given)
+        set_kwargs = {name: value for name, value in kwargs.items() if value is not None and name != "use_cache"}
+        return read_with_thoughts(self, *args, is_latent=is_latent, **set_kwargs)
 
     backbone.forward = types.MethodType(forward, backbone)

@@ -296,14 +296,14 @@ class LatentPolicyModel(PreTrainedModel):
             `allow_mismatch` is not set (a warning if it is).
         """
         hidden_size = main_model.get_input_embeddings().embedding_dim
-        own_size = self.config.main_hidden_size or self.config.hidden_size
+        policy_size = self.config.main_hidden_size or self.config.hidden_size
         built_for = (
             f"(it was built for {self.config.main_model_name_or_path!r}). Pass that main model, or build a policy for this "
             "one with `LatentPolicyModel.from_assistant`."
         )
-        if hidden_size != own_size:
+        if hidden_size != policy_size:
             raise ValueError(
-                f"`main_model` has embeddings of size {hidden_size}, but the policy injects embeddings of size {own_size} "
+                f"`main_model` has embeddings of size {hidden_size}, but the policy injects embeddings of size {policy_size} "
                 f"{built_for}"
             )
         if self.config.density == "soft_tokens" and vocabulary_size(main_model) != self.config.latent_dim:
@@ -531,7 +531,7 @@ class LatentPolicyModel(PreTrainedModel):
             fed = torch.cat([fed, self._feed(latents[-1])], dim=1)
         missing = noise.size(1) - len(densities)
         steps = concatenate(densities, dim=1)
-        steps = steps.given({name: F.pad(parameter, (0, 0, 0, missing)) for name, parameter in steps.rows().items()})
+        steps = steps.replace({name: F.pad(parameter, (0, 0, 0, missing)) for name, parameter in steps.rows().items()})
         latents = F.pad(torch.cat(latents, dim=1), (0, 0, 0, missing))
         if stop_draws is not None:
             stop_logits = F.pad(torch.cat(stop_logits, dim=1), (0, missing), value=torch.inf)

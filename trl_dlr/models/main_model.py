@@ -159,7 +159,7 @@ def fresh_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedMode
     return backbone
 
 
-def given_latents(
+def teacher_forced_inputs(
     main_model: PreTrainedModel,
     prompt_ids: torch.Tensor,
     prompt_mask: torch.Tensor,
@@ -243,7 +243,7 @@ def completion_log_probs(
     prompts, completions = padded(prompt_ids, 0, "left"), padded(completion_ids, -100, "right")
     mask = padded([[1] * len(ids) for ids in prompt_ids], 0, "left")
     num_latents = None if num_latents is None else num_latents.to(device)
-    inputs = given_latents(main_model, prompts, mask, latent_embeds.to(device), completions, num_latents)
+    inputs = teacher_forced_inputs(main_model, prompts, mask, latent_embeds.to(device), completions, num_latents)
     del inputs["labels"]
     # The last position before the completion gives its first token, and nothing is read off its last one
     with contiguous_lm_head(main_model):
@@ -277,9 +277,9 @@ def base_model_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def nothing_inherited(model: PreTrainedModel) -> Iterator[None]:
     """`generate` fills what a configuration leaves open from the model's own, which is put aside for the while."""
     model = base_model_of(model)
-    own = model.generation_config
+    generation_config = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = generation_config

@@ -72,8 +72,8 @@ class ThinkingPolicy:
         )
         most = len(start) + self.config.num_latents + len(end)
         whole = embeds.new_zeros(len(embeds), most, embeds.size(2))
-        for row, own, length in zip(whole, embeds, lengths.tolist(), strict=True):
-            parts = torch.cat([start.to(own), own[:length], end.to(own)])
+        for row, latents, length in zip(whole, embeds, lengths.tolist(), strict=True):
+            parts = torch.cat([start.to(latents), latents[:length], end.to(latents)])
             row[: len(parts)] = parts
         return LatentPolicyOutput(latents=whole, lengths=lengths + len(start) + len(end))
 

@@ -443,8 +443,8 @@ def draw_plots(
             metrics = logged_metrics(log_history, (*ROLLOUT_TIMES, "time/optimize"))
             metrics = [metric for metric in metrics if not metric.startswith("eval_")]
             if metrics:
-                given = metrics, log_history, steps_per_rollout
-                drawn = [("Where it goes", _times(*given)), ("Over steps", _time_lines(*given))]
+                logged = metrics, log_history, steps_per_rollout
+                drawn = [("Where it goes", _times(*logged)), ("Over steps", _time_lines(*logged))]
         elif plot is MAP:
             rewards = [s["reward"] for probe in probes.values() for q in probe["questions"] for s in q["samples"]]
             rewards = [reward for reward in rewards if reward is not None] or [0.0]

@@ -96,8 +96,8 @@ def correctness_reward(
     for completion, gold in zip(completions, golds, strict=True):
         if not isinstance(gold, str | Number) or str(gold).strip().lower() in ("", "nan"):
             raise ValueError(f"`{column}` must hold a text or a number as each gold answer, got {gold!r}.")
-        given = extract_answer(completion_text(completion))
-        rewards.append(1.0 if _agree(given, extract_answer(str(gold)), same_expression) else -1.0)
+        answer = extract_answer(completion_text(completion))
+        rewards.append(1.0 if _agree(answer, extract_answer(str(gold)), same_expression) else -1.0)
     same_expression.warn()
     return rewards
 

@@ -60,8 +60,11 @@ def _stop() -> None:
 def _start() -> None:
     global _process
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}  # threads take memory
-    _process = subprocess.Popen([sys.executable, "-P", __file__, str(SECONDS)], env=os.environ | own, **pipes)
+    variables = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OPENBLAS_NUM_THREADS": "1",
+    }  # threads take memory
+    _process = subprocess.Popen([sys.executable, "-P", __file__, str(SECONDS)], env=os.environ | variables, **pipes)
     if "ready\n" not in _process.stdout:
         _stop()
         raise RuntimeError("math-verify could not be started in a process of its own, which has printed why.")

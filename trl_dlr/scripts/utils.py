@@ -135,8 +135,8 @@ class RewardArguments:
 
     def load_rewards(self, judge: Judge) -> list[Judge]:
         """The reward functions, of which `judge` is the one for correctness."""
-        own = {"correctness_reward": judge, "format_reward": self.format_reward()}
-        return [own[name] if name in own else load_reward(name) for name in self.reward_funcs]
+        configured = {"correctness_reward": judge, "format_reward": self.format_reward()}
+        return [configured[name] if name in configured else load_reward(name) for name in self.reward_funcs]
 
 
 def find_reward(name: str) -> tuple[str, str]:
@@ -255,10 +255,10 @@ def load_model(training_args: Any, model_args: ModelConfig) -> dict[str, Any]:
 
 def set_init_kwargs(training_args: Any, model_args: ModelConfig, names: tuple[str, ...]) -> None:
     """Put what `ModelConfig` says of loading where a trainer looks for it. What is there already comes first."""
-    given = {name: getattr(model_args, name) for name in names if getattr(model_args, name) is not None}
+    init_kwargs = {name: getattr(model_args, name) for name in names if getattr(model_args, name) is not None}
     if model_args.model_revision != "main":
-        given["revision"] = model_args.model_revision
-    training_args.model_init_kwargs = {**given, **(training_args.model_init_kwargs or {})} or None
+        init_kwargs["revision"] = model_args.model_revision
+    training_args.model_init_kwargs = {**init_kwargs, **(training_args.model_init_kwargs or {})} or None
 
 
 def fastest_dtype() -> torch.dtype:

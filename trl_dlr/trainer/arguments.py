@@ -302,21 +302,21 @@ class LatentPolicyArguments:
 
     def check_policy(self, config: LatentPolicyConfig) -> None:
         """Refuse fields that were set to other values than a given policy has: they are the policy's."""
-        own_names = {"density": "latent_density", "sampling": "latent_sampling"}
+        argument_names = {"density": "latent_density", "sampling": "latent_sampling"}
         for name, value in self.policy_kwargs().items():
-            own_name = own_names.get(name, name)
-            if own_name in self._set_fields and value != getattr(config, name):
+            argument = argument_names.get(name, name)
+            if argument in self._set_fields and value != getattr(config, name):
                 raise ValueError(
-                    f"`{own_name}={value!r}` is of a new policy, but the one given as `model` has {getattr(config, name)!r}. "
-                    f"Leave `{own_name}` unset, or give an assistant as `model`."
+                    f"`{argument}={value!r}` is of a new policy, but the one given as `model` has {getattr(config, name)!r}. "
+                    f"Leave `{argument}` unset, or give an assistant as `model`."
                 )
 
     def policy_kwargs(self) -> dict[str, Any]:
         """Fields of [`LatentPolicyConfig`] that this configuration sets."""
         names = ("latent_dim", "num_latents", "anchor_text", "freeze_embeddings")
         names += ("learn_stop", "min_latents", "initial_stop_prob", *itertools.chain(*DENSITIES.values()))
-        own = {"density": self.latent_density, "sampling": self.latent_sampling}
-        return own | {name: getattr(self, name) for name in names}
+        renamed = {"density": self.latent_density, "sampling": self.latent_sampling}
+        return renamed | {name: getattr(self, name) for name in names}
 
 
 @described

@@ -48,7 +48,7 @@ from .curriculum import (
     train_markers,
     with_worked_columns,
 )
-from .inputs import check_adapter, check_chat_templates, check_vocabulary, refuse_fsdp
+from .inputs import check_adapter, check_chat_templates, check_vocabulary, config_or_default, refuse_fsdp
 from .thinking_training import ThinkingTrainingMixin, load_causal_lm
 
 
@@ -174,11 +174,7 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
-        if args is None:
-            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = CoconutSFTConfig(f"{model_name.split('/')[-1] or 'model'}-Coconut")
-        elif not isinstance(args, CoconutSFTConfig):
-            raise ValueError(f"`args` must be a `CoconutSFTConfig`, got {type(args).__name__}.")
+        args = config_or_default(args, CoconutSFTConfig, model, "Coconut")
         refuse_fsdp(args)
         check_worked_datasets(train_dataset, eval_dataset)
         check_adapter(model, peft_config)

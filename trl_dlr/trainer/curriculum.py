@@ -205,8 +205,8 @@ def as_text(completion: str | list[dict[str, str]]) -> str:
 
 def check_worked_datasets(train_dataset: Any, eval_dataset: Any) -> None:
     """Refuse datasets without rows. Their columns are checked when they are prepared."""
-    for given, name in ((train_dataset, "train_dataset"), (eval_dataset, "eval_dataset")):
-        for split_name, split in splits(given, name).items():
+    for dataset, name in ((train_dataset, "train_dataset"), (eval_dataset, "eval_dataset")):
+        for split_name, split in splits(dataset, name).items():
             check_rows(split, split_name)
 
 

@@ -20,11 +20,28 @@ from transformers import (
     TrainingArguments,
 )
 from trl import GRPOConfig
-from trl.trainer.utils import get_callable_name, is_async_callable
+from trl.trainer.utils import get_callable_name, get_config_model_id, is_async_callable
 
 from ..generation.text import check_prompts
 from ..models.hub import check_location, readable_damage
 from ..rewards import correctness_reward
+
+
+def config_or_default(args: Any, config_class: type[TrainingArguments], model: Any, suffix: str) -> TrainingArguments:
+    """Configuration of a trainer: the default one, named after `model`, if there is none."""
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return config_class(f"{name.split('/')[-1] or 'model'}-{suffix}")
+    if not isinstance(args, config_class):
+        raise ValueError(f"`args` must be a `{config_class.__name__}`, got {type(args).__name__}.")
+    return args
+
+
+def refuse_arguments(trainer: str, reason: str, **arguments) -> None:
+    """Refuse arguments of [`~trl.GRPOTrainer`] that were given to a trainer for which they have no meaning."""
+    for name, value in arguments.items():
+        if value:
+            raise ValueError(f"`{name}` has no meaning for `{trainer}`: {reason}.")
 
 
 def refuse_fsdp(args: TrainingArguments) -> None:

@@ -19,18 +19,17 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad, use_adapter
+from trl.trainer.utils import add_fused_lm_head, pad, use_adapter
 
-from ..generation import tokenize_prompts
 from ..generation.text import as_completions, check_prompts
 from ..models import LatentPolicyOutput
 from ..models.densities import Density, concatenate, put_rows
 from ..models.latent_policy import disable_dropout
-from ..models.main_model import base_model_of, given_latents
+from ..models.main_model import base_model_of, teacher_forced_inputs
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback, fraction_mixed
 from .checkpoints import CheckpointsMixin, rollout_from_tensors, rollout_tensors, share_weights, with_prefix
-from .inputs import as_reward_funcs, check_chat_templates, check_datasets, check_gold_answers, longest_prompts
+from .inputs import as_reward_funcs, check_datasets, check_gold_answers, config_or_default, refuse_arguments
 from .latent_grpo_config import LatentGRPOConfig
 from .losses import Scoring, clamp_log_ratio, contrastive_loss, shape_advantages
 from .policy_training import (
@@ -38,8 +37,11 @@ from .policy_training import (
     adapter_for_policy,
     assemble,
     build_engine,
+    build_reference,
     check_optimizer,
+    check_prompts_fit,
     check_stop,
+    freeze_what_no_loss_reaches,
 )
 from .prescreening import Prescreener, area_under_curve, select_trajectories
 
@@ -203,16 +205,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         main_processing_class: PreTrainedTokenizerBase | None = None,
     ):
         refused = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
-        for name, value in refused.items():
-            if value:
-                raise ValueError(
-                    f"`{name}` has no meaning for `LatentGRPOTrainer`: latents are drawn before any text."
-                )
-        if args is None:
-            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = LatentGRPOConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentGRPO")
-        elif not isinstance(args, LatentGRPOConfig):
-            raise ValueError(f"`args` must be a `LatentGRPOConfig`, got {type(args).__name__}.")
+        refuse_arguments(type(self).__name__, "latents are drawn before any text", **refused)
+        args = config_or_default(args, LatentGRPOConfig, model, "LatentGRPO")
         check_datasets(train_dataset, eval_dataset, args)
         check_gold_answers(reward_funcs, train_dataset, eval_dataset)
 
@@ -221,26 +215,11 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         )
         policy = base_model_of(model)
         check_stop(policy, args)
-        tokenizers = {"processing_class": processing_class, "main_processing_class": main_processing_class}
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            check_chat_templates(dataset, name, args.chat_template_kwargs, **tokenizers)
         check_optimizer(optimizers[0], main_model)
         engine = build_engine(main_model, main_processing_class, args)
-        for prompts in longest_prompts(train_dataset, eval_dataset):
-            lengths = (
-                max(map(len, tokenize_prompts(prompts, tokenizer, args.chat_template_kwargs)))
-                for tokenizer in (processing_class, main_processing_class)
-            )
-            policy.check_length(next(lengths))
-            engine.check_length(next(lengths), policy.config.num_latents)
-        is_reached = args.hybrid_coef > 0
-        if policy.config.injection == "trained" and policy.injector.weight.requires_grad and not is_reached:
-            # DDP would wait for its gradient
-            logger.warning(
-                "`injection='trained'`: the up-projection lies after the sample, so this loss does not reach it. It "
-                "stays as it is; `hybrid_coef` above 0 would train it."
-            )
-            policy.injector.requires_grad_(False)
+        datasets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        check_prompts_fit(policy, engine, processing_class, datasets, args.chat_template_kwargs)
+        freeze_what_no_loss_reaches(policy, args)
         prescreener = None
         if args.prescreening_fraction < 1:
             latent_size = policy.config.num_latents * policy.config.feature_size
@@ -254,19 +233,11 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         self.kl_coef = args.beta
         if peft_config is not None:
             self._name_base_policy(policy, args.output_dir)
-        # A new adapter is its own reference when switched off. Copied before TRL patches the model's forward.
-        ref_model = None
-        if args.beta != 0.0 and peft_config is None:
-            ref_model = copy.deepcopy(model).eval().requires_grad_(False)
-        sync_ref_model = args.sync_ref_model
-        if sync_ref_model and ref_model is None:
-            raise ValueError(
-                "`sync_ref_model=True` needs a reference model of its own: set `beta` above 0 and no `peft_config`."
-            )
+        ref_model = build_reference(model, args, peft_config)  # copied before TRL patches the model's forward
 
         # TRL would look for its reference model on the Hub and estimate the KL from samples; ours has a closed form. Its
         # vLLM would serve the trained model; ours serves the frozen one.
-        use_vllm = args.use_vllm
+        use_vllm, sync_ref_model = args.use_vllm, args.sync_ref_model
         args.beta, args.sync_ref_model, args.use_vllm = 0.0, False, False
         try:
             super().__init__(
@@ -332,12 +303,12 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
     @contextmanager
     def _main_model_speaks(self) -> Iterator[None]:
         """While TRL renders prompts for decoding and decodes completions, its tokenizer is the main model's."""
-        own = self.processing_class, self._tokenizer
+        policy_tokenizers = self.processing_class, self._tokenizer
         self.processing_class = self._tokenizer = self.main_processing_class
         try:
             yield
         finally:
-            self.processing_class, self._tokenizer = own
+            self.processing_class, self._tokenizer = policy_tokenizers
 
     def _generate(self, prompts: list):
         check_prompts(prompts, "The dataset, in this rollout,")  # only the first rows of a stream were looked at
@@ -385,9 +356,9 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             torch.no_grad(),
             self.accelerator.autocast(),
         ):
-            own_ids = [torch.tensor(own) for (_, own), _ in runs]
-            input_ids = pad(own_ids, padding_value=policy.config.pad_token_id, padding_side="left")
-            attention_mask = pad([torch.ones_like(ids) for ids in own_ids], padding_value=0, padding_side="left")
+            prompts = [torch.tensor(ids) for (_, ids), _ in runs]
+            input_ids = pad(prompts, padding_value=policy.config.pad_token_id, padding_side="left")
+            attention_mask = pad([torch.ones_like(ids) for ids in prompts], padding_value=0, padding_side="left")
             device = self.accelerator.device
             drawn = rollout.drawn = policy.sample(input_ids.to(device), attention_mask.to(device), num_samples)
             is_decoded = rollout.is_decoded = self._prescreen(rollout, mode)
@@ -530,8 +501,15 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             output["group_index"], output["member_index"] = indices // num_generations, indices % num_generations
         if self.args.gamma != 0.0 or self.args.hybrid_coef > 0:
             output["noise"] = drawn.density.noise_of(drawn.latents)
+        self._log_drawn(drawn, latents.unflatten(0, (-1, num_generations)), mode)
+        self._rollout_time += time.perf_counter() - start
+        return output
+
+    def _log_drawn(self, drawn: LatentPolicyOutput, groups: torch.Tensor, mode: str) -> None:
+        """Metrics of a rollout's latents; `groups` are those of all processes, `(num_groups, G, T, d)`."""
+        num_generations = groups.size(1)
         if num_generations > 1:
-            directions = torch.nn.functional.normalize(latents.unflatten(0, (-1, num_generations)).flatten(2), dim=-1)
+            directions = torch.nn.functional.normalize(groups.flatten(2), dim=-1)
             cosine_sums = directions.sum(1).square().sum(-1) - num_generations  # of all pairs of different members
             diversity = 1 - cosine_sums / (num_generations * (num_generations - 1))
             self._metrics[mode]["latent/diversity"].append(diversity.mean().item())
@@ -541,8 +519,6 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             lengths = gather(drawn.lengths).float()
             for name in ("mean", "min", "max"):
                 self._metrics[mode][f"latent/{name}_length"].append(getattr(lengths, name)().item())
-        self._rollout_time += time.perf_counter() - start
-        return output
 
     def _learn_to_prescreen(self, latents: torch.Tensor, states: torch.Tensor) -> None:
         """Say how well the value head had predicted the rewards of all processes' rows, then teach it those."""
@@ -592,12 +568,12 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         if len(needed) == 0:  # every process makes a pass, and gets zero gradients from it
             needed = needed.new_zeros(1)
         densities, embeds = [], []
-        given = {"input_ids": prompt_ids, "attention_mask": prompt_mask, "latents": latents, "lengths": lengths}
+        inputs = {"input_ids": prompt_ids, "attention_mask": prompt_mask, "latents": latents, "lengths": lengths}
         if noise is not None:
-            given["noise"] = noise
+            inputs["noise"] = noise
         for rows in needed.split(batch_size):
             with self.accelerator.autocast():
-                scored = model(**{name: tensor[rows] for name, tensor in given.items()})
+                scored = model(**{name: tensor[rows] for name, tensor in inputs.items()})
             densities.append(scored.density)
             embeds.append(scored.latent_embeds)
         density, embeds = concatenate(densities), None if noise is None else torch.cat(embeds)
@@ -666,19 +642,11 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         metrics = {}
 
         if self.kl_coef != 0.0:
-            kl = density.kl(density.given({name: inputs[f"ref_{name}"] for name in density.stored()}))
+            kl = density.kl(density.replace({name: inputs[f"ref_{name}"] for name in density.stored()}))
             loss = loss + self.kl_coef * scale * (kl * mask).sum() / num_steps
             metrics["latent/kl"] = kl, mask
         if self.args.gamma != 0.0:
-            group_latents, group_means = (stored[inputs["group_index"]] for stored in self._groups[mode])
-            terms = contrastive_loss(
-                self.policy.features(density.rsample(inputs["noise"]), inputs["lengths"]),
-                self.policy.features(density.mean, inputs["lengths"]),
-                group_latents,
-                group_means,
-                inputs["member_index"],
-                similarity=self.args.contrastive_similarity,
-            )
+            terms = self._contrastive_terms(density, inputs, mode)
             # Each row holds its question's whole sum, and is live in one of its G places: the rows' mean is the value
             # of equation 8, and G times that mean has its gradient
             contrastive = terms.sum(1).mean()
@@ -704,6 +672,18 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
                 loss = (0.0 * (loss + density.mean.sum()).nan_to_num()).sqrt()
         return loss
 
+    def _contrastive_terms(self, density: Density, inputs: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
+        """Contrastive loss of each row against the stored members of its group, shape `(num_rows, G)`."""
+        group_latents, group_means = (stored[inputs["group_index"]] for stored in self._groups[mode])
+        return contrastive_loss(
+            self.policy.features(density.rsample(inputs["noise"]), inputs["lengths"]),
+            self.policy.features(density.mean, inputs["lengths"]),
+            group_latents,
+            group_means,
+            inputs["member_index"],
+            similarity=self.args.contrastive_similarity,
+        )
+
     def _hybrid_terms(
         self, latent_embeds: torch.Tensor, inputs: dict[str, torch.Tensor], is_decoded: torch.Tensor
     ) -> torch.Tensor:
@@ -717,8 +697,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         names = "main_prompt_ids", "main_prompt_mask", "decoded_ids"
         prompt_ids, prompt_mask, decoded_ids = (inputs[name][rows] for name in names)
         embeds, lengths = latent_embeds[rows], inputs["lengths"][rows]
-        given = given_latents(self.main_model, prompt_ids, prompt_mask, embeds, decoded_ids, lengths)
-        log_probs = self.main_model(**given, fused_lm_head=True).log_probs.float()
+        main_inputs = teacher_forced_inputs(self.main_model, prompt_ids, prompt_mask, embeds, decoded_ids, lengths)
+        log_probs = self.main_model(**main_inputs, fused_lm_head=True).log_probs.float()
         means = log_probs.sum(1) / (decoded_ids != -100).sum(1).clamp(min=1)
         advantages = inputs.get("completion_advantages", inputs["advantages"])
         return torch.zeros_like(advantages).index_add(0, rows, -advantages[rows] * is_decoded[rows] * means)

@@ -12,12 +12,12 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.data.data_collator import DataCollatorMixin
 from trl import SFTTrainer
-from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad
+from trl.trainer.utils import add_fused_lm_head, pad
 
 from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
 from ..models.latent_policy import disable_dropout
-from ..models.main_model import base_model_of, given_latents
+from ..models.main_model import base_model_of, teacher_forced_inputs
 from ..reasoners.latent_reasoner import LatentReasoner
 from ..rewards import correctness_reward
 from .checkpoints import CheckpointsMixin
@@ -29,7 +29,7 @@ from .curriculum import (
     tokenize_worked_answers,
     with_worked_columns,
 )
-from .inputs import check_chat_templates
+from .inputs import check_chat_templates, config_or_default
 from .latent_sft_config import LatentSFTConfig
 from .policy_training import PolicyTrainingMixin, adapter_for_policy, assemble, check_optimizer
 
@@ -159,11 +159,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
         main_model: str | PreTrainedModel,
         main_processing_class: PreTrainedTokenizerBase | None = None,
     ):
-        if args is None:
-            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = LatentSFTConfig(f"{model_name.split('/')[-1] or 'latent-policy'}-LatentSFT")
-        elif not isinstance(args, LatentSFTConfig):
-            raise ValueError(f"`args` must be a `LatentSFTConfig`, got {type(args).__name__}.")
+        args = config_or_default(args, LatentSFTConfig, model, "LatentSFT")
         model, main_model, main_processing_class, processing_class = assemble(
             model, main_model, main_processing_class, processing_class, args, quantization_config
         )
@@ -280,9 +276,11 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
         drawn = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], noise=noise)
 
         embeds = drawn.latent_embeds
-        given = given_latents(self.main_model, prompt_ids, inputs["prompt_mask"], embeds, labels, num_latents)
+        main_inputs = teacher_forced_inputs(
+            self.main_model, prompt_ids, inputs["prompt_mask"], embeds, labels, num_latents
+        )
         with self._checkpointing_main_model():
-            loss = super().compute_loss(self.main_model, given, return_outputs, num_items_in_batch)
+            loss = super().compute_loss(self.main_model, main_inputs, return_outputs, num_items_in_batch)
 
         is_used = torch.arange(shape[1], device=labels.device) < num_latents.unsqueeze(1)
         size = drawn.density.size()[is_used]

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..generation import DecodingEngine, create_engine
+from ..generation import DecodingEngine, create_engine, tokenize_prompts
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
 from ..models.hub import DEFAULT_PROMPT, check_location, find_file, hub_arguments, location_of, readable_damage
@@ -33,7 +33,14 @@ from .arguments import LatentPolicyArguments
 from .callbacks import EngineCheckCallback
 from .checkpoints import whole_files
 from .hub import training_card
-from .inputs import check_adapter, check_vocabulary, load_tokenizer, refuse_fsdp
+from .inputs import (
+    check_adapter,
+    check_chat_templates,
+    check_vocabulary,
+    load_tokenizer,
+    longest_prompts,
+    refuse_fsdp,
+)
 from .latent_grpo_config import LatentGRPOConfig
 
 
@@ -108,8 +115,8 @@ class PolicyTrainingMixin:
             projection, groups = self._projection_ids(model or self.model), []
             for group in optimizer.param_groups:
                 is_projection = [id(parameter) in projection for parameter in group["params"]]
-                own = {} if rate is None else {"lr": rate}
-                for wanted, changes in ((False, {}), (True, own)):
+                for_projection = {} if rate is None else {"lr": rate}
+                for wanted, changes in ((False, {}), (True, for_projection)):
                     part = [p for p, found in zip(group["params"], is_projection, strict=True) if found is wanted]
                     if part:
                         groups.append({**group, "params": part, **changes})
@@ -342,6 +349,19 @@ def build_engine(
     return create_engine("vllm", *parts, llm_kwargs=llm_kwargs)
 
 
+def build_reference(
+    model: PreTrainedModel, args: LatentGRPOConfig, peft_config: PeftConfig | None
+) -> PreTrainedModel | None:
+    """A frozen copy of the policy, if the KL term needs one: a new adapter is its own reference when switched off."""
+    if args.beta != 0.0 and peft_config is None:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    if args.sync_ref_model:
+        raise ValueError(
+            "`sync_ref_model=True` needs a reference model of its own: set `beta` above 0 and no `peft_config`."
+        )
+    return None
+
+
 def assistant_tokenizer(
     policy: LatentPolicyModel, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, **hub
 ) -> PreTrainedTokenizerBase:
@@ -400,6 +420,37 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, main_model: PreTrai
     groups = [] if optimizer is None else optimizer.param_groups
     if any(id(parameter) in main_parameters for group in groups for parameter in group["params"]):
         raise ValueError("`optimizers` holds weights of `main_model`, which is frozen. Give it the policy's only.")
+
+
+def check_prompts_fit(
+    policy: LatentPolicyModel,
+    engine: DecodingEngine,
+    processing_class: PreTrainedTokenizerBase,
+    datasets: dict[str, Any],
+    chat_template_kwargs: dict | None,
+) -> None:
+    """Refuse prompts that a tokenizer cannot render, or that leave no room for latents and completion."""
+    tokenizers = {"processing_class": processing_class, "main_processing_class": engine.processing_class}
+    for name, dataset in datasets.items():
+        check_chat_templates(dataset, name, chat_template_kwargs, **tokenizers)
+    for prompts in longest_prompts(*datasets.values()):
+        length, main_length = (
+            max(map(len, tokenize_prompts(prompts, tokenizer, chat_template_kwargs)))
+            for tokenizer in tokenizers.values()
+        )
+        policy.check_length(length)
+        engine.check_length(main_length, policy.config.num_latents)
+
+
+def freeze_what_no_loss_reaches(policy: LatentPolicyModel, args: LatentGRPOConfig) -> None:
+    """Freeze an up-projection that only the hybrid term would train: DDP would wait for its gradient."""
+    is_trainable = policy.config.injection == "trained" and policy.injector.weight.requires_grad
+    if is_trainable and args.hybrid_coef == 0:
+        logger.warning(
+            "`injection='trained'`: the up-projection lies after the sample, so this loss does not reach it. It stays as "
+            "it is; `hybrid_coef` above 0 would train it."
+        )
+        policy.injector.requires_grad_(False)
 
 
 def check_stop(policy: LatentPolicyModel, args: LatentGRPOConfig) -> None:

@@ -106,10 +106,10 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
             raise ValueError(f"`min_p` must be between 0 and 1 or unset, got {self.min_p}.")
         if self.top_k < 0:
             raise ValueError(f"`top_k` must be at least 0 (which keeps all), got {self.top_k}.")
-        own = set(SAMPLING_FIELDS) & self.__dataclass_fields__.keys() | {"repetition_penalty"}
+        fields_here = set(SAMPLING_FIELDS) & self.__dataclass_fields__.keys() | {"repetition_penalty"}
         check_generation_kwargs(
             self.generation_kwargs or {},
-            tuple(name for name in GENERATION_FIELDS if name not in own),
+            tuple(name for name in GENERATION_FIELDS if name not in fields_here),
             "`GenerationConfig` that the configuration does not have itself",
         )
         thinking = self.thinking_config()  # which checks its fields

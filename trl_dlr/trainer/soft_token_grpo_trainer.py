@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import get_config_model_id, pad
+from trl.trainer.utils import pad
 
 from ..generation.text import StopStrings, as_completions, check_prompts, decode_completions, tokenize_prompts
 from ..models.hub import hub_arguments
@@ -27,8 +27,10 @@ from .inputs import (
     check_datasets,
     check_gold_answers,
     check_vocabulary,
+    config_or_default,
     load_tokenizer,
     longest_prompts,
+    refuse_arguments,
     refuse_fsdp,
 )
 from .losses import Scoring, clamp_log_ratio, shape_advantages
@@ -135,16 +137,8 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         environment_factory: None = None,
     ):
         refused = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
-        for name, value in refused.items():
-            if value:
-                raise ValueError(
-                    f"`{name}` has no meaning for `{type(self).__name__}`: a completion is thought and answered in one turn."
-                )
-        if args is None:
-            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = SoftTokenGRPOConfig(f"{model_name.split('/')[-1] or 'model'}-SoftTokenGRPO")
-        elif not isinstance(args, SoftTokenGRPOConfig):
-            raise ValueError(f"`args` must be a `SoftTokenGRPOConfig`, got {type(args).__name__}.")
+        refuse_arguments(type(self).__name__, "a completion is thought and answered in one turn", **refused)
+        args = config_or_default(args, SoftTokenGRPOConfig, model, "SoftTokenGRPO")
         refuse_fsdp(args)
         check_datasets(train_dataset, eval_dataset, args)
         check_gold_answers(reward_funcs, train_dataset, eval_dataset)
@@ -194,7 +188,7 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
 
         # What the hooks below hand to each other between a rollout and its loss
         self._thoughts = None  # of the rows being generated
-        self._num_given = None  # end tokens that they were given after a stop string
+        self._num_appended = None  # end tokens that they were given after a stop string
         self._rewards = None  # total rewards of all processes' rows, NaN where there is none
         self._scoring: Scoring | None = None  # of the latest loss, `None` while there is a rollout
 
@@ -236,14 +230,14 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         eos = torch.tensor(self.eos_token_ids, device=answers.device)
         is_after_eos = torch.isin(answers, eos).int().cumsum(1) - torch.isin(answers, eos).int() > 0
         answer_ids = [row[~after].tolist() for row, after in zip(answers, is_after_eos, strict=True)]
-        self._num_given = [0] * len(answer_ids)
+        self._num_appended = [0] * len(answer_ids)
         if self._stop_strings is not None:
             # An answer that one has ended is closed with an end token, which TRL looks for, and which is not trained on
             written = [self._stop_strings.cut(ids) for ids in answer_ids]
-            self._num_given = [
+            self._num_appended = [
                 int(ids[-1] not in self.eos_token_ids and self._stop_strings.are_in(ids)) for ids in written
             ]
-            answer_ids = [ids + self.eos_token_ids[:n] for ids, n in zip(written, self._num_given, strict=True)]
+            answer_ids = [ids + self.eos_token_ids[:n] for ids, n in zip(written, self._num_appended, strict=True)]
         self._log_thoughts(mode, thoughts)
         self._metrics[mode]["time/think"].append(thought - start)
         self._metrics[mode]["time/answer"].append(time.perf_counter() - thought)
@@ -263,8 +257,8 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         completion_ids = [[placeholder] * n + end_ids + ids for n, ids in zip(lengths, answer_ids, strict=True)]
         # TRL's mask of what the model itself has chosen: neither markers nor latents that are not drawn
         tool_mask = [
-            [is_scored] * n + [0] * len(end_ids) + [1] * (len(ids) - given) + [0] * given
-            for n, ids, given in zip(lengths, answer_ids, self._num_given, strict=True)
+            [is_scored] * n + [0] * len(end_ids) + [1] * (len(ids) - appended) + [0] * appended
+            for n, ids, appended in zip(lengths, answer_ids, self._num_appended, strict=True)
         ]
         return prompt_ids, completion_ids, tool_mask, completions, *others
 
@@ -327,11 +321,13 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         prompt_ids, completion_ids = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
         scored = []
         for rows in torch.arange(len(input_ids), device=input_ids.device).split(batch_size or len(input_ids)):
-            own = {name: stored[rows] for name, stored in latents.items()}
+            row_latents = {name: stored[rows] for name, stored in latents.items()}
             ids, mask = (prompt_ids[rows], completion_ids[rows]), attention_mask[rows]
             with self.accelerator.autocast():
                 output = model(
-                    inputs_embeds=self.thinker.embed_prompt_and_completion(embed_tokens, *ids, own, lengths[rows]),
+                    inputs_embeds=self.thinker.embed_prompt_and_completion(
+                        embed_tokens, *ids, row_latents, lengths[rows]
+                    ),
                     attention_mask=mask,
                     position_ids=positions(mask),
                     logits_to_keep=logits_to_keep + 1,
@@ -343,7 +339,7 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
             entropies = -(logps.exp() * logps).sum(-1).detach() if compute_entropy else None
             logps = logps.gather(-1, ids[1].unsqueeze(-1)).squeeze(-1)
             if self.thinker.latents.is_scored:
-                logps = self._put_latent_scores(logps, logits, own, lengths[rows])
+                logps = self._put_latent_scores(logps, logits, row_latents, lengths[rows])
             scored.append((logps, entropies, output.aux_loss if compute_aux_loss else None))
         logps, entropies, aux_losses = zip(*scored, strict=True)
         logps = torch.cat(logps)

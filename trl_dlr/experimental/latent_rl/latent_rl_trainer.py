@@ -15,12 +15,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel, TrainerCallback
-from trl.trainer.utils import get_config_model_id
 
 from ...models.hidden_thoughts import add_hidden_thoughts
 from ...models.main_model import base_model_of
 from ...models.value_head import VALUE_HEAD_FILE, StateValueHead
 from ...trainer.checkpoints import load_moments, moments_of, whole_files, with_prefix
+from ...trainer.inputs import config_or_default
 from ...trainer.prescreening import area_under_curve, f1_score
 from ...trainer.soft_token_grpo_trainer import SoftTokenGRPOTrainer
 from .latent_rl_config import LatentRLConfig
@@ -107,11 +107,7 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
             "the value head's score rises and accuracy does not. Judge the model by held-out accuracy alone.",
             stacklevel=2,
         )
-        if args is None:
-            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = LatentRLConfig(f"{model_name.split('/')[-1] or 'model'}-LatentRL")
-        elif not isinstance(args, LatentRLConfig):
-            raise ValueError(f"`args` must be a `LatentRLConfig`, got {type(args).__name__}.")
+        args = config_or_default(args, LatentRLConfig, model, "LatentRL")
         super().__init__(model, reward_funcs, args, *others, **kwargs)
 
         causal_lm = base_model_of(self.model)
