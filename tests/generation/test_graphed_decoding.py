@@ -81,12 +81,46 @@ def test_a_cache_serves_every_batch_that_fits(graphed):
         assert again.generate(ids_of(PROMPTS), batch, torch.tensor([2, 2, 2])) == expected
         assert first.generate(ids_of(PROMPTS), batch, torch.tensor([2, 2, 2])) == expected
         assert first.graphed is cache
-    first.generate(ids_of(PROMPTS), batches[0][:3])  # other rows
+    first.generate(ids_of(PROMPTS), batches[0][:3])  # half as many rows
+    assert first.graphed is cache
+    first.generate(ids_of(PROMPTS)[:2], batches[0][:2])  # fewer
     assert first.graphed is not cache
     cache = first.graphed
-    main_model.lm_head.weight = torch.nn.Parameter(main_model.lm_head.weight.clone(), requires_grad=False)
-    first.generate(ids_of(PROMPTS), batches[0][:3])  # weights elsewhere
+    projection = main_model.model.layers[0].self_attn.q_proj
+    projection.weight = torch.nn.Parameter(projection.weight.clone(), requires_grad=False)
+    first.generate(ids_of(PROMPTS)[:2], batches[0][:2])  # weights elsewhere
     assert first.graphed is not cache
+
+
+def test_batches_of_several_sizes_share_a_cache(graphed, monkeypatch):
+    built, build = [], GraphedDecoding.__init__
+    monkeypatch.setattr(GraphedDecoding, "__init__", lambda *args: built.append(args[2]) or build(*args))
+    engine = TransformersEngine(random_main_model(), tiny_tokenizer(), 4, batch_size=4)
+    latent_embeds = torch.randn(5, 2, 64, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        engine.generate(ids_of(PROMPTS), latent_embeds, torch.tensor([2, 2, 1]))
+    assert built == [4]
+
+
+@pytest.mark.parametrize("min_new_tokens", [0, 3])
+def test_end_tokens_that_the_model_does_not_have_are_never_chosen(monkeypatch, min_new_tokens):
+    main_model = often_ending_main_model()
+    main_model.generation_config.eos_token_id = [1, 500]
+    options = {"generation_kwargs": {"min_new_tokens": min_new_tokens}}
+    if min_new_tokens == 0:
+        expected, decoded = plain_and_graphed(monkeypatch, main_model, ids_of(PROMPTS), **options)
+        assert decoded == expected
+    else:  # where `generate` has no such token to forbid
+        monkeypatch.setattr(TransformersEngine, "is_graphed", True)
+        engine = TransformersEngine(main_model, tiny_tokenizer(), 12, **options)
+        assert min(map(len, engine.generate(ids_of(PROMPTS)))) > min_new_tokens
+
+
+def test_a_cache_that_was_made_in_inference_mode_serves_outside_of_it(graphed):
+    engine, _ = engines(random_main_model())
+    with torch.inference_mode():
+        inside = engine.generate(ids_of(PROMPTS))
+    assert engine.generate(ids_of(PROMPTS)) == inside
 
 
 def test_decoding_stops_when_all_rows_have_ended(graphed):
@@ -114,3 +148,5 @@ def test_which_models_take_a_step_that_the_cpu_need_not_know():
     assert not can_be_graphed(MistralForCausalLM(mistral))
     mistral.sliding_window = None
     assert can_be_graphed(MistralForCausalLM(mistral))
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    assert not can_be_graphed(random_main_model(rope_parameters=rope))

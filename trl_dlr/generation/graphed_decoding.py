@@ -2,6 +2,7 @@
 
 """Greedy decoding on a GPU, where launching a step's many small kernels takes several times as long as running them."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +10,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
-from transformers.utils import logging
 
 from ..models.main_model import CACHE_ARGUMENT
 
 
-logger = logging.get_logger(__name__)
-
 ROUNDING = 64  # of the length, so that prompts that are a little longer do not need another graph
+LIVE_ROPE = ("dynamic", "longrope")  # whose frequencies follow from the longest position, which the CPU asks for
 PLAIN_FIELDS = {"do_sample", "min_new_tokens", "stop_strings"}
 TOKENS_BETWEEN_CHECKS = 16  # whether all rows have ended: the GPU is waited for
 
@@ -29,6 +28,7 @@ def can_be_graphed(model: PreTrainedModel) -> bool:
         and model.config._attn_implementation == "sdpa"
         and len(set(getattr(model, "hf_device_map", {}).values())) <= 1
         and (quantizer is None or quantizer.is_compileable)
+        and not any(kind in str(getattr(module, "rope_type", "")) for module in model.modules() for kind in LIVE_ROPE)
         # Sliding windows count positions on the CPU
         and all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
     )
@@ -84,6 +84,12 @@ class DecodingBatch:
         """Positions of prompt and latents, padding included."""
         return self.prompt_ids.size(1) + (0 if self.latents is None else self.latents.size(1))
 
+    def padded(self, num_rows: int) -> "DecodingBatch":
+        """The same rows, and the last one again up to `num_rows`."""
+        rows = torch.arange(num_rows, device=self.prompt_of.device).clamp(max=self.num_rows - 1)
+        latents, latent_mask = (None if part is None else part[rows] for part in (self.latents, self.latent_mask))
+        return DecodingBatch(self.prompt_ids, self.prompt_mask, self.prompt_of[rows], latents, latent_mask)
+
     def prompt_inputs(self) -> dict[str, torch.Tensor]:
         """Inputs of the model that read the prompts, each once."""
         position_ids = (self.prompt_mask.cumsum(-1) - 1).clamp(min=0)
@@ -112,14 +118,13 @@ class GraphedDecoding:
         self, model: PreTrainedModel, num_rows: int, length: int, eos_token_ids: list[int], min_new_tokens: int
     ):
         self.model = model
-        self.weights_at = model.get_output_embeddings().weight.data_ptr()  # where a graph looks for them
+        self.weights_at = addresses(model)  # where a graph looks for them
         self.length = static_length(length)
         self.min_new_tokens = min_new_tokens
         self.cache = StaticCache(config=model.config, max_cache_len=self.length)
         self.graph = None
-        self.is_captured = False  # or was tried to be
         with torch.device(model.device):
-            self.eos_token_ids = torch.tensor(eos_token_ids)
+            self.eos_token_ids = torch.tensor(eos_token_ids)  # of which some may be no tokens of the model
             self.is_visible = torch.zeros(num_rows, 1, 1, self.length, dtype=torch.bool)  # of the cache's positions
             self.position = torch.zeros(1, dtype=torch.long)  # in the cache, of the token that is fed
             self.position_ids = torch.zeros(num_rows, 1, dtype=torch.long)  # of that token in each row
@@ -129,9 +134,9 @@ class GraphedDecoding:
             self.has_ended = torch.zeros(num_rows, dtype=torch.bool)
 
     def fits(self, num_rows: int, length: int) -> bool:
-        """Whether it was made for as many rows of this length, of a model that has not moved since."""
-        is_here = self.weights_at == self.model.get_output_embeddings().weight.data_ptr()
-        return is_here and num_rows == len(self.token_ids) and length <= self.length
+        """Whether it has room for these rows, and not twice as much, and the model's weights are where they were."""
+        has_room = num_rows <= len(self.token_ids) <= 2 * num_rows and length <= self.length
+        return has_room and self.weights_at == addresses(self.model)
 
     def decode(
         self, batch: DecodingBatch, max_new_tokens: int, is_over: Callable[[torch.Tensor], bool]
@@ -150,7 +155,7 @@ class GraphedDecoding:
             `torch.Tensor` of shape `(num_rows, num_new_tokens)`: tokens, any after a row's end.
         """
         with torch.cuda.device_of(self.token_ids):
-            self._read(batch)
+            self._read(batch.padded(len(self.token_ids)))
             num_tokens = 1
             while num_tokens < max_new_tokens:
                 if num_tokens % TOKENS_BETWEEN_CHECKS == 0:
@@ -159,7 +164,7 @@ class GraphedDecoding:
                         break
                 self._advance()
                 num_tokens += 1
-        return self.completion_ids[:, :num_tokens]
+        return self.completion_ids[: batch.num_rows, :num_tokens]
 
     def _read(self, batch: DecodingBatch) -> None:
         """Fill the cache with prompts, each read once, and latents, and choose the first tokens."""
@@ -189,8 +194,10 @@ class GraphedDecoding:
         return self.model(**inputs, **{CACHE_ARGUMENT: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
 
     def _choose(self, logits: torch.Tensor) -> None:
-        is_early = self.num_new < self.min_new_tokens
-        logits = torch.where(is_early, logits.index_fill(1, self.eos_token_ids, -torch.inf), logits)
+        if self.min_new_tokens > 0:
+            tokens = torch.arange(logits.size(1), device=logits.device)
+            is_end = (tokens == self.eos_token_ids.unsqueeze(1)).any(dim=0)
+            logits = logits.masked_fill(is_end & (self.num_new < self.min_new_tokens), -torch.inf)
         self.token_ids.copy_(logits.argmax(-1, keepdim=True))
         self.completion_ids.index_copy_(1, self.num_new, self.token_ids)
         self.has_ended |= (self.token_ids == self.eos_token_ids).any(dim=1)
@@ -206,10 +213,10 @@ class GraphedDecoding:
         self._choose(logits)
 
     def _advance(self) -> None:
-        if self.graph is not None:
-            self.graph.replay()
-        elif self.model.device.type == "cpu" or self.is_captured:
+        if self.model.device.type == "cpu":
             self._step()
+        elif self.graph is not None:
+            self.graph.replay()
         else:
             # A step on a stream of its own first, in which libraries set up what must not be captured
             stream = torch.cuda.Stream()
@@ -217,18 +224,21 @@ class GraphedDecoding:
             with torch.cuda.stream(stream):
                 self._step()
             torch.cuda.current_stream().wait_stream(stream)
-            self._capture()
+            self.graph = self._capture()
 
-    def _capture(self) -> None:
-        self.is_captured = True
+    def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
         except RuntimeError as error:
-            logger.warning(
-                f"A decoding step of {type(self.model).__name__} could not be captured as a CUDA graph ({error}), so "
-                "its kernels are launched one by one, which is slower."
-            )
-        else:
-            self.graph = graph
+            raise RuntimeError(
+                f"A decoding step of {type(self.model).__name__} could not be captured as a CUDA graph ({error}). Load the "
+                "main model with `attn_implementation='eager'` (`main_model_init_kwargs`), which decodes without one."
+            ) from error
+        return graph
+
+
+def addresses(model: PreTrainedModel) -> tuple[int, ...]:
+    """Where the model's weights and buffers are."""
+    return tuple(tensor.data_ptr() for tensor in itertools.chain(model.parameters(), model.buffers()))

@@ -97,7 +97,8 @@ class TransformersEngine(DecodingEngine):
         return self.model.device.type == "cuda" and self.is_plainly_greedy and can_be_graphed(self.model)
 
     def _decode(self, prompt_ids, rows, latent_embeds):
-        by_length = sorted(range(len(rows)), key=lambda index: (len(prompt_ids[rows[index]]), rows[index]))
+        # The longest first: what they take, the others fit into
+        by_length = sorted(range(len(rows)), key=lambda index: (-len(prompt_ids[rows[index]]), rows[index]))
         batch_size = self.batch_size or len(rows)
         completions = [[]] * len(rows)
         with contiguous_lm_head(self.model), nothing_inherited(self.model):
@@ -130,10 +131,14 @@ class TransformersEngine(DecodingEngine):
             batch.latents = latents.to(device, self.model.get_input_embeddings().weight.dtype)
         return self._decode_graphed(batch) if self.is_graphed else self._decode_with_generate(batch)
 
+    @torch.inference_mode(False)  # of which tensors are kept
+    @torch.no_grad()
     def _decode_graphed(self, batch: DecodingBatch) -> list[list[int]]:
         """Tokens of all rows up to the end of the last: those that have ended cost nothing on a GPU."""
-        length = batch.length + self.max_new_tokens
-        if self.graphed is None or not self.graphed.fits(batch.num_rows, length):
+        length, num_rows = batch.length + self.max_new_tokens, batch.num_rows
+        if self.batch_size is not None and self.graphed is not None and len(self.graphed.token_ids) == self.batch_size:
+            num_rows = self.batch_size  # the last batch may have fewer
+        if self.graphed is None or not self.graphed.fits(num_rows, length):
             self.graphed = None  # its memory first
             min_new_tokens = self.generation_kwargs["min_new_tokens"]
             self.graphed = GraphedDecoding(self.model, batch.num_rows, length, self.eos_token_ids, min_new_tokens)

@@ -48,9 +48,9 @@ from .prescreening import Prescreener, area_under_curve, select_trajectories
 
 logger = get_logger(__name__)
 
+MAX_SKIPPED_STEPS = 5  # in a row, after which a run stops
 # Losses that TRL averages over all rows of a micro-batch, those without a reward included. The others are averaged over
 # unmasked steps.
-MAX_SKIPPED_STEPS = 5  # in a row, after which a run stops
 MEANS_OVER_ALL_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 
 
@@ -292,9 +292,11 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
     #       _generate_single_turn                  latents (B, T, d) from the policy, then text from the main model
     #         _prescreen                           which rows are decoded, (B,)
     #     _calculate_rewards                       rewards (N,), NaN for what was not decoded
-    #     shape_advantages                         advantages (B,) or (B, T)
+    #     (TRL's own code)                         group-relative advantages (B,)
+    #     shape_advantages                         the same, or others where invalid samples or costs ask for them
     # Each of its losses, whose scores are in `self._scoring`:
-    #   _compute_loss                              TRL's clipped surrogate, then KL, contrastive and hybrid terms
+    #   _compute_loss                              TRL's clipped surrogate, whose code has the ratio, then KL, contrastive
+    #                                              and hybrid terms
     #     _get_per_token_logps_and_entropies       log-density of each latent step, (B, T): the ratio is exp(new - old)
     #   training_step, _finish_step                the update, or none if a loss was bad
 
