@@ -167,10 +167,21 @@ def test_a_checkpoint_without_its_record_is_refused(saved, record):
     refused(saved, True, "checkpoint-6` is no whole checkpoint of this trainer: its `checkpoint.json` cannot be read")
 
 
+def test_a_path_is_the_checkpoint_that_it_names(saved):
+    trainer = make_trainer(saved, **SETTINGS)
+    trainer.args.max_steps = 3
+    assert trainer.train(resume_from_checkpoint=saved / "run" / "checkpoint-2").global_step == 3
+
+
+@pytest.mark.parametrize("value", [1, 0, ["checkpoint-6"]])
+def test_what_names_no_checkpoint_is_refused(saved, value):
+    refused(saved, value, r"`resume_from_checkpoint` must be the folder of a checkpoint, or `True`.*got ")
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(saved, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     refused(saved, str(other / "absent"), "is no whole checkpoint of this trainer.*FileNotFoundError")
-    refused(saved, str(other), "is no whole checkpoint of this trainer.*FileNotFoundError")
+    refused(saved, other, "is no whole checkpoint of this trainer.*FileNotFoundError")
     make_policy(random_main_model()).save_pretrained(other / "policy")
     refused(saved, str(other / "policy"), "is no whole checkpoint of this trainer.*pass a policy alone as `model`")
     trainer = make_trainer(other, **SETTINGS)
