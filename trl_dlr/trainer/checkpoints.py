@@ -91,10 +91,15 @@ def _replace(source: str, target: str) -> None:
     os.replace(source, target)
 
 
-def find_checkpoint(resume_from_checkpoint: str | bool, run_dir: str) -> str:
+def find_checkpoint(resume_from_checkpoint: str | os.PathLike | bool, run_dir: str) -> str:
     """The checkpoint that `resume_from_checkpoint` names, the last one of `run_dir` for `True`."""
-    if isinstance(resume_from_checkpoint, str):
-        return resume_from_checkpoint
+    if isinstance(resume_from_checkpoint, (str, os.PathLike)):
+        return os.fspath(resume_from_checkpoint)
+    if resume_from_checkpoint is not True:
+        raise ValueError(
+            "`resume_from_checkpoint` must be the folder of a checkpoint, or `True` for the last one, got "
+            f"{resume_from_checkpoint!r}."
+        )
     checkpoint = get_last_checkpoint(run_dir) if os.path.isdir(run_dir) else None
     if checkpoint is None:
         raise ValueError(
@@ -205,7 +210,7 @@ class CheckpointsMixin:
         value = torch.as_tensor(value, device=self.accelerator.device).float()
         return self.accelerator.reduce(value, "sum").item() > 0
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs):
         """
         Train, as [`~transformers.Trainer.train`] does.
 
@@ -213,7 +218,7 @@ class CheckpointsMixin:
         143; `resume_from_checkpoint=True` goes on from it.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
+            resume_from_checkpoint (`str`, `os.PathLike` or `bool`, *optional*):
                 Checkpoint to go on from, or `True` for the last one in `args.output_dir`.
             **kwargs:
                 As for [`~transformers.Trainer.train`].
@@ -221,7 +226,7 @@ class CheckpointsMixin:
         Raises:
             `ValueError`: if the checkpoint is incomplete or of a run that differs. Nothing has been loaded then.
         """
-        if resume_from_checkpoint:
+        if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
             resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
             may_differ = getattr(self.args, "allow_main_model_mismatch", False)
             check_checkpoint(resume_from_checkpoint, self._checkpoint_record(), may_differ)
