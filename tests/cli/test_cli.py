@@ -4,13 +4,16 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 
 import pytest
 from transformers import TrainingArguments
 
+from tests.launch import Job
 from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
 from trl_dlr import LatentPolicyModel, ThinkingConfig, ThinkingReasoner, fresh_layers
 from trl_dlr.cli.main import COMMANDS, main
@@ -207,6 +210,15 @@ def test_a_file_that_is_no_configuration_exits_with_2(cli, workplace, content, m
     assert cli("generate", "--config")[0] == 2
 
 
+def test_a_configuration_is_named_with_an_equals_sign_too(cli, monkeypatch):
+    launched = []
+    monkeypatch.setattr("trl_dlr.cli.launch.launch_command", launched.append)
+    assert cli("train", "--config=run.yaml", "--num_processes", 1)[0] == 0
+    assert launched[0].training_script_args == ["--config=run.yaml"]
+    code, out, err = cli("plan", "--config=run.yaml")
+    assert code == 0 and "total peak" in out, err
+
+
 def test_reward_functions_by_import_path(cli, workplace):
     (workplace / "my_rewards.py").write_text("raise_at_import = 1 / 0\n")
     assert find_reward("my_rewards.brevity") == ("my_rewards", "brevity")  # looked for, not executed
@@ -315,6 +327,39 @@ def test_an_error_in_a_launched_process_is_one_line_too(workplace):
     *before, last = result.stderr.splitlines()
     assert last == "trl-dlr train: error: `reward_funcs`: 'bad_rewards' has no function 'reward'."
     assert all(not line or re.match(r"\r?(Map|Generating \w+ split): ", line) for line in before), before
+
+
+@pytest.mark.parametrize(
+    ("number", "num_processes", "status"), [(signal.SIGTERM, 1, 55), (signal.SIGINT, 1, 42), (signal.SIGTERM, 2, 143)]
+)
+def test_a_signal_to_the_launcher_reaches_the_run_and_its_status_is_returned(tmp_path, number, num_processes, status):
+    script = """
+import os, pathlib, signal, sys, time
+def end(number, frame):
+    pathlib.Path(f"ended_{os.environ.get('RANK')}").touch()
+    sys.exit(40 + number)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, end)
+pathlib.Path(f"started_{os.environ.get('RANK')}").touch()
+time.sleep(60)
+"""
+    (tmp_path / "script.py").write_text(script)
+    launcher = f"""
+import sys
+from trl_dlr.cli.env import ARGUMENTS
+from trl_dlr.cli.launch import launch
+from trl_dlr.cli.parser import CommandParser
+sys.exit(launch("script", CommandParser(ARGUMENTS, prog=""), ["--num_processes", "{num_processes}"]))
+"""
+    (tmp_path / "launcher.py").write_text(launcher)
+    job = Job([tmp_path / "launcher.py"], tmp_path / "output", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("started_*"))) < num_processes:
+        assert time.monotonic() < deadline and job.processes[0].is_alive(), job.read("stderr")
+        time.sleep(0.05)
+    os.kill(job.processes[0].pid, number)
+    assert job.wait().returncode == status, job.read("stderr")
+    assert len(list(tmp_path.glob("ended_*"))) == num_processes
 
 
 def test_help_is_quiet_and_imports_no_trainer(workplace):

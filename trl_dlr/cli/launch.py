@@ -3,12 +3,18 @@
 """Training scripts, launched through accelerate."""
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
+import psutil
 import torch
 from accelerate.commands.config.config_args import default_config_file
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from .help import HELP_OPTIONS, help_text
 from .main import COMMANDS, report_error
@@ -29,7 +35,7 @@ def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
             Arguments.
 
     Returns:
-        `int`: exit code.
+        `int`: exit code of the script, or as a shell has it of a signal, 128 and its number.
     """
     accelerate_parser = launch_command_parser()
     parser.others = (accelerate_parser,)
@@ -43,8 +49,7 @@ def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
         else:
             script_arguments.append(argument)
     accelerate_parser.prog, accelerate_parser.usage = parser.prog, parser.usage
-    # Quiet: the script has said in one line what went wrong
-    arguments = accelerate_parser.parse_args(["--quiet", "--module", *of_config, *of_cli, module, *script_arguments])
+    arguments = accelerate_parser.parse_args(["--module", *of_config, *of_cli, module, *script_arguments])
     if arguments.config_file is None and not os.path.isfile(default_config_file):
         # What accelerate takes where it is told nothing, and then lists in a warning
         usual = {"num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
@@ -54,11 +59,27 @@ def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
         if arguments.num_processes > 1 and not torch.accelerator.is_available():
             # accelerate would start one process: this is its name for torchrun, whose processes then find no GPU
             arguments.multi_gpu = True
+    handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         launch_command(arguments)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
+    except subprocess.CalledProcessError as error:  # the script has said in one line what went wrong
+        return error.returncode if error.returncode > 0 else 128 - error.returncode
+    except SignalException as error:  # torchrun has passed it on by itself
+        return 128 + error.sigval
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return 0
+
+
+def pass_on(number: int, frame: Any) -> None:
+    """What the launcher does with a signal: a scheduler sends it here alone, and the script has to save."""
+    if not psutil.Process().children():  # none has been started yet
+        raise SystemExit(128 + number)
+    if number == signal.SIGINT:  # a terminal has sent it to the script as well, which may end by it
+        time.sleep(1)
+    for process in psutil.Process().children():
+        process.send_signal(number)
 
 
 def run_script(command: str, main: Callable[..., None], dataclass_types: tuple[type, ...]) -> None:

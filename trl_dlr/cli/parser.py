@@ -34,7 +34,12 @@ class CommandParser(TrlParser):
         fail_with_unknown_args: bool = True,
         separate_remaining_strings: bool = False,
     ) -> tuple[Any, ...]:
-        args = sys.argv[1:] if args is None else list(args)
+        # `--config=FILE` is two, as TRL looks for them
+        args = [
+            part
+            for argument in (sys.argv[1:] if args is None else args)
+            for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
+        ]
         config, rest = self._read_config(args)
         if fail_with_unknown_args:  # before any is judged by its value: one that is missing may be misspelt
             actions = [action for parser in (self, *self.others) for action in parser._actions]
