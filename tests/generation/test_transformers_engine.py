@@ -1,5 +1,6 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import re
 import sys
 
 import pytest
@@ -15,9 +16,10 @@ from transformers import (
 )
 
 from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
-from trl_dlr import LatentPolicyModel, ThinkingConfig, fresh_layers
+from trl_dlr import LatentPolicyModel, SoftTokenGRPOConfig, ThinkingConfig, fresh_layers
 from trl_dlr.generation import TransformersEngine
 from trl_dlr.generation.text import StopStrings
+from trl_dlr.generation.vllm_engine import sampling_fields
 from trl_dlr.models.thinking import Thinker
 
 
@@ -228,6 +230,35 @@ def test_a_row_has_one_completion(name):
         TransformersEngine(random_main_model(), tiny_tokenizer(), 5, {name: 2})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *(("min_new_tokens", value, "must be int") for value in (None, "3", 2.5, True)),
+        ("min_new_tokens", 6, "must be between 0 and the 5 tokens that a completion has at most"),
+        ("repetition_penalty", "1", "must be float or unset"),
+        ("do_sample", "yes", "must be bool or unset"),
+    ],
+)
+def test_generation_kwargs_of_a_wrong_type_or_size(name, value, message):
+    message = f"generation_kwargs['{name}']` {message}, got {value!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TransformersEngine(random_main_model(), tiny_tokenizer(), 5, {name: value})
+    if name == "min_new_tokens":
+        with pytest.raises(ValueError, match=re.escape(message.replace(name, "min_tokens"))):
+            sampling_fields(5, [1], {"min_tokens": value})
+        with pytest.raises(ValueError, match=re.escape(message)):
+            SoftTokenGRPOConfig("run", max_completion_length=5, generation_kwargs={name: value}, bf16=False)
+
+
+def test_sizes_of_a_wrong_type(engine):
+    parts = random_main_model(), tiny_tokenizer()
+    for name, value in (("max_new_tokens", 2.5), ("max_new_tokens", "5"), ("batch_size", 2.5), ("batch_size", True)):
+        with pytest.raises(ValueError, match=f"`{name}` must be int.*got {value!r}"):
+            TransformersEngine(*parts, **{"max_new_tokens": 5, name: value})
+    with pytest.raises(ValueError, match="`max_new_tokens` must be int or unset, got 2.5"), engine.limited_to(2.5):
+        pass
+
+
 def test_what_only_sampling_reads_is_refused_without_it():
     with pytest.raises(ValueError, match="sets temperature, top_k, which have no meaning.*do_sample=True"):
         TransformersEngine(random_main_model(), tiny_tokenizer(), 5, {"top_k": 5, "temperature": 0.5})
@@ -358,7 +389,9 @@ def test_the_model_is_left_as_it_was(engine):
 
 
 def test_too_long_a_prompt_is_refused(engine):
-    with pytest.raises(ValueError, match="60 tokens.*num_latents=3.*max_completion_length=12.*64 positions"):
+    with pytest.raises(
+        ValueError, match="60 tokens.*num_latents=3.*12 new tokens.*`max_new_tokens` of a reasoner.*64 positions"
+    ):
         engine.generate([[5] * 60], torch.randn(1, 3, 64))
 
 

@@ -214,6 +214,8 @@ def test_wrong_arguments_of_generate(main_folder, reasoner):
             reasoner.generate(prompts)
     with pytest.raises(ValueError, match="`num_samples` must be at least 1, got 0"):
         reasoner.generate(PROMPTS, num_samples=0)
+    with pytest.raises(ValueError, match="`num_samples` must be int, got 2.0"):
+        reasoner.generate(PROMPTS, num_samples=2.0)
     with pytest.raises(ValueError, match="all `num_samples=2` would be alike"):
         reasoner.generate(PROMPTS, num_samples=2, do_sample=False)
     with pytest.raises(ValueError, match="`selection` must be one of first, majority, best, got 'worst'"):

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -14,13 +15,59 @@ from trl_dlr import (
     CoconutSFTTrainer,
     LatentGRPOConfig,
     LatentGRPOTrainer,
+    LatentPolicyConfig,
     LatentSFTConfig,
     LatentSFTTrainer,
     SoftTokenGRPOConfig,
     SoftTokenGRPOTrainer,
 )
 from trl_dlr.experimental.latent_rl import LatentRLConfig, LatentRLTrainer
+from trl_dlr.models.thinking import ThinkingConfig
 from trl_dlr.trainer.arguments import without_secrets
+
+
+OF_ALL = [
+    ("max_completion_length", 3.5, "int"),
+    ("gradient_checkpointing", 1, "bool"),
+    ("learning_rate", "1e-4", "float"),
+]
+OF_POLICIES = [
+    *(("num_latents", value, "int") for value in (2.5, True, "4", None)),
+    ("latent_top_k", 2.5, "int or unset"),
+    ("learn_stop", "yes", "bool"),
+    ("freeze_embeddings", "no", "bool"),
+    ("sigma", "1", "float"),
+    ("sigma", True, "float"),
+]
+OF_THINKING = [("num_latents", True, "int"), ("noise_scale", "1", "float"), ("stop_at_end_marker", "no", "bool")]
+OF_GRPO = [("decoding_batch_size", 2.5, "int or unset"), ("exploration_check_prompts", 1.5, "int")]
+OF_GRPO += [
+    ("gamma", "0.1", "float"),
+    ("first_latent_selection", 1, "bool"),
+    ("projection_learning_rate", True, "float"),
+]
+WRONG_TYPES = {
+    LatentGRPOConfig: [*OF_ALL[:2], *OF_POLICIES, *OF_GRPO],
+    LatentSFTConfig: [*OF_ALL, *OF_POLICIES, ("mean_bound", "1", "float"), ("num_stages", 1.5, "int")],
+    SoftTokenGRPOConfig: [*OF_ALL[:1], *OF_THINKING],
+    CoconutSFTConfig: [*OF_ALL, ("max_latents", 2.5, "int or unset"), ("reset_optimizer", "no", "bool")],
+    LatentRLConfig: [*OF_ALL[:2], OF_THINKING[0], ("pos_weight", "20", "float"), ("hacking_window", 1.5, "int")],
+    LatentPolicyConfig: [*OF_POLICIES, ("main_hidden_size", 2.5, "int or unset")],
+    ThinkingConfig: [*OF_THINKING, ("max_completion_length", 3.5, "int or unset")],
+}
+
+
+@pytest.mark.parametrize("config_class", WRONG_TYPES)
+def test_a_number_or_a_bool_must_be_one(config_class, tmp_path):
+    on_cpu = {} if config_class in (LatentPolicyConfig, ThinkingConfig) else {"output_dir": str(tmp_path), **ON_CPU}
+    for name, value, wanted in WRONG_TYPES[config_class]:
+        seen = re.escape(f"got {value!r} ({type(value).__name__}).")
+        with pytest.raises(ValueError, match=f"^`{name}` must be {wanted}( or unset)?, {seen}$"):
+            config_class(**{name: value}, **on_cpu)
+
+
+def test_an_int_is_as_good_as_a_float(tmp_path):
+    assert LatentGRPOConfig(str(tmp_path), sigma=1, gamma=0, learning_rate=1, **ON_CPU).policy_kwargs()["sigma"] == 1
 
 
 SECRET = "hf_" + "S" * 34

@@ -822,7 +822,7 @@ BAD_INPUT = {
     ),
     "positions": (
         lambda main: {"max_completion_length": 60},
-        "3 tokens.*num_latents=3.*max_completion_length=60.*64 positions",
+        "3 tokens.*num_latents=3.*60 new tokens.*64 positions",
     ),
     "positions of held-out questions": (
         lambda main: {

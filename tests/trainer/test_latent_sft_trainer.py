@@ -107,7 +107,7 @@ def test_rows_longer_than_a_limit_are_left_out(tmp_path, caplog, kwargs, lengths
         assert any(f"{number} of 6 rows of `train_dataset`" in text and limit in text for text in caplog.messages)
         with pytest.raises(ValueError, match="Every row of `train_dataset` is longer than .*positions"):
             make_sft_trainer(tmp_path, main_model=main_model, train_dataset=rows.select([5]))
-        with pytest.raises(ValueError, match="A prompt of 58 tokens.*max_completion_length=8.*64 positions"):
+        with pytest.raises(ValueError, match="A prompt of 58 tokens.*8 new tokens.*64 positions"):
             held_out = {"trainer_kwargs": {"eval_dataset": rows}, "max_completion_length": 8}
             make_sft_trainer(tmp_path, main_model=main_model, train_dataset=rows, max_length=None, **held_out)
 

@@ -3,7 +3,7 @@
 """What every decoder of the frozen main model has in common: prompts and latent embeddings in, completion tokens out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..field_types import check_type
 from .text import StopStrings, decode_completions
 
 
@@ -58,6 +59,7 @@ class DecodingEngine(ABC):
         max_new_tokens: int,
         stop_strings: str | list[str] | None = None,
     ):
+        check_type("max_new_tokens", max_new_tokens, int)
         if max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}.")
         self.processing_class = processing_class
@@ -129,6 +131,7 @@ class DecodingEngine(ABC):
     @contextmanager
     def limited_to(self, max_new_tokens: int | None) -> Iterator[None]:
         """Write at most `max_new_tokens` for the while, if they are given."""
+        check_type("max_new_tokens", max_new_tokens, int | None)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}.")
         before = self.max_new_tokens
@@ -151,8 +154,8 @@ class DecodingEngine(ABC):
         """Raise a `ValueError` if prompt, latents and completion together are more than can be decoded."""
         length = prompt_length + num_latents + self.max_new_tokens
         together = (
-            f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and "
-            f"`max_completion_length={self.max_new_tokens}` together exceed "
+            f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and {self.max_new_tokens} new tokens "
+            "(`max_completion_length` of a trainer, `max_new_tokens` of a reasoner) together exceed "
         )
         if self.max_positions is not None and length > self.max_positions:
             raise ValueError(
@@ -178,17 +181,21 @@ class DecodingEngine(ABC):
         return ids[: end + 1] if self.stop_strings is None else self.stop_strings.cut(ids[: end + 1])
 
 
-def check_generation_kwargs(generation_kwargs: dict[str, Any], allowed: tuple[str, ...], of: str) -> None:
+def check_generation_kwargs(
+    generation_kwargs: dict[str, Any], allowed: dict[str, Any], of: str, max_new_tokens: int
+) -> None:
     """
-    Refuse fields that cannot apply to completions of an engine.
+    Refuse fields that cannot apply to completions of an engine, or hold what is not of their type.
 
     Args:
         generation_kwargs (`dict`):
             What a user set.
-        allowed (`tuple[str]`):
-            Fields that apply.
+        allowed (`dict[str, Any]`):
+            Fields that apply, with their types.
         of (`str`):
             What has those fields, for the message.
+        max_new_tokens (`int`):
+            Completion tokens at most.
     """
     if unfit := sorted(generation_kwargs.keys() - set(allowed)):
         raise ValueError(
@@ -196,9 +203,16 @@ def check_generation_kwargs(generation_kwargs: dict[str, Any], allowed: tuple[st
             "end-of-sequence token, a stop string or after `max_completion_length` tokens. Of the fields of "
             f"{of}, {', '.join(allowed)} apply."
         )
+    for name, value in generation_kwargs.items():
+        check_type(f"generation_kwargs[{name!r}]", value, allowed[name])
+        if name in ("min_new_tokens", "min_tokens") and not 0 <= value <= max_new_tokens:
+            raise ValueError(
+                f"`generation_kwargs[{name!r}]` must be between 0 and the {max_new_tokens} tokens that a completion has at "
+                f"most, got {value}."
+            )
 
 
-def check_sampling(generation_kwargs: dict[str, Any], fields: tuple[str, ...], remedy: str) -> None:
+def check_sampling(generation_kwargs: dict[str, Any], fields: Iterable[str], remedy: str) -> None:
     """Refuse fields that only apply to sampled tokens, where decoding is greedy."""
     if unfit := [name for name in fields if name in generation_kwargs]:
         raise ValueError(

@@ -4,6 +4,7 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -17,6 +18,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from ..field_types import check_type
 from ..models.main_model import CACHE_ARGUMENT, contiguous_lm_head, nothing_inherited
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling
 from .graphed_decoding import DecodingBatch, GraphedDecoding, can_be_graphed, is_plainly_greedy
@@ -24,20 +26,24 @@ from .text import StopStrings, control_ids
 
 
 # Of `GenerationConfig`, what applies to rows that are decoded together, in several passes, one token after the other
-SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-GENERATION_FIELDS = (
-    "do_sample",
-    *SAMPLING_FIELDS,
-    "stop_strings",
-    "min_new_tokens",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "bad_words_ids",
-    "suppress_tokens",
-    "sequence_bias",
-    "renormalize_logits",
-    "remove_invalid_values",
-)
+SAMPLING_FIELDS = {
+    **dict.fromkeys(("temperature", "top_p"), float | None),
+    "top_k": int | None,
+    **dict.fromkeys(("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), float | None),
+}
+GENERATION_FIELDS = {
+    "do_sample": bool | None,
+    **SAMPLING_FIELDS,
+    "stop_strings": Any,
+    "min_new_tokens": int,
+    "repetition_penalty": float | None,
+    "no_repeat_ngram_size": int | None,
+    "bad_words_ids": Any,
+    "suppress_tokens": Any,
+    "sequence_bias": Any,
+    "renormalize_logits": bool | None,
+    "remove_invalid_values": bool | None,
+}
 
 
 class TransformersEngine(DecodingEngine):
@@ -73,12 +79,13 @@ class TransformersEngine(DecodingEngine):
         batch_size: int | None = None,
     ):
         generation_kwargs = dict(generation_kwargs or {})
-        check_generation_kwargs(generation_kwargs, GENERATION_FIELDS, "`GenerationConfig`")
+        super().__init__(main_model, processing_class, max_new_tokens, generation_kwargs.get("stop_strings"))
+        check_generation_kwargs(generation_kwargs, GENERATION_FIELDS, "`GenerationConfig`", max_new_tokens)
         if not generation_kwargs.get("do_sample"):
             check_sampling(generation_kwargs, SAMPLING_FIELDS, "Set `do_sample=True` as well")
         self.is_plainly_greedy = is_plainly_greedy(generation_kwargs)
-        stop_strings = generation_kwargs.pop("stop_strings", None)
-        super().__init__(main_model, processing_class, max_new_tokens, stop_strings)
+        generation_kwargs.pop("stop_strings", None)
+        check_type("batch_size", batch_size, int | None)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1 or `None`, got {batch_size}.")
         self.model = main_model

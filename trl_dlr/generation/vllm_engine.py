@@ -6,6 +6,7 @@ import importlib.util
 import os
 import random
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +17,16 @@ from .engine import DecodingEngine, check_generation_kwargs, check_sampling, pro
 
 # Of `vllm.SamplingParams`, what applies to a completion after embeddings. Penalties look at a prompt's tokens, which there
 # are none of: they end the engine.
-VLLM_SAMPLING_FIELDS = ("top_p", "top_k", "min_p", "seed")
-VLLM_FIELDS = (
-    "temperature",
-    *VLLM_SAMPLING_FIELDS,
-    "stop_strings",
-    "min_tokens",
-    "logit_bias",
-    "allowed_token_ids",
-    "structured_outputs",
-)
+VLLM_SAMPLING_FIELDS = {"top_p": float, "top_k": int, "min_p": float, "seed": int | None}
+VLLM_FIELDS = {
+    "temperature": float | None,
+    **VLLM_SAMPLING_FIELDS,
+    "stop_strings": Any,
+    "min_tokens": int,
+    "logit_bias": Any,
+    "allowed_token_ids": Any,
+    "structured_outputs": Any,
+}
 
 
 # A main model is known by how it continues these
@@ -147,7 +148,7 @@ def probe_prompts(processing_class: PreTrainedTokenizerBase) -> list[list[int]]:
 def sampling_fields(max_new_tokens: int, eos_token_ids: list[int], generation_kwargs: dict | None) -> dict:
     """Fields of `vllm.SamplingParams`: one greedy completion up to one of `eos_token_ids`, then `generation_kwargs`."""
     generation_kwargs = dict(generation_kwargs or {})
-    check_generation_kwargs(generation_kwargs, VLLM_FIELDS, "`vllm.SamplingParams`")
+    check_generation_kwargs(generation_kwargs, VLLM_FIELDS, "`vllm.SamplingParams`", max_new_tokens)
     if not generation_kwargs.get("temperature"):
         check_sampling(generation_kwargs, VLLM_SAMPLING_FIELDS, "Set `temperature` above 0 as well")
     if (stop_strings := generation_kwargs.pop("stop_strings", None)) is not None:

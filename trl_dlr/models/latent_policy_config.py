@@ -6,6 +6,7 @@ import math
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..field_types import check_field_types
 from .injection import INJECTIONS
 from .soft_tokens import SOFT_TOKEN_SCORES
 
@@ -130,6 +131,7 @@ class LatentPolicyConfig(PreTrainedConfig):
         if kwargs.pop("normalize_mean", False):
             raise ValueError("`normalize_mean=True` is an option of version 0.1.0, which alone can load this policy.")
         super().__post_init__(**kwargs)
+        check_field_types(self)
         for name in ("latent_dim", "num_latents", "min_latents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
+from ..field_types import check_field_types
 from .hub import find_file
 from .main_model import CACHE_ARGUMENT, nothing_inherited
 from .soft_tokens import gumbel_noise, keep_candidates
@@ -87,6 +88,7 @@ class ThinkingConfig:
     max_completion_length: int | None = None
 
     def __post_init__(self):
+        check_field_types(self)
         if self.latent_type not in LATENT_TYPES:
             raise ValueError(f"`latent_type` must be one of {', '.join(LATENT_TYPES)}, got {self.latent_type!r}.")
         for name in ("num_latents", "min_candidates", "latent_top_k", "mixture_size"):

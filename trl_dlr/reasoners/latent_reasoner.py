@@ -20,6 +20,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..field_types import check_type
 from ..generation import (
     DecodingEngine,
     TransformersEngine,
@@ -354,6 +355,7 @@ class LatentReasoner:
         """
         if isinstance(prompts, str) or not prompts or isinstance(prompts[0], dict):
             raise ValueError(f"`prompts` must be a list of prompts, at least one, got {prompts!r}. Put it in a list.")
+        check_type("num_samples", num_samples, int)
         if num_samples < 1:
             raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
         if do_sample is None:

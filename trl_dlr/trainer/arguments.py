@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from trl import GRPOConfig
 
+from ..field_types import check_field_types
 from ..models import LatentPolicyConfig
 from ..models.latent_policy_config import DENSITIES
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
@@ -73,6 +74,7 @@ class ReportableArguments:
         cls.__repr__ = cls.__str__  # a dataclass would make one that tells everything
 
     def __post_init__(self):
+        check_field_types(self)
         self._set_fields = [field.name for field in fields(self) if getattr(self, field.name) != default_of(field)]
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
             # TRL's names for what newer versions of transformers call otherwise, with a warning of the old ones
@@ -128,6 +130,8 @@ class GroupArguments:
             size = self.num_generations_eval or self.num_generations
             self.per_device_eval_batch_size = size * max(1, self.per_device_train_batch_size // size)
         super().__post_init__()
+        if self.max_completion_length is None or self.max_completion_length < 1:
+            raise ValueError(f"`max_completion_length` must be at least 1, got {self.max_completion_length}.")
         for name in ("num_iterations", "steps_per_generation", "generation_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

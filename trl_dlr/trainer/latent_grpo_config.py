@@ -150,8 +150,6 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
         refuse_options(self, REFUSED_OPTIONS, GRPOConfig, "LatentGRPOTrainer")
         self.check_policy_arguments()
         self.check_remedies()
-        if self.max_completion_length is None or self.max_completion_length < 1:
-            raise ValueError(f"`max_completion_length` must be at least 1, got {self.max_completion_length}.")
         if self.hybrid_coef > 0 and self.use_vllm:
             raise ValueError(
                 f"`hybrid_coef={self.hybrid_coef}` needs gradients through the main model, which `use_vllm=True` leaves to "

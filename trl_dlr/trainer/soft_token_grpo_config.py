@@ -109,8 +109,9 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
         fields_here = set(SAMPLING_FIELDS) & self.__dataclass_fields__.keys() | {"repetition_penalty"}
         check_generation_kwargs(
             self.generation_kwargs or {},
-            tuple(name for name in GENERATION_FIELDS if name not in fields_here),
+            {name: kind for name, kind in GENERATION_FIELDS.items() if name not in fields_here},
             "`GenerationConfig` that the configuration does not have itself",
+            self.max_completion_length,
         )
         thinking = self.thinking_config()  # which checks its fields
         if self.soft_token_score not in SOFT_TOKEN_SCORES:
