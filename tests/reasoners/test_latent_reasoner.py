@@ -353,7 +353,12 @@ def test_the_main_model_may_be_given(policy_folder, main_folder, reasoner):
     loaded = LatentReasoner.from_pretrained(policy_folder, given, max_new_tokens=6)
     assert loaded.engine.model is given
     assert_same(reasoner, loaded)
-    assert_same(reasoner, LatentReasoner.from_pretrained(policy_folder, main_folder, max_new_tokens=6, batch_size=2))
+    paths = Path(policy_folder), Path(main_folder)
+    assert_same(reasoner, LatentReasoner.from_pretrained(*paths, max_new_tokens=6, batch_size=2))
+    with pytest.raises(ValueError, match="`main_model` must be a Hub id, a path or a transformers model, got 3"):
+        LatentReasoner.from_pretrained(policy_folder, 3)
+    with pytest.raises(ValueError, match="`main_processing_class` must be a tokenizer, got str"):
+        LatentReasoner.from_pretrained(policy_folder, main_processing_class="tok")
     with pytest.raises(ValueError, match="`main_model_init_kwargs` are for a `main_model` given by name"):
         LatentReasoner.from_pretrained(policy_folder, given, main_model_init_kwargs={"dtype": torch.bfloat16})
 

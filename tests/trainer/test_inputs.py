@@ -50,6 +50,34 @@ def say(*contents, roles=("user",)):
 
 
 @pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_a_path_is_a_model_and_what_is_neither_model_nor_tokenizer_is_refused(trainer_class, tmp_path):
+    dataset = dataset_of(*["A12"] * 8)
+    random_main_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    models = {"model": tmp_path / "model", "processing_class": None}
+    wrong = {"model": 3, "processing_class": "tok"}
+    if trainer_class in (LatentGRPOTrainer, LatentSFTTrainer):
+        models |= {"main_model": tmp_path / "model", "main_processing_class": None}
+        wrong |= {"main_model": 3, "main_processing_class": "tok"}
+    trainer = make_trainer(trainer_class, tmp_path, dataset, trainer_kwargs=models)
+    main_model = getattr(trainer, "main_model", trainer.model)
+    assert main_model.config.name_or_path == str(tmp_path / "model")
+    for name, value in wrong.items():
+        message = "a tokenizer, got str" if value == "tok" else "a Hub id, a path or a transformers model, got 3 (int)"
+        with pytest.raises(ValueError, match=re.escape(f"`{name}` must be {message}.")):
+            make_trainer(trainer_class, tmp_path, dataset, trainer_kwargs={name: value})
+
+
+@pytest.mark.parametrize("trainer_class", ON_PROMPTS)
+def test_a_column_with_the_name_of_an_argument_of_reward_functions(trainer_class, tmp_path):
+    for name in ("completions", "prompts", "log_metric"):
+        dataset = dataset_of(*["A12"] * 8, **{name: "B1"})
+        for datasets in ([dataset, None], [dataset_of(*["A12"] * 8), {"test": dataset.to_iterable_dataset()}]):
+            with pytest.raises(ValueError, match=f"_dataset.*` has a column '{name}', which is what reward functions"):
+                make_trainer(trainer_class, tmp_path, datasets[0], eval_dataset=datasets[1])
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
 @pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
 @pytest.mark.parametrize("kind", ["rows", "stream", "several"])
 def test_no_rows(trainer_class, tmp_path, name, kind):

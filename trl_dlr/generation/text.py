@@ -11,6 +11,13 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from trl.data_utils import is_conversational
 
 
+def check_tokenizers(**processing_classes: Any) -> None:
+    """Refuse what was given as a tokenizer and is none, by the name of the argument that gave it."""
+    for name, value in processing_classes.items():
+        if value is not None and not isinstance(value, PreTrainedTokenizerBase):
+            raise ValueError(f"`{name}` must be a tokenizer, got {type(value).__name__}.")
+
+
 def check_prompts(prompts: Iterable, name: str) -> None:
     """
     Refuse prompts that can be neither tokenized nor rendered, and two kinds of them.

@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -26,6 +27,17 @@ def check_location(name: str) -> None:
     """Refuse a path to nothing, before the Hub is asked for it as if it were a name there."""
     if not os.path.isdir(name) and hub_name(str(name)) is None:
         raise ValueError(f"The folder {str(name)!r} does not exist (working directory: {os.getcwd()}).")
+
+
+def name_or_model(value: Any, argument: str) -> "str | PreTrainedModel | PeftModel":
+    """A model, or the name or path of one as text; what is neither is refused as `argument`."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, (str, PreTrainedModel, PeftModel)):
+        raise ValueError(
+            f"`{argument}` must be a Hub id, a path or a transformers model, got {value!r} ({type(value).__name__})."
+        )
+    return value
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
 from .densities import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
-from .hub import has_code_of_its_own, hub_name, location_of, readable_damage
+from .hub import has_code_of_its_own, hub_name, location_of, name_or_model, readable_damage
 from .injection import LatentInjector
 from .latent_policy_config import LatentPolicyConfig
 from .main_model import CACHE_ARGUMENT, fingerprints_match, is_checkpointed, warn_of_cast, weights_fingerprint
@@ -206,6 +206,7 @@ class LatentPolicyModel(PreTrainedModel):
         Returns:
             [`LatentPolicyModel`]: in float32.
         """
+        assistant = name_or_model(assistant, "assistant")
         if isinstance(assistant, str):
             kwargs = {"dtype": torch.float32, **(assistant_init_kwargs or {})}
             with readable_damage(assistant):

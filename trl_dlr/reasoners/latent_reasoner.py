@@ -28,8 +28,17 @@ from ..generation import (
     create_engine,
     tokenize_prompts,
 )
+from ..generation.text import check_tokenizers
 from ..generation.vllm_engine import vllm_hub_arguments
-from ..models.hub import find_file, hub_arguments, leave_out_folders, readable_damage, readable_push_errors, short_card
+from ..models.hub import (
+    find_file,
+    hub_arguments,
+    leave_out_folders,
+    name_or_model,
+    readable_damage,
+    readable_push_errors,
+    short_card,
+)
 from ..models.latent_policy import LatentPolicyModel, LatentPolicyOutput
 from ..models.latent_policy_config import LatentPolicyConfig
 from ..models.main_model import base_model_of
@@ -178,6 +187,8 @@ class LatentReasoner:
         """
         name = pretrained_model_name_or_path
         check_engine_name(engine)
+        check_tokenizers(main_processing_class=main_processing_class)
+        main_model = None if main_model is None else name_or_model(main_model, "main_model")
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -29,9 +29,9 @@ from trl.trainer.utils import get_config_model_id
 from ..evaluation.controls import score_answers
 from ..generation import tokenize_prompts
 from ..generation.engine import end_token_ids
-from ..generation.text import decode_completions
+from ..generation.text import check_tokenizers, decode_completions
 from ..models.hidden_thoughts import add_hidden_thoughts
-from ..models.hub import hub_arguments, readable_damage
+from ..models.hub import hub_arguments, name_or_model, readable_damage
 from ..models.latent_policy import eval_mode
 from ..models.main_model import base_model_of
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
@@ -174,8 +174,10 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
+        model = name_or_model(model, "model")
         args = config_or_default(args, CoconutSFTConfig, model, "Coconut")
         refuse_fsdp(args)
+        check_tokenizers(processing_class=processing_class)
         check_worked_datasets(train_dataset, eval_dataset)
         check_adapter(model, peft_config)
         hub = hub_arguments(args.model_init_kwargs, args.trust_remote_code)
@@ -192,8 +194,6 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
                 )
             with readable_damage(name):
                 processing_class = AutoTokenizer.from_pretrained(name, **hub)
-        if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise ValueError(f"`processing_class` must be a tokenizer, got {type(processing_class).__name__}.")
         check_vocabulary(model, processing_class, "processing_class")
         if processing_class.eos_token is None:
             raise ValueError("`processing_class` has no `eos_token`, which ends an answer. Set one.")

@@ -147,6 +147,8 @@ def naming_itself(reward_func: Callable) -> Callable:
     return wrapped
 
 
+# Arguments of reward functions that are TRL's, or replace a column without a word
+REWARD_ARGUMENTS = {"prompts", "completions", "trainer_state", "log_extra", "log_metric"}
 OTHER_NAMES = ("question", "problem", "query", "instruction", "input", "text")  # of a column of prompts
 NUM_STREAMED = 16  # rows of a stream that are looked at
 
@@ -178,6 +180,11 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, args: GRPOConfig) -> N
     for name, dataset in {"train_dataset": train_dataset, **splits(eval_dataset, "eval_dataset")}.items():
         check_rows(dataset, name)
         check_prompt_column(dataset, name)
+        if found := REWARD_ARGUMENTS & set(column_names(dataset)):
+            raise ValueError(
+                f"`{name}` has a column {sorted(found)[0]!r}, which is what reward functions get from the trainer under that "
+                "name, beside the columns. Rename or remove it."
+            )
     if eval_dataset is not None:
         args.check_evaluation()
     num_prompts = args.generation_batch_size // args.num_generations

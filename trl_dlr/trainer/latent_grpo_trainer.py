@@ -24,6 +24,7 @@ from trl.trainer.utils import add_fused_lm_head, pad, use_adapter
 from ..generation.text import as_completions, check_prompts
 from ..models import LatentPolicyOutput
 from ..models.densities import Density, concatenate, put_rows
+from ..models.hub import name_or_model
 from ..models.latent_policy import disable_dropout
 from ..models.main_model import base_model_of, teacher_forced_inputs
 from ..models.value_head import ValueHead
@@ -206,6 +207,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
     ):
         refused = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
         refuse_arguments(type(self).__name__, "latents are drawn before any text", **refused)
+        model = name_or_model(model, "model")
         args = config_or_default(args, LatentGRPOConfig, model, "LatentGRPO")
         check_datasets(train_dataset, eval_dataset, args)
         check_gold_answers(reward_funcs, train_dataset, eval_dataset)

@@ -16,6 +16,7 @@ from trl.trainer.utils import add_fused_lm_head, pad
 
 from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
+from ..models.hub import name_or_model
 from ..models.latent_policy import disable_dropout
 from ..models.main_model import base_model_of, teacher_forced_inputs
 from ..reasoners.latent_reasoner import LatentReasoner
@@ -159,6 +160,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
         main_model: str | PreTrainedModel,
         main_processing_class: PreTrainedTokenizerBase | None = None,
     ):
+        model = name_or_model(model, "model")
         args = config_or_default(args, LatentSFTConfig, model, "LatentSFT")
         model, main_model, main_processing_class, processing_class = assemble(
             model, main_model, main_processing_class, processing_class, args, quantization_config

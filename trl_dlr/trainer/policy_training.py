@@ -24,9 +24,18 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..generation import DecodingEngine, create_engine, tokenize_prompts
+from ..generation.text import check_tokenizers
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
-from ..models.hub import DEFAULT_PROMPT, check_location, find_file, hub_arguments, location_of, readable_damage
+from ..models.hub import (
+    DEFAULT_PROMPT,
+    check_location,
+    find_file,
+    hub_arguments,
+    location_of,
+    name_or_model,
+    readable_damage,
+)
 from ..models.main_model import base_model_of
 from ..reasoners.latent_reasoner import BASE_POLICY, LatentReasoner, load_policy, name_base_policy_beside, policy_below
 from .arguments import LatentPolicyArguments
@@ -232,6 +241,7 @@ def assemble(
 ) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """Policy, main model, the main model's tokenizer and the assistant's, from what a user gave of them."""
     refuse_fsdp(args)
+    check_tokenizers(processing_class=processing_class, main_processing_class=main_processing_class)
     if args.deepspeed_plugin is not None:
         from .deepspeed import check_deepspeed  # imports DeepSpeed, which takes seconds
 
@@ -266,6 +276,7 @@ def load_main_model(
     main_model: str | PreTrainedModel, args: LatentPolicyArguments, quantization_config: Any = None
 ) -> PreTrainedModel:
     """The main model, loaded if it is given by name. Its weights are not touched yet."""
+    main_model = name_or_model(main_model, "main_model")
     if isinstance(main_model, str):
         kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code, **(args.main_model_init_kwargs or {})}
         if quantization_config is not None:
@@ -280,11 +291,11 @@ def load_main_model(
             "`quantization_config` applies to a main model that is loaded by name, but `main_model` is a "
             f"{type(main_model).__name__} already. Pass its name, or load it quantized yourself."
         )
-    if isinstance(main_model, LatentPolicyModel) or not isinstance(main_model, PreTrainedModel):
+    if isinstance(main_model, (LatentPolicyModel, PeftModel)):
         hint = " Merge its adapter first (`merge_and_unload`)." if isinstance(main_model, PeftModel) else ""
         raise ValueError(
             "`main_model` must be a Hub id, a path or a transformers causal LM that is frozen here, got "
-            f"{type(main_model).__name__}, which is trainable or no causal LM.{hint}"
+            f"{type(main_model).__name__}, which is trainable.{hint}"
         )
     if main_model.get_output_embeddings() is None:
         raise ValueError(f"`main_model` must be a causal LM that can decode answers, got {type(main_model).__name__}.")

@@ -14,8 +14,15 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
-from ..generation.text import StopStrings, as_completions, check_prompts, decode_completions, tokenize_prompts
-from ..models.hub import hub_arguments
+from ..generation.text import (
+    StopStrings,
+    as_completions,
+    check_prompts,
+    check_tokenizers,
+    decode_completions,
+    tokenize_prompts,
+)
+from ..models.hub import hub_arguments, name_or_model
 from ..models.latent_policy import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import Thinker, Thoughts, check_positions, positions
@@ -138,8 +145,10 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
     ):
         refused = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
         refuse_arguments(type(self).__name__, "a completion is thought and answered in one turn", **refused)
+        model = name_or_model(model, "model")
         args = config_or_default(args, SoftTokenGRPOConfig, model, "SoftTokenGRPO")
         refuse_fsdp(args)
+        check_tokenizers(processing_class=processing_class)
         check_datasets(train_dataset, eval_dataset, args)
         check_gold_answers(reward_funcs, train_dataset, eval_dataset)
         check_adapter(model, peft_config)

@@ -17,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel, TrainerCallback
 
 from ...models.hidden_thoughts import add_hidden_thoughts
+from ...models.hub import name_or_model
 from ...models.main_model import base_model_of
 from ...models.value_head import VALUE_HEAD_FILE, StateValueHead
 from ...trainer.checkpoints import load_moments, moments_of, whole_files, with_prefix
@@ -107,6 +108,7 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
             "the value head's score rises and accuracy does not. Judge the model by held-out accuracy alone.",
             stacklevel=2,
         )
+        model = name_or_model(model, "model")
         args = config_or_default(args, LatentRLConfig, model, "LatentRL")
         super().__init__(model, reward_funcs, args, *others, **kwargs)
 
