@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from tests.hub_server import LocalHub
 from tests.hub_worker import DEMO_QUESTIONS, FAULTS
 from trl_dlr.models import LatentPolicyConfig
-from trl_dlr.models.hub import card_data, describe_push_failure, find_file, hub_name, usage
+from trl_dlr.models.hub import card_data, describe_push_failure, find_file, hub_name, leave_out_folders, usage
 from trl_dlr.reasoners.latent_reasoner import BASE_POLICY
 from trl_dlr.scripts.utils import SMOLLM2, find_smollm2
 
@@ -99,6 +99,16 @@ def test_nothing_that_is_pushed_names_a_folder_of_this_machine(hub, pushed, tmp_
         assert [name for name, content in files.items() if base in content] == []
 
 
+def test_an_assistant_names_no_folder_of_this_machine(tmp_path):
+    for name, left in (("/home/me/hub/models--a--b/snapshots/1", None), ("a/b", "a/b")):
+        config = LatentPolicyConfig()
+        config.assistant_config._name_or_path = name
+        config.save_pretrained(tmp_path)
+        leave_out_folders(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["assistant_config"]["_name_or_path"] == left
+        assert LatentPolicyConfig.from_pretrained(tmp_path).assistant_config.name_or_path == left
+
+
 def test_private_repositories_and_revisions(hub, pushed, pulled):
     assert hub.repos["user/adapter"].private and hub.repos["user/copy"].private
     assert not hub.repos["user/policy"].private
@@ -121,7 +131,9 @@ def test_a_download_goes_on_after_a_cut_and_the_cache_serves_without_a_connectio
 def test_a_reasoner_keeps_the_card_that_it_was_loaded_with(hub, pushed, pulled):
     own = ModelCard(hub.files("user/policy")["README.md"].decode())
     copied = ModelCard(hub.files("user/copy", "v1")["README.md"].decode())
-    assert copied.text == own.text and "## Results" in own.text
+    assert copied.text == own.text.replace("user/policy", "user/copy") and "## Results" in own.text
+    assert 'LatentReasoner.from_pretrained("user/copy")' in copied.text and "(report/rewards.png)" in copied.text
+    assert {"report/rewards.png", "eval_results.json"} < set(hub.files("user/copy", "v1"))
     assert copied.data.tags == [*own.data.tags, "mine"]
     assert ModelCard(pulled["card"]).content == copied.content
 

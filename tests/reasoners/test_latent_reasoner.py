@@ -337,9 +337,17 @@ def test_a_card_is_kept(main_folder, tmp_path):
     reasoner.save_pretrained(tmp_path / "policy")
     short = (tmp_path / "policy" / "README.md").read_text()
     assert 'LatentReasoner.from_pretrained("policy", main_model)' in short and str(tmp_path) not in short
-    (tmp_path / "policy" / "README.md").write_text(f"{short}\nWritten by hand.\n")
+    plots = "![rewards](report/rewards.png)\n\n![gone](report/gone.png)"
+    (tmp_path / "policy" / "README.md").write_text(f"{short}\n{plots}\n\nWritten by hand.\n")
+    (tmp_path / "policy" / "report").mkdir()
+    (tmp_path / "policy" / "report" / "rewards.png").write_bytes(b"PNG")
     LatentReasoner.from_pretrained(str(tmp_path / "policy")).save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / "README.md").read_text().endswith("\nWritten by hand.\n")
+    assert (
+        (tmp_path / "again" / "README.md")
+        .read_text()
+        .endswith("\n![rewards](report/rewards.png)\n\nWritten by hand.\n")
+    )
+    assert (tmp_path / "again" / "report" / "rewards.png").read_bytes() == b"PNG"
 
 
 @pytest.fixture

@@ -93,14 +93,16 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_do
 
 def leave_out_folders(folder: str) -> None:
     """Have the configurations of what is to be uploaded name no model that is a folder of this machine."""
-    for file, field in (
-        ("config.json", "main_model_name_or_path"),
-        ("adapter_config.json", "base_model_name_or_path"),
-    ):
+    for file in ("config.json", "adapter_config.json"):
         for path in Path(folder).rglob(file):
             config = json.loads(path.read_text(encoding="utf-8"))
-            if config.get(field) is not None and hub_name(config[field]) is None:
-                path.write_text(json.dumps({**config, field: None}, indent=2) + "\n", encoding="utf-8")
+            changed = False
+            for part in (config, config.get("assistant_config") or {}):
+                for field in ("main_model_name_or_path", "base_model_name_or_path", "_name_or_path"):
+                    if part.get(field) and hub_name(part[field]) is None:
+                        part[field], changed = None, True
+            if changed:
+                path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def hub_arguments(init_kwargs: dict[str, Any] | None, trust_remote_code: bool = False) -> dict[str, Any]:

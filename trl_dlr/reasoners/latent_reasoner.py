@@ -3,9 +3,12 @@
 """A policy and its main model, put together to answer."""
 
 import copy
+import functools
 import itertools
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,6 +108,8 @@ class LatentReasoner:
     """
 
     # What its latents can be compared with, see `evaluation.answer_questions`
+    _find_file = staticmethod(lambda file: None)  # what lies where it was loaded from
+
     controls = ("policy", "mean_latents", "no_latents", "plain_anchors", "zero_latents", "fresh_head", "shuffled")
 
     def __init__(
@@ -240,11 +245,13 @@ class LatentReasoner:
                 value_head.load_state_dict(load_file(path))
         card_path = find_file(name, "README.md", **hub)
         model_card = None if card_path is None else Path(card_path).read_text(encoding="utf-8")
-        return cls(model, processing_class, None, None, value_head, model_card)
+        reasoner = cls(model, processing_class, None, None, value_head, model_card)
+        reasoner._find_file = functools.partial(find_file, name, **hub)
+        return reasoner
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """
-        Save policy, tokenizer, value head and card. The main model is named in the configuration, not saved.
+        Save policy, tokenizer, value head and card, with its metrics and plots. The main model is named in the configuration, not saved.
 
         Args:
             save_directory (`str`):
@@ -261,6 +268,13 @@ class LatentReasoner:
         if self.value_head is not None:
             save_file(self.value_head.state_dict(), os.path.join(save_directory, VALUE_HEAD_FILE))
         card = self.model_card or self._short_card(Path(save_directory).absolute().name)
+        for file in ("eval_results.json", *re.findall(r"\]\((report/[\w.-]+\.png)\)", card)):
+            path, target = self._find_file(file), Path(save_directory, file)
+            if path is None:
+                card = re.sub(rf"!\[[^\]]*\]\({re.escape(file)}\)\n*", "", card)
+            elif not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copy(path, target)
         Path(save_directory, "README.md").write_text(card, encoding="utf-8")
 
     def _short_card(self, repo_id: str, tags: list[str] | None = None) -> str:
@@ -278,8 +292,8 @@ class LatentReasoner:
         tags: list[str] | None = None,
     ) -> CommitInfo:
         """
-        Upload policy, tokenizer, value head and card. The card is the one that the policy was loaded with, else the one
-        that the repository has, else a short one.
+        Upload policy, tokenizer, value head and card, with its metrics and plots. The card is the one that the policy was
+        loaded with, whose usage names this repository then, else the one that the repository has, else a short one.
 
         Args:
             repo_id (`str`):
@@ -313,15 +327,18 @@ class LatentReasoner:
                     api.create_branch(repo_id, branch=revision, exist_ok=True)
                 if isinstance(self.model, PeftModel):
                     name_base_policy_beside(folder, repo_id)
-                card = self.model_card
-                if card is None:
+                card_path = Path(folder, "README.md")
+                if self.model_card is not None:
+                    card = card_path.read_text(encoding="utf-8")
+                    card = re.sub(r'(?<=Reasoner\.from_pretrained\()"[^"]*"', f'"{repo_id}"', card)
+                else:
                     try:
                         card = ModelCard.load(repo_id, token=token).content
                     except EntryNotFoundError:
                         card = self._short_card(repo_id)
                 card = ModelCard(card)
                 card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(tags or [])]))
-                card.save(os.path.join(folder, "README.md"))
+                card.save(card_path)
                 return api.upload_folder(
                     repo_id=repo_id,
                     folder_path=folder,
