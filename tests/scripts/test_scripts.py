@@ -16,10 +16,12 @@ from trl import ModelConfig
 
 from tests.launch import ROOT, run_python
 from tests.tiny import random_main_model, tiny_tokenizer, trained_main_model
+from tests.trainer.test_latent_grpo_trainer import make_trainer
 from trl_dlr import LatentGRPOConfig, LatentPolicyModel, ThinkingConfig
 from trl_dlr.cli.main import COMMANDS
 from trl_dlr.cli.parser import CommandParser
-from trl_dlr.scripts.utils import PolicyScriptArguments, load_models
+from trl_dlr.rewards import correctness_reward
+from trl_dlr.scripts.utils import PolicyScriptArguments, Questions, ScriptArguments, load_models, train_and_evaluate
 
 
 CONFIGS = ROOT / "examples" / "configs"
@@ -158,6 +160,28 @@ def test_coconut_then_latent_rl(folder, adapter):
     value |= {"per_device_train_batch_size": 4, "output_dir": "latent_rl", "learning_rate": 1e-4}
     run(folder, "latent-rl", "--config", CONFIGS / "latent_rl.yaml", **settings, **value)
     assert (folder / "latent_rl" / "value_head.safetensors").exists()
+
+
+def test_what_cannot_be_resumed_is_refused_first_and_a_trained_model_is_saved_at_once(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    evaluated = []
+
+    def evaluate(reasoner, *args, control, **kwargs):
+        evaluated.append(control)
+        if trainer.state.global_step == 1:
+            raise RuntimeError("after training")
+
+    monkeypatch.setattr("trl_dlr.scripts.utils.evaluate_latents", evaluate)
+    questions = Questions(trainer.train_dataset, None, trainer.train_dataset, correctness_reward)
+    for absent, match in (("absent", "is no whole checkpoint"), ("True", "has no checkpoint")):
+        trainer.args.resume_from_checkpoint = absent
+        with pytest.raises(ValueError, match=match):
+            train_and_evaluate(trainer, ScriptArguments("data"), questions)
+    assert not evaluated
+    trainer.args.resume_from_checkpoint = "false"
+    with pytest.raises(RuntimeError, match="after training"):
+        train_and_evaluate(trainer, ScriptArguments("data"), questions)
+    assert len(evaluated) == 3 and LatentPolicyModel.from_pretrained(trainer.args.output_dir)
 
 
 @pytest.mark.parametrize("command", ["train", "sft"])

@@ -158,7 +158,7 @@ def test_a_checkpoint_with_a_damaged_file_is_refused(saved, damage):
     assert_same_end(saved, saved)
 
 
-@pytest.mark.parametrize("record", [None, "", "{}", "[]", "{", "\x00"])
+@pytest.mark.parametrize("record", [None, "", "{}", "[]", "{", "\x00", '{"files": {}}'])
 def test_a_checkpoint_without_its_record_is_refused(saved, record):
     path = saved / "run" / "checkpoint-6" / "checkpoint.json"
     path.unlink()

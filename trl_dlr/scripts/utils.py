@@ -315,7 +315,7 @@ def train_and_evaluate(
     format_weight: float = 1.0,
 ) -> dict[str, dict[str, float]]:
     """
-    Train. With held-out questions, the policy and its controls answer them before and after.
+    Train and save the model. With held-out questions, the policy and its controls answer them before and after.
 
     Args:
         trainer ([`~transformers.Trainer`]):
@@ -352,12 +352,17 @@ def train_and_evaluate(
     logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
     if args.report:
         trainer.add_callback(LatentReportCallback(trainer, questions.held_out or questions.train))
-    results = {}
+    results, resume = {}, trainer.args.resume_from_checkpoint
+    if (lowered := str(resume).lower()) in ("true", "false"):  # a string on the command line
+        resume = lowered == "true"
+    if resume:  # what cannot be resumed is refused before anything is evaluated
+        resume = trainer.checkpoint_to_resume(resume)
     if questions.held_out is not None:
         results["no_latents"] = evaluate("no_latents", "no_latents")
         results["before_training"] = evaluate("policy", "before_training")
-    resume = trainer.args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()  # before anything that may fail
+    trainer.accelerator.print(f"Saved to {trainer.args.output_dir}.")
     if questions.held_out is not None:
         for control in ("policy", "mean_latents", "shuffled"):
             results[control] = evaluate(control, control)
@@ -374,7 +379,7 @@ def print_results(results: dict[str, dict[str, float]]) -> None:
 
 
 def save_and_push(trainer: Trainer, args: ScriptArguments, results: dict[str, dict[str, float]]) -> None:
-    """Write the held-out metrics, the page of the run and the model, and push it with `push_to_hub`."""
+    """Write the held-out metrics and the page of the run beside the model, and push it with `push_to_hub`."""
     output_dir = trainer.args.output_dir
     if results:
         trainer.save_metrics(
@@ -382,8 +387,7 @@ def save_and_push(trainer: Trainer, args: ScriptArguments, results: dict[str, di
         )
     if args.report and trainer.accelerator.is_main_process:
         print(f"Report: {write_report(output_dir)}")  # once more, with these metrics
-    trainer.save_model(output_dir)
-    trainer.accelerator.print(f"Saved to {output_dir}.")
+    trainer.create_model_card()  # as well
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=args.dataset_name)
     trainer.accelerator.wait_for_everyone()  # what one process has written must not be cut off by the end of another

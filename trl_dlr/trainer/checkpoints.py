@@ -127,7 +127,8 @@ def check_checkpoint(checkpoint: str, record: dict[str, Any], allow_main_model_m
     try:
         with open(os.path.join(checkpoint, RECORD_NAME)) as file:
             saved = json.load(file)
-        sizes = saved.pop("files")
+        sizes, runs, policies = (dict(saved[name]) for name in ("files", "run", "policy"))
+        save_only_model, before = saved["save_only_model"], saved["main_model_fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{named} is no whole checkpoint of this trainer: its `{RECORD_NAME}` cannot be read ({error!r}). Name a "
@@ -142,19 +143,19 @@ def check_checkpoint(checkpoint: str, record: dict[str, Any], allow_main_model_m
                 f"{named} is damaged: `{name}` {state}, and was written with {size} bytes. Copy it again, or resume "
                 "from an earlier one."
             )
-    if saved["save_only_model"]:
+    if save_only_model:
         raise ValueError(
             f"{named} was saved with `save_only_model=True`, without what going on needs. Start anew from its policy "
             "(`model`)."
         )
-    before, now = saved["main_model_fingerprint"], record["main_model_fingerprint"]
+    now = record["main_model_fingerprint"]
     if not allow_main_model_mismatch and None not in (before, now) and not fingerprints_match(before, now):
         raise ValueError(
             f"{named} belongs to a main model with fingerprint {before}, and `main_model` has {now}. Pass the main model "
             "that it was trained with, or set `allow_main_model_mismatch=True` to go on regardless."
         )
-    for part in ("run", "policy"):
-        had, has = saved[part], record[part]
+    for part, had in (("run", runs), ("policy", policies)):
+        has = record[part]
         for name in {**had, **has}:
             if had.get(name) != has.get(name):
                 raise ValueError(
@@ -227,9 +228,7 @@ class CheckpointsMixin:
             `ValueError`: if the checkpoint is incomplete or of a run that differs. Nothing has been loaded then.
         """
         if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
-            resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-            may_differ = getattr(self.args, "allow_main_model_mismatch", False)
-            check_checkpoint(resume_from_checkpoint, self._checkpoint_record(), may_differ)
+            resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         if self.args.should_save:  # what a killed run was writing
             shutil.rmtree(unfinished_dir(self.args.output_dir), ignore_errors=True)
         with self._preemption.listening():
@@ -241,6 +240,13 @@ class CheckpointsMixin:
             )
             raise SystemExit(128 + signal.SIGTERM)
         return output
+
+    def checkpoint_to_resume(self, resume_from_checkpoint: str | bool) -> str:
+        """Folder of the checkpoint that is named so; a `ValueError` if it is incomplete or of a run that differs."""
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        may_differ = getattr(self.args, "allow_main_model_mismatch", False)
+        check_checkpoint(checkpoint, self._checkpoint_record(), may_differ)
+        return checkpoint
 
     def _extra_state(self) -> dict[str, torch.Tensor]:
         """What this process goes on with beside model, optimizer and random numbers, by name. A trainer adds its own."""

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
@@ -14,7 +15,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import create_model_from_path
 
-from ..models.hub import check_location, readable_damage
+from ..models.hub import check_location, hub_name, readable_damage
 from ..models.latent_policy import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig
 from ..reasoners.thinking_reasoner import ThinkingReasoner
@@ -73,6 +74,18 @@ class ThinkingTrainingMixin:
             if self.thinking_config is not None:
                 self.thinking_config.save_pretrained(folder)
             self._saved_names = os.listdir(folder)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ):
+        """As [`~trl.trainer.base_trainer._BaseTrainer.create_model_card`], without links to what is not on the Hub."""
+        if not self.is_world_process_zero():
+            return
+        model_name = model_name or Path(self.args.output_dir).absolute().name
+        super().create_model_card(model_name, hub_name(dataset_name) if "/" in (dataset_name or "") else None, tags)
+        path = Path(self.args.output_dir, "README.md")
+        card = path.read_text(encoding="utf-8").replace("[None](https://huggingface.co/None)", "a local model")
+        path.write_text(card.replace('model="None"', f'model="{model_name}"'), encoding="utf-8")
 
 
 def load_causal_lm(model: str, args: TrainingArguments, quantization_config: Any = None) -> PreTrainedModel:
