@@ -131,7 +131,7 @@ def own_fields(cls):
         (["generate", "--policy", "policy"], "error: `prompts` must hold at least one question"),
         (
             ["generate", "--policy", "main", "--prompts", "A12"],
-            "trl-dlr generate: error: 'main' holds neither a policy",
+            "a Coconut model does from its first stage with latents on",
         ),
         (["generate", "--policy", "nowhere", "--prompts", "A12"], "error: 'nowhere' is no folder here, it is not in"),
         (["generate", "--policy", "./nope", "--prompts", "A12"], "error: The folder './nope' does not exist"),
@@ -157,6 +157,26 @@ def own_fields(cls):
         ),
         (["report", "--output_dir", "policy"], "trl-dlr report: error: `output_dir='policy'` has no report/run.json"),
         (["plan", "--config", "run.yaml", "--num_generations", 7], "trl-dlr plan: error: "),
+        (
+            ["plan", "--config", "run.yaml", "--gpu_memory", -3],
+            "`gpu_memory` must be sizes in GB above 0, got [-3.0].",
+        ),
+        (
+            ["train", "--config", "run.yaml", "--main_model_init_kwargs", '{"dtype": "bf16"}'],
+            "`main_model_init_kwargs['dtype']` must be 'auto' or a dtype of torch such as 'bfloat16' or 'float32'",
+        ),
+        *(
+            ([*command, *argument], message)
+            for command in (
+                ["generate", "--policy", "policy", "--prompts", "A12"],
+                ["eval", "--policy", "policy", "--dataset_name", "train.jsonl"],
+            )
+            for argument, message in (
+                (["--main_model_dtype", "bf16"], "error: `main_model_dtype` must be 'auto' or a dtype of torch"),
+                (["--output_json", "no/such.json"], "`output_json=no/such.json` must be a file that can be written"),
+                (["--output_json", "policy"], "`output_json=policy` must be a file that can be written"),
+            )
+        ),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(cli, argv, message, monkeypatch):
@@ -173,7 +193,8 @@ def test_arguments_that_do_not_parse_exit_with_2(cli):
     for command in ("train", "generate", "plan"):  # nor an argument of accelerate's
         code, _, err = cli(command, "--no_such_argument", "1")
         assert code == 2 and len(err.splitlines()) < 6
-        assert err.splitlines()[-1] == f"trl-dlr {command}: error: unrecognized arguments: --no_such_argument"
+        hint = ". Runs of `trl-dlr train` alone are planned." if command == "plan" else ""
+        assert err.splitlines()[-1] == f"trl-dlr {command}: error: unrecognized arguments: --no_such_argument{hint}"
 
 
 @pytest.mark.parametrize(
@@ -294,6 +315,10 @@ def test_a_model_that_thinks_by_itself_is_evaluated_and_answers(cli, workplace):
 def test_plan_prints_parts_and_verdicts(cli):
     code, out, _ = cli("plan", "--config", "run.yaml", "--gpu_memory", 1, "--prompt_length", 32)
     assert code == 0 and "total peak" in out and "fits 1 GB" in out
+    code, out, _ = cli("plan", "--config", "run.yaml", "--gpu_memory", 1e-6, 1)
+    assert code == 0 and "does not fit 1e-06 GB" in out
+    code, out, _ = cli("plan", "--config", "run.yaml", "--gpu_memory", 1e-6)
+    assert code == 1 and "does not fit 1e-06 GB" in out
 
 
 def test_env_names_versions(cli):

@@ -112,7 +112,7 @@ def test_no_tokens_or_rows_of_an_answer_are_refused():
 
 def test_a_model_that_does_not_think_is_refused(tmp_path):
     random_main_model().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="was not trained to think"):
+    with pytest.raises(ValueError, match="was not trained to think, or not yet"):
         ThinkingReasoner.from_pretrained(str(tmp_path))
 
 

@@ -151,6 +151,8 @@ def test_coconut_then_latent_rl(folder, adapter):
     run(folder, "coconut", "--config", CONFIGS / "coconut_gsm8k.yaml", **settings, **stages)
     saved = folder / f"coconut_{adapter}"
     assert ThinkingConfig.from_pretrained(saved).num_latents == 3
+    card = (saved / "README.md").read_text()
+    assert "fine-tuned version of a local model.\n" in card and "None" not in card
     if adapter:
         assert (saved / "adapter_model.safetensors").exists()
         return

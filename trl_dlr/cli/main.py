@@ -24,7 +24,7 @@ COMMANDS = {
     "chat": ("cli.chat", "ask a policy question after question"),
     "push": ("cli.push", "push a saved policy to the Hub"),
     "report": ("cli.report", "write the page with a run's plots"),
-    "plan": ("cli.plan", "say what a run takes of each GPU's memory"),
+    "plan": ("cli.plan", "say what a run of `train` takes of each GPU's memory"),
     "env": ("cli.env", "print the versions and the machine, for an issue"),
 }
 DEBUG = "TRL_DLR_DEBUG"
@@ -34,7 +34,8 @@ EPILOG = """examples:
   trl-dlr generate --policy user/policy --prompts "What is 3 + 4?" --num_samples 8 --selection majority
 
 `trl-dlr <command> --help` lists a command's arguments. Errors are one line; `trl-dlr --debug <command>` adds where they
-come from. Exit codes: 0 done, 1 an error in the run, 2 arguments that do not parse, 130 interrupted."""
+come from. Exit codes: 0 done, 1 an error in the run, 2 arguments that do not parse, 130 interrupted,
+143 ended by SIGTERM."""
 
 
 def report_error(command: str, error: BaseException) -> int:
@@ -60,6 +61,7 @@ def run(command: str, argv: list[str]) -> int:
 
     module = importlib.import_module(f"..{module_name}", __package__)
     parser = CommandParser(module.ARGUMENTS, prog=f"trl-dlr {command}")
+    parser.unknown_hint = getattr(module, "UNKNOWN_HINT", "")
     if module_name.startswith("scripts."):
         return launch(module.__name__, parser, argv)
     module.main(*parser.parse_args_and_config(argv))

@@ -22,6 +22,7 @@ class CommandParser(TrlParser):
     """A [`~trl.TrlParser`] that ends with exit code 2, and a hint, at what does not parse."""
 
     others: tuple[ArgumentParser, ...] = ()  # whose arguments may stand among this one's
+    unknown_hint = ""  # for what neither knows
 
     def __init__(self, dataclass_types: tuple[type, ...], prog: str):
         usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"  # there can be hundreds
@@ -73,5 +74,5 @@ class CommandParser(TrlParser):
         names = [argument.partition("=")[0] for argument in unknown if argument.startswith("--")]
         names = [name for name in names if name not in known] if names else unknown
         if names:
-            hints = "".join(did_you_mean(name, known) for name in names)
+            hints = "".join(did_you_mean(name, known) for name in names) + self.unknown_hint
             self.error(f"unrecognized arguments: {' '.join(names)}{'.' if hints else ''}{hints}")

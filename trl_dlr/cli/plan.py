@@ -2,16 +2,18 @@
 
 """
 Say what a run of `trl-dlr train` takes of each GPU's memory, from the same file and arguments, without a GPU and without
-loading weights: a model is built from its `config.json` alone.
+loading weights: a model is built from its `config.json` alone. Runs of other commands are not planned.
 
 Examples:
 
     trl-dlr plan --config examples/configs/gsm8k.yaml --gpu_memory 24
     trl-dlr plan --config examples/configs/paper_llama2_7b.yaml --num_processes 8 --zero_stage 2 --gpu_memory 40 80
 
-Any argument of the run can be changed to see what it does, `--decoding_batch_size 16` for one.
+Any argument of the run can be changed to see what it does, `--decoding_batch_size 16` for one. The exit code is 1 if the run
+fits none of the sizes that are given.
 """
 
+import sys
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -52,6 +54,8 @@ class PlanArguments(LatentGRPOScriptArguments):
     def __post_init__(self):
         self.dataset_name = self.dataset_name or "none"
         super().__post_init__()
+        if not all(size > 0 for size in self.gpu_memory):
+            raise ValueError(f"`gpu_memory` must be sizes in GB above 0, got {self.gpu_memory}.")
 
 
 @described
@@ -77,6 +81,7 @@ class PlannedConfig(LatentGRPOConfig):
 
 
 ARGUMENTS = (PlanArguments, PlannedConfig, ModelConfig)
+UNKNOWN_HINT = " Runs of `trl-dlr train` alone are planned."
 
 
 def main(args: PlanArguments, training_args: PlannedConfig, model_args: ModelConfig) -> None:
@@ -98,6 +103,8 @@ def main(args: PlanArguments, training_args: PlannedConfig, model_args: ModelCon
         # A GPU sold with N GB has about N * 2^30 bytes: 7% are left to CUDA, NCCL and the allocator's fragmentation
         verdict = "fits" if plan.total <= size * 1e9 else "does not fit"
         print(f"{verdict} {size:g} GB ({plan.total / size / 1e7:.0f}%)")
+    if args.gpu_memory and plan.total > max(args.gpu_memory) * 1e9:
+        sys.exit(1)
 
 
 def shapes_of(

@@ -2,10 +2,11 @@
 
 """Arguments of the commands that use a saved policy, and the reasoner that they stand for."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.hub import find_file
+from ..models.hub import check_dtype, find_file
 from ..models.thinking import THINKING_FILE
 from ..option_docs import described
 from ..reasoners.latent_reasoner import LatentReasoner
@@ -52,6 +53,13 @@ class ReasonerArguments:
     def __post_init__(self):
         if self.policy is None:
             raise ValueError("`policy` must be set: pass --policy with a Hub id or a folder.")
+        check_dtype("main_model_dtype", self.main_model_dtype)
+        if (file := getattr(self, "output_json", None)) is not None:  # before there is anything to be lost
+            folder = os.path.dirname(file) or "."
+            if os.path.isdir(file) or not os.access(file if os.path.exists(file) else folder, os.W_OK):
+                raise ValueError(
+                    f"`output_json={file}` must be a file that can be written, in a folder that is there."
+                )
 
     def load(self) -> LatentReasoner:
         if find_file(self.policy, THINKING_FILE, self.policy_revision) is not None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, ModelCardData, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from peft import PeftModel
@@ -50,6 +51,14 @@ def readable_damage(name: str) -> Iterator[None]:
             f"{str(name)!r} has a file that is damaged or cut off ({error}). Save, copy or download it again; a run's last "
             "checkpoint has the policy too."
         ) from error
+
+
+def check_dtype(argument: str, dtype: Any) -> None:
+    """Refuse the name of what is no dtype."""
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(
+            f"`{argument}` must be 'auto' or a dtype of torch such as 'bfloat16' or 'float32', got {dtype!r}."
+        )
 
 
 def location_of(model: PreTrainedModel) -> str | None:

@@ -138,7 +138,10 @@ class ThinkingConfig:
         """
         path = find_file(pretrained_model_name_or_path, THINKING_FILE, **hub)
         if path is None:
-            raise ValueError(f"{pretrained_model_name_or_path!r} has no {THINKING_FILE}: it was not trained to think.")
+            raise ValueError(
+                f"{pretrained_model_name_or_path!r} has no {THINKING_FILE}: it was not trained to think, or not yet, as in "
+                "Coconut's stage 0."
+            )
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
             raise ValueError(f"{path} has fields that this version does not know: {', '.join(unknown)}.")

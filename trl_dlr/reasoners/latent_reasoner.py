@@ -34,6 +34,7 @@ from ..generation import (
 from ..generation.text import check_tokenizers
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models.hub import (
+    check_dtype,
     find_file,
     hub_arguments,
     leave_out_folders,
@@ -523,7 +524,10 @@ def load_policy(
         if find_file(name, "adapter_config.json", **here) is None:
             found = _model_type(name, **here)
             if found != LatentPolicyConfig.model_type:
-                hint = ""
+                hint = (
+                    f" Nor does it think by itself (it has no `{THINKING_FILE}`): a Coconut model does from its first stage "
+                    "with latents on, and is an ordinary one before."
+                )
                 if find_file(name, THINKING_FILE, **here) is not None:
                     hint = " It is a model that thinks by itself: load it with `ThinkingReasoner`."
                 raise ValueError(
@@ -604,6 +608,7 @@ def load_main_model(
                 "`--main_model_name_or_path`)."
             ) from error
         kwargs = {"dtype": config.main_model_dtype or "auto", **init_kwargs}
+        check_dtype("main_model_init_kwargs['dtype']", kwargs["dtype"])
         with readable_damage(main_model):
             main_model = AutoModelForCausalLM.from_pretrained(main_model, **kwargs)
         main_model.config._commit_hash = hub.get("revision")  # which transformers no longer notes down

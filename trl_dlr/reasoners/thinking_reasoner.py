@@ -11,7 +11,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import TransformersEngine
-from ..models.hub import DEFAULT_PROMPT, find_file, readable_damage
+from ..models.hub import DEFAULT_PROMPT, check_dtype, find_file, readable_damage
 from ..models.latent_policy import LatentPolicyOutput
 from ..models.thinking import Thinker, ThinkingConfig
 from .latent_reasoner import LatentReasoner
@@ -183,6 +183,7 @@ class ThinkingReasoner(LatentReasoner):
         name, hub = pretrained_model_name_or_path, {"revision": revision, "token": token, "cache_dir": cache_dir}
         config = ThinkingConfig.from_pretrained(name, **hub)
         kwargs = {"dtype": "auto", "trust_remote_code": trust_remote_code, **(model_init_kwargs or {}), **hub}
+        check_dtype("model_init_kwargs['dtype']", kwargs["dtype"])
         with readable_damage(name):
             tokenizer = AutoTokenizer.from_pretrained(
                 name, padding_side="left", trust_remote_code=trust_remote_code, **hub

@@ -16,6 +16,7 @@ from trl import GRPOConfig
 
 from ..field_types import check_field_types
 from ..models import LatentPolicyConfig
+from ..models.hub import check_dtype
 from ..models.latent_policy_config import DENSITIES
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..option_docs import described
@@ -299,6 +300,7 @@ class LatentPolicyArguments:
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         LatentPolicyConfig(**self.policy_kwargs())  # which checks the others
+        check_dtype("main_model_init_kwargs['dtype']", (self.main_model_init_kwargs or {}).get("dtype"))
         for name in ("projection_learning_rate", "projection_max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
