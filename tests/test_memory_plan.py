@@ -41,7 +41,12 @@ POINTS = [
 SLOW_POINTS = [
     ("ZeRO-2, frozen embeddings, beta", "zero2", "update", {"policy": FROZEN, "args": {"beta": 0.1, "gamma": 0.1}}),
     ("64 rows", "one", "update", {**MANY, "args": MANY_ROWS}),
-    ("64 rows, parallel", "one", "update", {**MANY, "args": MANY_ROWS, "policy": {**POLICY, "sampling": "parallel"}}),
+    (
+        "64 rows, parallel",
+        "one",
+        "update",
+        {**MANY, "args": MANY_ROWS, "policy": {**POLICY, "latent_sampling": "parallel"}},
+    ),
     ("64 rows, bf16 autocast", "one", "update", {**MANY, "args": {**MANY_ROWS, "bf16": True}}),
     ("64 rows, checkpointing", "one", "update", {**MANY, "args": {**MANY_ROWS, "gradient_checkpointing": True}}),
     ("accumulation", "one", "update", {"args": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}}),
@@ -98,7 +103,7 @@ def test_the_plan_is_what_a_run_takes(tmp_path, name, launcher, peak, changes):
     ("policy_kwargs", "peft_config"),
     [
         ({"learn_sigma": True}, None),
-        ({"sampling": "parallel", "injection": "trained"}, None),
+        ({"latent_sampling": "parallel", "injection": "trained"}, None),
         ({"freeze_embeddings": True}, None),
         ({}, LoraConfig(r=2)),
     ],

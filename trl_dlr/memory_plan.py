@@ -126,7 +126,7 @@ def plan_memory(
     if num_checked := math.ceil(args.exploration_check_prompts / num_processes) * args.num_generations:
         rollouts.append((num_checked, num_checked, always - trained.moments))
     rollouts.append((rows, num_decoded, always + stored))
-    feeds_latents, fed_length = base.config.sampling == "autoregressive", prompt_length + num_latents - 1
+    feeds_latents, fed_length = base.config.latent_sampling == "autoregressive", prompt_length + num_latents - 1
     is_graphed = on_gpu and main_model_bits is None and can_be_graphed(main_model)
     is_graphed = is_graphed and is_plainly_greedy(args.generation_kwargs or {})
     kv_cache = rollout = 0
@@ -186,7 +186,7 @@ def check_can_be_planned(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if args.use_vllm:
         raise ValueError("`use_vllm=True` leaves the main model's memory to vLLM. Plan with `use_vllm=False`.")
-    if policy.config.density == "soft_tokens":
+    if policy.config.latent_density == "soft_tokens":
         raise ValueError("Soft tokens (`latent_density='soft_tokens'`) are not planned. Measure a step.")
     if args.hybrid_coef > 0:
         reason = "passes gradients through the main model, whose activations are not planned. Plan with 0"
@@ -267,7 +267,7 @@ def backward_memory(
     inner = element * (getattr(assistant, "intermediate_size", None) or 4 * assistant.hidden_size)
     saved_token = 6 * hidden + 4 * heads + 4 * inner
     accumulated = trained.gradients if args.gradient_accumulation_steps > 1 else 0
-    feeds_latents = policy.config.sampling == "autoregressive"
+    feeds_latents = policy.config.latent_sampling == "autoregressive"
     if feeds_latents and not args.gradient_checkpointing:
         # Latents attend to keys and values that are repeated for each row. Autograd holds the gradients of the pass over
         # latents until it has been back through the one over questions, where the same weights were used

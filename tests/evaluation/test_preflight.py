@@ -23,7 +23,7 @@ def make_reasoner(**kwargs):
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_it_says_what_there_is_to_learn_from_and_what_it_reaches(sampling):
-    reasoner = make_reasoner(sampling=sampling, injection="trained")
+    reasoner = make_reasoner(latent_sampling=sampling, injection="trained")
     before = {name: tensor.clone() for name, tensor in reasoner.policy.state_dict().items()}
     state = torch.random.get_rng_state()
     figures = preflight(reasoner, tiny_dataset(64, 0), tiny_reward, num_samples=4)

@@ -77,7 +77,7 @@ def test_a_graph_gives_the_tokens_of_generate(monkeypatch, make_main_model, batc
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_densities_and_gradients_are_those_of_a_cpu(smollm2, sampling):
     main_model, tokenizer = smollm2
-    config = {"latent_dim": 16, "num_latents": 4, "sampling": sampling, "injection": "components"}
+    config = {"latent_dim": 16, "num_latents": 4, "latent_sampling": sampling, "injection": "components"}
     policy = LatentPolicyModel.from_assistant(first_layers(main_model, 2), main_model, tokenizer, **config)
     ids = torch.randint(100, 1000, (3, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
@@ -122,7 +122,7 @@ def test_autocast_gives_a_ratio_of_exactly_one_and_learns(tmp_path, precision, s
     trainer = on_gpu(
         tmp_path,
         **{"bf16": False, precision: True},
-        policy_kwargs={"sampling": sampling},
+        policy_kwargs={"latent_sampling": sampling},
         num_iterations=1,
         beta=0.1,
         gamma=0.1,

@@ -41,7 +41,7 @@ def questions():
 @pytest.mark.parametrize("assistant", [None, "absolute"])
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_sampling_equals_the_teacher_forced_densities(sampling, assistant):
-    policy = make_policy(absolute_position_assistant() if assistant else None, sampling=sampling)
+    policy = make_policy(absolute_position_assistant() if assistant else None, latent_sampling=sampling)
     batch = questions()
     num_samples = torch.tensor([2, 1, 3])
     rollout = policy.sample(batch.input_ids, batch.attention_mask, num_samples)
@@ -58,7 +58,7 @@ def test_sampling_equals_the_teacher_forced_densities(sampling, assistant):
 @pytest.mark.parametrize("assistant", [None, "absolute"])
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_a_row_in_a_padded_batch_equals_the_row_alone(sampling, assistant):
-    policy = make_policy(absolute_position_assistant() if assistant else None, sampling=sampling)
+    policy = make_policy(absolute_position_assistant() if assistant else None, latent_sampling=sampling)
     batch = questions()
     latents = torch.randn(3, 4, 6)
     together = policy(batch.input_ids, batch.attention_mask, latents).mean
@@ -107,7 +107,12 @@ def test_a_later_latent_depends_on_the_ones_before_it_only():
 @pytest.mark.parametrize("injection", ["anchors", "components", "trained"])
 def test_save_and_load_give_identical_outputs(tmp_path, sampling, injection):
     policy = make_policy(
-        sampling=sampling, injection=injection, learn_sigma=True, sigma=0.7, freeze_embeddings=True, learn_stop=True
+        latent_sampling=sampling,
+        injection=injection,
+        learn_sigma=True,
+        sigma=0.7,
+        freeze_embeddings=True,
+        learn_stop=True,
     )
     torch.nn.init.normal_(policy.stop_head.weight)
     policy.save_pretrained(tmp_path)
@@ -159,7 +164,7 @@ def make_stopping_policy(assistant=None, **kwargs):
 @pytest.mark.parametrize("assistant", [None, "absolute"])
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_sampled_decisions_equal_the_teacher_forced_ones(sampling, assistant):
-    policy = make_stopping_policy(assistant, sampling=sampling)
+    policy = make_stopping_policy(assistant, latent_sampling=sampling)
     batch, num_samples = questions(), torch.tensor([12, 9, 14])
     rollout = policy.sample(batch.input_ids, batch.attention_mask, num_samples)
     assert set(rollout.lengths.tolist()) == {2, 3, 4, 5}
@@ -189,7 +194,7 @@ def test_sampled_decisions_equal_the_teacher_forced_ones(sampling, assistant):
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_trajectories_stop_as_often_as_their_probabilities_say(sampling):
-    policy = make_stopping_policy(sampling=sampling, num_latents=4, initial_stop_prob=0.3)
+    policy = make_stopping_policy(latent_sampling=sampling, num_latents=4, initial_stop_prob=0.3)
     torch.nn.init.zeros_(policy.stop_head.weight)
     batch = questions()
     lengths = policy.sample(batch.input_ids[:1], batch.attention_mask[:1], 20_000).lengths
@@ -222,7 +227,7 @@ def test_sampling_ends_when_every_trajectory_has():
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_latents_drawn_with_given_noise_do_not_stop(sampling):
-    policy, batch = make_stopping_policy(sampling=sampling, initial_stop_prob=0.99), questions()
+    policy, batch = make_stopping_policy(latent_sampling=sampling, initial_stop_prob=0.99), questions()
     drawn = policy(batch.input_ids, batch.attention_mask, noise=torch.randn(3, 4, 6))
     assert drawn.lengths.tolist() == [4] * 3 and drawn.stop_logits is None
     assert isinstance(drawn.density, DiagonalGaussian)
@@ -270,7 +275,7 @@ def test_a_policy_of_another_main_model_is_refused_unless_allowed():
         ({"min_latents": 2}, "min_latents=2.*learn_stop=True"),
         ({"sigma": 0.0}, "sigma.*positive.*0"),
         ({"injection_scale": float("nan")}, "injection_scale.*positive.*nan"),
-        ({"sampling": "sideways"}, "sampling.*autoregressive, parallel.*sideways"),
+        ({"latent_sampling": "sideways"}, "latent_sampling.*autoregressive, parallel.*sideways"),
         ({"injection": "magic"}, "injection.*anchors, components, trained.*magic"),
     ],
 )

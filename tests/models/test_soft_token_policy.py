@@ -23,7 +23,7 @@ SURROGATE = {"soft_token_score": "latent_grpo", "one_sided_noise": True}
 def make_policy(assistant=None, **kwargs):
     main_model = random_main_model()
     assistant = fresh_layers(main_model, 1) if assistant is None else assistant
-    kwargs = {"density": "soft_tokens", "soft_token_score": "exact", "num_latents": 3, **kwargs}
+    kwargs = {"latent_density": "soft_tokens", "soft_token_score": "exact", "num_latents": 3, **kwargs}
     policy = LatentPolicyModel.from_assistant(assistant, main_model, tiny_tokenizer(), **kwargs).eval()
     torch.nn.init.normal_(policy.latent_head.weight, std=2.0)  # distributions that differ between questions
     return policy
@@ -97,7 +97,7 @@ def test_noise_of_inverts_rsample_and_cut_tokens_are_no_hazard(score):
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 @pytest.mark.parametrize("kwargs", [{}, SURROGATE, {**SURROGATE, "latent_top_p": 0.9, "mixture_size": 4}])
 def test_sampling_equals_the_teacher_forced_scores(sampling, assistant, kwargs):
-    policy = make_policy(absolute_position_assistant() if assistant else None, sampling=sampling, **kwargs)
+    policy = make_policy(absolute_position_assistant() if assistant else None, latent_sampling=sampling, **kwargs)
     batch, num_samples = questions(), torch.tensor([2, 1, 3])
     rollout = policy.sample(batch.input_ids, batch.attention_mask, num_samples)
     rows = torch.arange(3).repeat_interleave(num_samples)
@@ -111,7 +111,7 @@ def test_sampling_equals_the_teacher_forced_scores(sampling, assistant, kwargs):
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_a_row_in_a_padded_batch_equals_the_row_alone(sampling):
-    policy, batch = make_policy(sampling=sampling), questions()
+    policy, batch = make_policy(latent_sampling=sampling), questions()
     latents = policy.sample(batch.input_ids, batch.attention_mask).latents
     together = policy(batch.input_ids, batch.attention_mask, latents)
     greedy = policy.sample(batch.input_ids, batch.attention_mask, deterministic=True).latents
@@ -135,7 +135,7 @@ def test_injected_embeddings_are_mixtures_of_the_main_models():
 
 def test_an_assistant_of_all_the_main_models_layers_starts_with_what_the_main_model_says_next():
     main_model = random_main_model()
-    kwargs = {"density": "soft_tokens", "num_latents": 2, "soft_token_temperature": 0.1}
+    kwargs = {"latent_density": "soft_tokens", "num_latents": 2, "soft_token_temperature": 0.1}
     policy = LatentPolicyModel.from_assistant(first_layers(main_model, 2), main_model, tiny_tokenizer(), **kwargs)
     batch = tiny_tokenizer()(["A12"], return_tensors="pt")
     latents = policy.sample(batch.input_ids, batch.attention_mask).latents
@@ -162,12 +162,12 @@ def test_candidates_and_mixtures_are_cut_as_asked():
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_save_and_load(tmp_path, sampling):
-    policy, batch = make_policy(sampling=sampling, **SURROGATE), questions()
+    policy, batch = make_policy(latent_sampling=sampling, **SURROGATE), questions()
     latents = policy.sample(batch.input_ids, batch.attention_mask).latents
     policy.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert not any("embeddings" in name and "assistant" not in name for name in saved)  # those of the main model
-    assert json.loads((tmp_path / "config.json").read_text())["density"] == "soft_tokens"
+    assert json.loads((tmp_path / "config.json").read_text())["latent_density"] == "soft_tokens"
     for loaded in (LatentPolicyModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         loaded.eval()
         with pytest.raises(ValueError, match="attach_main_model"):
@@ -212,13 +212,16 @@ def test_a_reasoner_answers_and_is_the_same_after_loading(tmp_path):
         ({"latent_top_p": 0.0}, "`latent_top_p` must be above 0 and at most 1, got 0.0"),
         ({"latent_top_k": 0}, "`latent_top_k` must be at least 1 or unset, got 0"),
         ({"one_sided_noise": True}, "`one_sided_noise=True` is for `soft_token_score='latent_grpo'`.*got 'exact'"),
-        ({"sigma": 0.5}, "`sigma=0.5` belongs to `density='gaussian'`.*`density='soft_tokens'`"),
+        ({"sigma": 0.5}, "`sigma=0.5` belongs to `latent_density='gaussian'`.*`latent_density='soft_tokens'`"),
         (
-            {"density": "gaussian", "one_sided_noise": True},
+            {"latent_density": "gaussian", "one_sided_noise": True},
             "`one_sided_noise=True` is for soft tokens alone.*direction",
         ),
-        ({"density": "gaussian", "latent_top_k": 3}, "`latent_top_k=3` belongs to `density='soft_tokens'`"),
-        ({"density": "cauchy"}, "`density` must be one of gaussian, soft_tokens, got 'cauchy'"),
+        (
+            {"latent_density": "gaussian", "latent_top_k": 3},
+            "`latent_top_k=3` belongs to `latent_density='soft_tokens'`",
+        ),
+        ({"latent_density": "cauchy"}, "`latent_density` must be one of gaussian, soft_tokens, got 'cauchy'"),
         (
             {"soft_token_score": "lepo", "latent_top_k": 3, "mixture_size": 4},
             "`mixture_size=4` must be at most `latent_top_k=3`",
@@ -227,7 +230,7 @@ def test_a_reasoner_answers_and_is_the_same_after_loading(tmp_path):
 )
 def test_bad_configuration(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        exact = {} if "density" in kwargs else {"density": "soft_tokens", "soft_token_score": "exact"}
+        exact = {} if "latent_density" in kwargs else {"latent_density": "soft_tokens", "soft_token_score": "exact"}
         LatentPolicyConfig(**{**exact, **kwargs})
 
 

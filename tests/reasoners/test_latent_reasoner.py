@@ -44,14 +44,20 @@ def main_folder(tmp_path_factory):
     return folder
 
 
-def make_reasoner(main_folder, adapter=False, head=True, sampling="autoregressive", max_new_tokens=6, **kwargs):
+def make_reasoner(main_folder, adapter=False, head=True, latent_sampling="autoregressive", max_new_tokens=6, **kwargs):
     main_model = type(random_main_model()).from_pretrained(main_folder)
     torch.manual_seed(7)
     policy = LatentPolicyModel.from_assistant(
         fresh_layers(main_model, 1),
         main_model,
         tokenizer(),
-        **{"latent_dim": 4, "num_latents": 3, "injection": "components", "injection_scale": 1.0, "sampling": sampling},
+        **{
+            "latent_dim": 4,
+            "num_latents": 3,
+            "injection": "components",
+            "injection_scale": 1.0,
+            "latent_sampling": latent_sampling,
+        },
         **kwargs,
     ).eval()
     torch.nn.init.normal_(policy.latent_head.mean.weight, std=0.2)  # means that differ between questions
@@ -94,7 +100,7 @@ def test_shapes_of_an_answer(reasoner):
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_a_batch_gives_what_batches_of_one_give(main_folder, sampling):
-    reasoner = make_reasoner(main_folder, sampling=sampling)
+    reasoner = make_reasoner(main_folder, latent_sampling=sampling)
     together = reasoner.generate(PROMPTS)
     alone = [reasoner.generate([prompt]) for prompt in PROMPTS]
     assert together.texts == [output.texts[0] for output in alone]
@@ -104,7 +110,7 @@ def test_a_batch_gives_what_batches_of_one_give(main_folder, sampling):
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_trajectories_of_different_lengths(main_folder, sampling):
-    reasoner = make_reasoner(main_folder, sampling=sampling, learn_stop=True, initial_stop_prob=0.5)
+    reasoner = make_reasoner(main_folder, latent_sampling=sampling, learn_stop=True, initial_stop_prob=0.5)
     torch.nn.init.normal_(reasoner.policy.stop_head.weight, std=0.1)
     drawn = reasoner.generate(PROMPTS, num_samples=8, seed=0)
     lengths = drawn.lengths.flatten().tolist()

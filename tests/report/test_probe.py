@@ -85,7 +85,7 @@ def test_the_embeddings_are_found_whatever_decodes():
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 @pytest.mark.parametrize("injection", ["anchors", "components"])
 def test_words_are_of_mean_latents(sampling, injection):
-    reasoner, rows = make_reasoner(sampling=sampling, injection=injection), tiny_dataset(5, 0)
+    reasoner, rows = make_reasoner(latent_sampling=sampling, injection=injection), tiny_dataset(5, 0)
     probe = take_probe(reasoner, rows, tiny_reward, num_samples=2, num_tokens=3, batch_size=2)
     means = reasoner.policy.sample(**reasoner.tokenize(list(rows["prompt"])), deterministic=True).latents
     injector = reasoner.policy.injector

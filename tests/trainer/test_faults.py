@@ -211,7 +211,10 @@ def test_a_checkpoint_of_trls_trainer_is_refused(saved, tmp_path_factory):
             {"policy_kwargs": {"learn_sigma": True, "num_latents": 2}},
             "`num_latents` was 3 in its policy, and is 2 now",
         ),
-        ({"policy_kwargs": {"learn_sigma": True, "sampling": "parallel"}}, "`sampling` was autoregressive in its pol"),
+        (
+            {"policy_kwargs": {"learn_sigma": True, "latent_sampling": "parallel"}},
+            "`latent_sampling` was autoregressive in its pol",
+        ),
         ({"policy_kwargs": {}}, "`learn_sigma` was True in its policy"),
         ({"trainer_kwargs": {"peft_config": LoraConfig(r=2)}}, "`adapter` was False in its run"),
         ({"prescreening_fraction": 1.0}, "`prescreening` was True in its run, and is False now"),

@@ -138,7 +138,7 @@ def test_unchanged_weights_give_a_ratio_of_exactly_one(tmp_path, sampling):
     trainer = make_trainer(
         tmp_path,
         main_model=random_main_model(attention_dropout=0.5),
-        policy_kwargs={"sampling": sampling},
+        policy_kwargs={"latent_sampling": sampling},
         learning_rate=0.0,
         num_iterations=3,
         per_device_train_batch_size=8,
@@ -199,7 +199,7 @@ def test_the_frozen_main_model_is_bit_identical_and_has_no_gradient(tmp_path):
 def test_every_trainable_weight_gets_a_gradient(tmp_path, sampling, gradient_checkpointing):
     trainer = make_trainer(
         tmp_path,
-        policy_kwargs={"sampling": sampling, "learn_sigma": True},
+        policy_kwargs={"latent_sampling": sampling, "learn_sigma": True},
         gradient_checkpointing=gradient_checkpointing,
         max_steps=1,
     )
@@ -381,7 +381,7 @@ def test_a_checkpoint_of_another_policy_is_refused(tmp_path):
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_the_hybrid_terms_gradient_is_that_of_finite_differences(tmp_path, sampling):
-    kwargs = {"policy_kwargs": {"sampling": sampling, "injection": "trained", "learn_sigma": True}}
+    kwargs = {"policy_kwargs": {"latent_sampling": sampling, "injection": "trained", "learn_sigma": True}}
     trainer = make_trainer(tmp_path, hybrid_coef=1.0, prescreening_fraction=0.5, **kwargs)
     trainer.model.train()
     inputs = trainer._generate_and_score_completions([row for row in tiny_dataset(2, 0) for _ in range(4)])

@@ -142,7 +142,7 @@ def test_a_stream_has_no_stages_and_is_not_answered(tmp_path):
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_the_loss_is_the_main_models_likelihood_of_the_completion(tmp_path, sampling):
     rows = [{"prompt": "A12", "completion": "=3"}, {"prompt": "B1", "completion": "=12+4"}]
-    policy = make_policy(random_main_model(), sampling=sampling)
+    policy = make_policy(random_main_model(), latent_sampling=sampling)
     kwargs = {"train_dataset": Dataset.from_list(rows), "mean_bound": 0.0}
     trainer = make_sft_trainer(tmp_path, model=policy, **kwargs)
     policy.draw_noise = torch.zeros
@@ -163,7 +163,7 @@ def test_the_loss_is_the_main_models_likelihood_of_the_completion(tmp_path, samp
     assert loss.item() == pytest.approx(total / num_tokens, rel=1e-5)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"gradient_checkpointing": True}, {"policy": {"sampling": "parallel"}}])
+@pytest.mark.parametrize("kwargs", [{}, {"gradient_checkpointing": True}, {"policy": {"latent_sampling": "parallel"}}])
 def test_gradients_reach_every_part_of_the_policy_and_none_the_main_model(tmp_path, kwargs):
     kwargs = dict(kwargs)
     main_model = random_main_model()

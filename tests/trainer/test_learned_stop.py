@@ -42,7 +42,7 @@ def rollout_of(trainer, num_questions=2):
 def test_unchanged_weights_give_a_ratio_of_exactly_one(tmp_path, sampling):
     trainer = make_stopping_trainer(
         tmp_path,
-        {"sampling": sampling},
+        {"latent_sampling": sampling},
         learning_rate=0.0,
         num_iterations=3,
         gradient_accumulation_steps=2,
@@ -84,7 +84,13 @@ def test_what_stands_after_a_stop_has_no_effect(tmp_path, sampling):
     results = []
     for filler in (0.0, 50.0):
         trainer = make_stopping_trainer(
-            tmp_path, {"sampling": sampling}, beta=0.1, gamma=0.1, hybrid_coef=0.1, max_steps=4, learning_rate=1e-2
+            tmp_path,
+            {"latent_sampling": sampling},
+            beta=0.1,
+            gamma=0.1,
+            hybrid_coef=0.1,
+            max_steps=4,
+            learning_rate=1e-2,
         )
         compute = trainer._compute_loss
 
@@ -107,7 +113,7 @@ def test_what_stands_after_a_stop_has_no_effect(tmp_path, sampling):
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_the_stop_is_trained(tmp_path, sampling, gradient_checkpointing):
     trainer = make_stopping_trainer(
-        tmp_path, {"sampling": sampling}, gradient_checkpointing=gradient_checkpointing, beta=0.1, max_steps=4
+        tmp_path, {"latent_sampling": sampling}, gradient_checkpointing=gradient_checkpointing, beta=0.1, max_steps=4
     )
     before, reference = weights(trainer.model), weights(trainer.ref_model)
     trainer.train()
@@ -118,7 +124,7 @@ def test_the_stop_is_trained(tmp_path, sampling, gradient_checkpointing):
 
 
 def test_soft_tokens_stop_too(tmp_path):
-    kwargs = {"density": "soft_tokens", "injection": "anchors", "injection_scale": 0.3}
+    kwargs = {"latent_density": "soft_tokens", "injection": "anchors", "injection_scale": 0.3}
     trainer = make_stopping_trainer(
         tmp_path, kwargs, latent_cost=0.1, beta=0.1, gamma=0.1, prescreening_fraction=0.5, max_steps=4
     )

@@ -170,7 +170,7 @@ def test_group_statistics_are_of_decoded_trajectories(tmp_path):
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_the_loss_is_a_mean_over_decoded_rows_whatever_its_type_and_wherever_they_are(tmp_path, sampling):
     settings = {"beta": 0.1, "hybrid_coef": 0.1, "prescreening_warmup_rollouts": 0}
-    trainer = make_screened(tmp_path, policy_kwargs={"sampling": sampling}, **settings)
+    trainer = make_screened(tmp_path, policy_kwargs={"latent_sampling": sampling}, **settings)
     trainer.model.train()
     rows = [row for row in trainer.train_dataset.select(range(2)) for _ in range(16)]
     output = trainer._generate_and_score_completions(rows)

@@ -30,7 +30,7 @@ SCORES = {
 
 def make_policy(main_model, score="exact", **kwargs):
     torch.manual_seed(5)
-    own = {"density": "soft_tokens", "num_latents": 3, "soft_token_score": score, **SCORES[score], **kwargs}
+    own = {"latent_density": "soft_tokens", "num_latents": 3, "soft_token_score": score, **SCORES[score], **kwargs}
     return LatentPolicyModel.from_assistant(fresh_layers(main_model, 1), main_model, tiny_tokenizer(), **own)
 
 
@@ -54,7 +54,7 @@ def test_unchanged_weights_give_a_ratio_of_exactly_one_and_no_kl(tmp_path, score
 def test_every_term_trains_the_policy_and_leaves_the_main_model_as_it_is(tmp_path, score, sampling):
     kwargs = {"beta": 0.1, "gamma": 0.1, "hybrid_coef": 0.1, "first_latent_selection": True}
     screened = {"prescreening_fraction": 0.5, "prescreening_warmup_rollouts": 1}
-    trainer = make(tmp_path, score, {"sampling": sampling}, max_steps=6, **kwargs, **screened)
+    trainer = make(tmp_path, score, {"latent_sampling": sampling}, max_steps=6, **kwargs, **screened)
     before, main = weights(trainer.model), weights(trainer.main_model)
     trainer.train()
     moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(before[name], tensor)}
@@ -71,7 +71,11 @@ def test_a_policy_is_made_from_an_assistant_and_the_arguments(tmp_path):
     options = {"latent_density": "soft_tokens", "soft_token_score": "lepo", "soft_token_temperature": 0.7}
     trainer = make_trainer(tmp_path, main_model=main_model, model=fresh_layers(main_model, 1), **options)
     config = trainer.policy.config
-    assert (config.density, config.latent_dim, config.soft_token_temperature) == ("soft_tokens", len(VOCABULARY), 0.7)
+    assert (config.latent_density, config.latent_dim, config.soft_token_temperature) == (
+        "soft_tokens",
+        len(VOCABULARY),
+        0.7,
+    )
 
 
 @pytest.mark.parametrize("learn_stop", [False, True])

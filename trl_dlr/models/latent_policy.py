@@ -151,7 +151,7 @@ class LatentPolicyModel(PreTrainedModel):
         self.assistant = AutoModel.from_config(
             assistant_config, trust_remote_code=has_code_of_its_own(assistant_config)
         )
-        if config.density == "gaussian":
+        if config.latent_density == "gaussian":
             sizes = config.latent_dim, config.num_latents, config.main_hidden_size or config.hidden_size
             self.latent_head = LatentHead(config)
             self.injector = LatentInjector(*sizes, config.injection, config.injection_scale)
@@ -159,7 +159,7 @@ class LatentPolicyModel(PreTrainedModel):
             self.latent_head, self.injector = SoftTokenHead(config), SoftTokenInjector(config)
         if config.learn_stop:
             self.stop_head = StopHead(config)
-        if config.sampling == "autoregressive":
+        if config.latent_sampling == "autoregressive":
             self.latent_in = nn.Linear(config.feature_size, config.hidden_size, bias=False)
         else:
             self.queries = nn.Embedding(config.num_latents, config.hidden_size)
@@ -230,8 +230,6 @@ class LatentPolicyModel(PreTrainedModel):
         if hasattr(assistant_config, "quantization_config"):
             del assistant_config.quantization_config
         assistant_config.dtype = None
-        if config_kwargs.get("density") == "soft_tokens":
-            config_kwargs["latent_dim"] = vocabulary_size(main_model)
         warn_of_cast(main_model)
         config = cls.config_class(
             assistant_config=assistant_config,
@@ -241,6 +239,8 @@ class LatentPolicyModel(PreTrainedModel):
             main_hidden_size=main_model.get_input_embeddings().embedding_dim,
             **config_kwargs,
         )
+        if config.latent_density == "soft_tokens":
+            config.latent_dim = vocabulary_size(main_model)
         config._attn_implementation = backbone.config._attn_implementation
         policy = cls(config).float()
         policy.assistant.load_state_dict(backbone.state_dict())
@@ -251,16 +251,16 @@ class LatentPolicyModel(PreTrainedModel):
     def _start_from(self, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase) -> None:
         """Set what depends on the main model, and feed the assistant latents of the size of what it knows."""
         rms = self.get_input_embeddings().weight.float().square().mean().sqrt()
-        if self.config.sampling == "parallel":
+        if self.config.latent_sampling == "parallel":
             nn.init.normal_(self.queries.weight, std=rms.item())
-        elif self.config.density == "gaussian":
+        elif self.config.latent_density == "gaussian":
             nn.init.normal_(self.latent_in.weight, std=(rms / self.config.latent_dim**0.5).item())
         elif self.latent_in.in_features == self.latent_in.out_features:
             nn.init.eye_(self.latent_in.weight)  # an assistant made from the main model has its embeddings
         else:
             of_main = main_model.get_input_embeddings().weight.float().square().sum(-1).mean().sqrt()
             nn.init.normal_(self.latent_in.weight, std=(rms / of_main).item())
-        if self.config.density == "gaussian":
+        if self.config.latent_density == "gaussian":
             self.injector.fit(main_model, main_processing_class, self.config.anchor_text)
         self._take_vocabulary(main_model)
 
@@ -307,7 +307,7 @@ class LatentPolicyModel(PreTrainedModel):
                 f"`main_model` has embeddings of size {hidden_size}, but the policy injects embeddings of size {policy_size} "
                 f"{built_for}"
             )
-        if self.config.density == "soft_tokens" and vocabulary_size(main_model) != self.config.latent_dim:
+        if self.config.latent_density == "soft_tokens" and vocabulary_size(main_model) != self.config.latent_dim:
             raise ValueError(
                 f"`main_model` has {vocabulary_size(main_model)} tokens, but the policy mixes {self.config.latent_dim} "
                 f"{built_for}"
@@ -352,7 +352,9 @@ class LatentPolicyModel(PreTrainedModel):
     def max_prompt_length(self) -> int | None:
         """Tokens of a question at most, given the assistant's positions, of which latents take some."""
         max_positions = getattr(self.assistant.config.get_text_config(), "max_position_embeddings", None)
-        num_fed = self.config.num_latents - (self.config.sampling == "autoregressive")  # the last one is not fed back
+        num_fed = self.config.num_latents - (
+            self.config.latent_sampling == "autoregressive"
+        )  # the last one is not fed back
         return None if max_positions is None else max_positions - num_fed
 
     def check_length(self, prompt_length: int) -> None:
@@ -366,7 +368,7 @@ class LatentPolicyModel(PreTrainedModel):
 
     def untrained_head(self) -> LatentHead | SoftTokenHead:
         """A latent head as training begins with it."""
-        if self.config.density == "gaussian":
+        if self.config.latent_density == "gaussian":
             head = LatentHead(self.config).to(self.device)
         else:
             head = SoftTokenHead(self.config).to(self.device)
@@ -417,7 +419,7 @@ class LatentPolicyModel(PreTrainedModel):
         if noise is not None and latents is None:
             output = self._draw(*questions, noise)
         else:
-            if self.config.sampling == "parallel":
+            if self.config.latent_sampling == "parallel":
                 output = self._density_of_queries(*questions, self.config.num_latents)
             else:
                 output = self._density_of_latents(*questions, latents)
@@ -485,7 +487,7 @@ class LatentPolicyModel(PreTrainedModel):
         Latents of `rows` of questions, drawn with `noise`: in one pass, or step by step, each fed back. A trajectory stops
         where the probability of that is above its number in `stop_draws`, shape `(num_rows, num_latents)`.
         """
-        if self.config.sampling == "parallel":
+        if self.config.latent_sampling == "parallel":
             output = self._density_of_queries(input_ids, attention_mask, rows, noise.size(1))
             output.latents = self.latent_head.draw(output.steps, noise)
         else:
@@ -590,7 +592,7 @@ class LatentPolicyModel(PreTrainedModel):
         shape = len(rows), self.config.num_latents, self.config.latent_dim
         if deterministic:
             noise = torch.zeros(shape, device=rows.device)
-        elif self.config.sampling == "parallel":
+        elif self.config.latent_sampling == "parallel":
             noise = self.draw_noise(shape)
         else:  # step by step, so that fewer latents are the same first ones
             noise = torch.cat([self.draw_noise((shape[0], 1, shape[2])) for _ in range(shape[1])], dim=1)

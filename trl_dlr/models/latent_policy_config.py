@@ -3,15 +3,16 @@
 """Configuration of a latent policy: its fields, and which of them go together."""
 
 import math
+from dataclasses import dataclass, field
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..field_types import check_field_types
+from ..option_docs import described
 from .injection import INJECTIONS
 from .soft_tokens import SOFT_TOKEN_SCORES
 
 
-SAMPLINGS = ("autoregressive", "parallel")
 # Fields of a configuration that one density has and the others do not
 DENSITIES = {
     "gaussian": ("sigma", "learn_sigma", "injection", "injection_scale"),
@@ -26,112 +27,83 @@ DENSITIES = {
 }
 
 
-class LatentPolicyConfig(PreTrainedConfig):
+@described
+@dataclass
+class LatentOptions:
     r"""
-    Configuration of a [`LatentPolicyModel`].
+    What a latent policy is: fields of its [`LatentPolicyConfig`], and of the configurations of the trainers that build one.
 
-    Args:
-        assistant_config (`PreTrainedConfig` or `dict`):
-            Configuration of the assistant's backbone.
-        density (`str`, *optional*, defaults to `"gaussian"`):
+    Parameters:
+        latent_density (`str`, *optional*, defaults to `"gaussian"`):
             What a latent is: `"gaussian"`, a vector with a Gaussian density ([`DiagonalGaussian`]), or `"soft_tokens"`, a
             mixture of the main model's tokens ([`SoftTokens`]).
         latent_dim (`int`, *optional*, defaults to `16`):
-            Size d of a latent. Small is what pure RL can train; larger needs a supervised start. Of soft tokens it is
-            the main model's vocabulary, whatever is given.
+            Size d of a Gaussian latent. Small is what pure RL can train; larger needs a supervised start. Of soft tokens
+            it is the main model's vocabulary, whatever is given.
         num_latents (`int`, *optional*, defaults to `4`):
             Number T of latent steps per trajectory, at most T if `learn_stop`.
         learn_stop (`bool`, *optional*, defaults to `False`):
-            Whether the policy decides after each step if it is the last, by a Bernoulli draw given the same state as the
-            step's latent. The decision is part of the action and of its density.
+            Whether the policy decides after each latent step if it is the last, by a Bernoulli draw given the same state as
+            the step's latent. The decision is part of the action and of its density. [`LatentSFTTrainer`] always takes all
+            steps, and does not train the decision.
         min_latents (`int`, *optional*, defaults to `1`):
             Steps that are always taken if `learn_stop`.
         initial_stop_prob (`float`, *optional*, defaults to `0.05`):
             Probability of a stop at each step that is free to, before training, if `learn_stop`.
-        freeze_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether the assistant's input embeddings are kept as they are.
-        sampling (`str`, *optional*, defaults to `"autoregressive"`):
-            `"autoregressive"`: each latent is fed back before the next is drawn (the paper's). `"parallel"`: T learned
-            query vectors after the question, all latents in one pass.
+        latent_sampling (`str`, *optional*, defaults to `"autoregressive"`):
+            `"autoregressive"`: each latent is fed back before the next is drawn (the paper's). `"parallel"`: T learned query
+            vectors after the question, all latents in one pass.
         sigma (`float`, *optional*, defaults to `1.0`):
-            Standard deviation σ of a latent (its initial value if `learn_sigma`).
+            Standard deviation σ of a Gaussian latent (its initial value if `learn_sigma`).
         learn_sigma (`bool`, *optional*, defaults to `False`):
-            Whether σ is a parameter, one per latent dimension.
+            Whether σ is trained, one value per dimension.
         soft_token_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature τ of a soft token's mixture.
         soft_token_score (`str`, *optional*, defaults to `"lepo"`):
-            What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or the surrogates of
-            the papers, `"lepo"` and `"latent_grpo"`.
+            What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or the surrogates of the
+            papers, `"lepo"` and `"latent_grpo"`.
         one_sided_noise (`bool`, *optional*, defaults to `False`):
             Whether Gumbel noise is clamped and shifted to be at least 0, for `"latent_grpo"`.
         latent_top_k (`int`, *optional*):
-            Most likely tokens that are candidates. If `None`, all.
+            Most likely tokens that are candidates of a soft token. If `None`, all.
         latent_top_p (`float`, *optional*, defaults to `1.0`):
             Probability mass that the candidates must have.
         mixture_size (`int`, *optional*):
             Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all.
         injection (`str`, *optional*, defaults to `"anchors"`):
-            How latents become embeddings of the main model: `"anchors"`, `"components"` or `"trained"`. See
-            [`LatentInjector`].
+            How Gaussian latents become embeddings of the main model, see [`LatentInjector`]: `"anchors"` (offsets from the
+            embeddings of `anchor_text`), `"components"` (principal components of the main model's embedding table) or
+            `"trained"` (a parameter, which a pure policy gradient does not reach).
         injection_scale (`float`, *optional*, defaults to `0.3`):
             Size of the latents' share of an embedding, in units of the main model's measured embedding RMS.
         anchor_text (`str`, *optional*, defaults to `"Answer: "`):
-            Text whose tokens, in turn, are the base of the injected embeddings under `"anchors"`.
-        main_model_name_or_path (`str`, *optional*):
-            Main model that the policy belongs to.
-        main_model_revision (`str`, *optional*):
-            Revision of the main model.
-        main_model_fingerprint (`str`, *optional*):
-            Fingerprint of the main model's weights, see [`weights_fingerprint`].
-        main_model_dtype (`str`, *optional*):
-            Dtype that the main model computed in when the policy was trained.
-        main_hidden_size (`int`, *optional*):
-            Size H of the main model's input embeddings.
-        max_completion_length (`int`, *optional*):
-            Tokens that the main model wrote at most when the policy was trained.
-        chat_template_kwargs (`dict`, *optional*):
-            Keyword arguments of the chat templates that conversational prompts were rendered with in training.
+            Text whose tokens, in turn, are the anchors.
+        freeze_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the assistant's input embeddings stay as they are.
     """
 
-    model_type = "latent_policy"
-    sub_configs = {"assistant_config": AutoConfig}
-
-    assistant_config: dict | PreTrainedConfig | None = None
-    density: str = "gaussian"
+    latent_density: str = field(default="gaussian", metadata={"choices": list(DENSITIES)})
     latent_dim: int = 16
     num_latents: int = 4
     learn_stop: bool = False
     min_latents: int = 1
     initial_stop_prob: float = 0.05
-    freeze_embeddings: bool = False
-    sampling: str = "autoregressive"
+    latent_sampling: str = field(default="autoregressive", metadata={"choices": ["autoregressive", "parallel"]})
     sigma: float = 1.0
     learn_sigma: bool = False
     soft_token_temperature: float = 1.0
-    soft_token_score: str = "lepo"
+    soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
     one_sided_noise: bool = False
     latent_top_k: int | None = None
     latent_top_p: float = 1.0
     mixture_size: int | None = None
-    injection: str = "anchors"
+    injection: str = field(default="anchors", metadata={"choices": list(INJECTIONS)})
     injection_scale: float = 0.3
     anchor_text: str = "Answer: "
-    main_model_name_or_path: str | None = None
-    main_model_revision: str | None = None
-    main_model_fingerprint: str | None = None
-    main_model_dtype: str | None = None
-    main_hidden_size: int | None = None
-    max_completion_length: int | None = None
-    chat_template_kwargs: dict | None = None
-    pad_token_id: int | None = None
+    freeze_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
-        if not isinstance(self.assistant_config, PreTrainedConfig):
-            self.assistant_config = AutoConfig.for_model(**{"model_type": "llama", **(self.assistant_config or {})})
-        if kwargs.pop("normalize_mean", False):
-            raise ValueError("`normalize_mean=True` is an option of version 0.1.0, which alone can load this policy.")
-        super().__post_init__(**kwargs)
-        check_field_types(self)
+    def check_latents(self) -> None:
+        """Refuse values that do not fit, or not together."""
         for name in ("latent_dim", "num_latents", "min_latents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -155,26 +127,25 @@ class LatentPolicyConfig(PreTrainedConfig):
             )
         if not 0 < self.initial_stop_prob < 1:
             raise ValueError(f"`initial_stop_prob` must be between 0 and 1, got {self.initial_stop_prob}.")
-        known = {"sampling": SAMPLINGS, "injection": INJECTIONS}
-        known |= {"density": tuple(DENSITIES), "soft_token_score": tuple(SOFT_TOKEN_SCORES)}
-        for name, choices in known.items():
+        for name in ("latent_density", "latent_sampling", "soft_token_score", "injection"):
+            choices = LatentOptions.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         self._check_density()
 
     def _check_density(self) -> None:
-        if self.one_sided_noise and self.density == "gaussian":
+        if self.one_sided_noise and self.latent_density == "gaussian":
             raise ValueError(
                 "`one_sided_noise=True` is for soft tokens alone: the gradient of a Gaussian's log-density in its mean, "
                 "(z - μ)/σ², has a direction, which noise of one sign would bias, and no sign to protect. Leave it at False."
             )
-        for density in set(DENSITIES) - {self.density}:
+        for density in set(DENSITIES) - {self.latent_density}:
             for name in DENSITIES[density]:
-                default = type(self).__dataclass_fields__[name].default
+                default = LatentOptions.__dataclass_fields__[name].default
                 if getattr(self, name) != default:
                     raise ValueError(
-                        f"`{name}={getattr(self, name)!r}` belongs to `density={density!r}`, and the policy has "
-                        f"`density={self.density!r}`. Leave it at {default!r}."
+                        f"`{name}={getattr(self, name)!r}` belongs to `latent_density={density!r}`, and the policy has "
+                        f"`latent_density={self.latent_density!r}`. Leave it at {default!r}."
                     )
         if self.one_sided_noise and self.soft_token_score != "latent_grpo":
             raise ValueError(
@@ -182,7 +153,7 @@ class LatentPolicyConfig(PreTrainedConfig):
                 f"sign, got {self.soft_token_score!r}, which is of plain Gumbel noise."
             )
         is_cut = self.latent_top_k is not None or self.latent_top_p < 1 or self.mixture_size is not None
-        if is_cut and self.density == "soft_tokens" and self.soft_token_score == "exact":
+        if is_cut and self.latent_density == "soft_tokens" and self.soft_token_score == "exact":
             raise ValueError(
                 "`soft_token_score='exact'` is the density of mixtures of the whole vocabulary, so `latent_top_k` and "
                 "`mixture_size` must be unset and `latent_top_p` 1.0: with tokens cut off it is none. Use 'lepo' or "
@@ -194,6 +165,54 @@ class LatentPolicyConfig(PreTrainedConfig):
                 "that it chooses from."
             )
 
+
+class LatentPolicyConfig(LatentOptions, PreTrainedConfig):
+    r"""
+    Configuration of a [`LatentPolicyModel`]: [`LatentOptions`], the assistant, and the main model that it belongs to.
+
+    Args:
+        assistant_config (`PreTrainedConfig` or `dict`):
+            Configuration of the assistant's backbone.
+        main_model_name_or_path (`str`, *optional*):
+            Main model that the policy belongs to.
+        main_model_revision (`str`, *optional*):
+            Revision of the main model.
+        main_model_fingerprint (`str`, *optional*):
+            Fingerprint of the main model's weights, see [`weights_fingerprint`].
+        main_model_dtype (`str`, *optional*):
+            Dtype that the main model computed in when the policy was trained.
+        main_hidden_size (`int`, *optional*):
+            Size H of the main model's input embeddings.
+        max_completion_length (`int`, *optional*):
+            Tokens that the main model wrote at most when the policy was trained.
+        chat_template_kwargs (`dict`, *optional*):
+            Keyword arguments of the chat templates that conversational prompts were rendered with in training.
+    """
+
+    model_type = "latent_policy"
+    sub_configs = {"assistant_config": AutoConfig}
+
+    assistant_config: dict | PreTrainedConfig | None = None
+    main_model_name_or_path: str | None = None
+    main_model_revision: str | None = None
+    main_model_fingerprint: str | None = None
+    main_model_dtype: str | None = None
+    main_hidden_size: int | None = None
+    max_completion_length: int | None = None
+    chat_template_kwargs: dict | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if not isinstance(self.assistant_config, PreTrainedConfig):
+            self.assistant_config = AutoConfig.for_model(**{"model_type": "llama", **(self.assistant_config or {})})
+        if kwargs.pop("normalize_mean", False):
+            raise ValueError("`normalize_mean=True` is an option of version 0.1.0, which alone can load this policy.")
+        for name in {"density", "sampling"} & kwargs.keys():  # as version 0.1.0 saved them
+            setattr(self, f"latent_{name}", kwargs.pop(name))
+        super().__post_init__(**kwargs)
+        check_field_types(self)
+        self.check_latents()
+
     @property
     def hidden_size(self) -> int:
         return self.assistant_config.get_text_config().hidden_size
@@ -201,17 +220,17 @@ class LatentPolicyConfig(PreTrainedConfig):
     @property
     def feature_size(self) -> int:
         """Size of what a latent is compared, judged and fed back by."""
-        return self.latent_dim if self.density == "gaussian" else self.main_hidden_size or self.hidden_size
+        return self.latent_dim if self.latent_density == "gaussian" else self.main_hidden_size or self.hidden_size
 
     @property
     def has_anchors(self) -> bool:
         """Whether latents are offsets from the tokens of `anchor_text`."""
-        return self.density == "gaussian" and self.injection == "anchors"
+        return self.latent_density == "gaussian" and self.injection == "anchors"
 
     @property
     def latents_in_words(self) -> str:
         """What a trajectory is, for cards and reports."""
         number = f"{self.min_latents} to {self.num_latents}" if self.learn_stop else self.num_latents
-        if self.density == "gaussian":
+        if self.latent_density == "gaussian":
             return f"{number} latents of size {self.latent_dim} ({self.injection})"
         return f"{number} soft tokens over the main model's {self.latent_dim} tokens"

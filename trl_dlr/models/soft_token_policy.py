@@ -19,9 +19,9 @@ def vocabulary_size(main_model: PreTrainedModel) -> int:
     embed, unembed = main_model.get_input_embeddings().weight, main_model.get_output_embeddings().weight
     if embed.shape != unembed.shape or not unembed.is_floating_point() or unembed.is_meta or embed.is_meta:
         raise ValueError(
-            "`density='soft_tokens'` needs a main model with input and output embeddings of one shape, in floating point "
+            "`latent_density='soft_tokens'` needs a main model with input and output embeddings of one shape, in floating point "
             f"and not offloaded; `main_model` has {tuple(embed.shape)} {embed.dtype} on {embed.device} and "
-            f"{tuple(unembed.shape)} {unembed.dtype} on {unembed.device}. Use `density='gaussian'`."
+            f"{tuple(unembed.shape)} {unembed.dtype} on {unembed.device}. Use `latent_density='gaussian'`."
         )
     return embed.size(0)
 

@@ -5,7 +5,7 @@
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from transformers import (
 from transformers.cache_utils import DynamicCache
 
 from ..field_types import check_field_types
+from ..option_docs import described
 from .hub import find_file
 from .main_model import CACHE_ARGUMENT, nothing_inherited
 from .soft_tokens import gumbel_noise, keep_candidates
@@ -29,12 +30,13 @@ from .soft_tokens import gumbel_noise, keep_candidates
 THINKING_FILE = "thinking_config.json"
 
 
+@described
 @dataclass
-class ThinkingConfig:
+class ThinkingOptions:
     r"""
-    How a language model thinks. It is saved beside the model, which is an ordinary causal LM.
+    How a language model thinks: fields of its [`ThinkingConfig`], and of the configurations of the trainers of such models.
 
-    Args:
+    Parameters:
         latent_type (`str`, *optional*, defaults to `"soft_tokens"`):
             What a latent is. `"soft_tokens"`: a mixture of token embeddings, the model's own next-token distribution
             perturbed by Gumbel noise. `"hidden_states"`: the last hidden state of the position before, as it is
@@ -63,16 +65,9 @@ class ThinkingConfig:
         mixture_size (`int`, *optional*):
             Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all
             candidates.
-        chat_template_kwargs (`dict`, *optional*):
-            Keyword arguments for the chat template, with which prompts are rendered.
-        max_completion_length (`int`, *optional*):
-            Tokens of an answer at most when the model was trained.
-
-    Raises:
-        `ValueError`: if a field does not fit.
     """
 
-    latent_type: str = "soft_tokens"
+    latent_type: str = field(default="soft_tokens", metadata={"choices": ["soft_tokens", "hidden_states"]})
     num_latents: int = 8
     start_marker: str | None = None
     end_marker: str | None = None
@@ -84,11 +79,9 @@ class ThinkingConfig:
     latent_top_p: float = 1.0
     min_candidates: int = 1
     mixture_size: int | None = None
-    chat_template_kwargs: dict | None = None
-    max_completion_length: int | None = None
 
-    def __post_init__(self):
-        check_field_types(self)
+    def check_thinking(self) -> None:
+        """Refuse values that do not fit, or not together."""
         if self.latent_type not in LATENT_TYPES:
             raise ValueError(f"`latent_type` must be one of {', '.join(LATENT_TYPES)}, got {self.latent_type!r}.")
         for name in ("num_latents", "min_candidates", "latent_top_k", "mixture_size"):
@@ -112,6 +105,30 @@ class ThinkingConfig:
             )
         if self.stop_at_end_marker and not self.end_marker:
             raise ValueError("`stop_at_end_marker=True` needs an `end_marker`, got none.")
+
+
+@dataclass
+class ThinkingConfig(ThinkingOptions):
+    r"""
+    How a language model thinks, [`ThinkingOptions`], and how it answers. It is saved beside the model, which is an ordinary
+    causal LM.
+
+    Args:
+        chat_template_kwargs (`dict`, *optional*):
+            Keyword arguments for the chat template, with which prompts are rendered.
+        max_completion_length (`int`, *optional*):
+            Tokens of an answer at most when the model was trained.
+
+    Raises:
+        `ValueError`: if a field does not fit.
+    """
+
+    chat_template_kwargs: dict | None = None
+    max_completion_length: int | None = None
+
+    def __post_init__(self):
+        check_field_types(self)
+        self.check_thinking()
 
     @property
     def has_anchors(self) -> bool:

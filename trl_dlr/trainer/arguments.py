@@ -5,7 +5,6 @@ What configurations of several trainers have in common: options of a policy, of 
 set, which of TRL's are refused, and what may be shown of them.
 """
 
-import itertools
 import math
 import re
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
@@ -17,8 +16,7 @@ from trl import GRPOConfig
 from ..field_types import check_field_types
 from ..models import LatentPolicyConfig
 from ..models.hub import check_dtype
-from ..models.latent_policy_config import DENSITIES
-from ..models.soft_tokens import SOFT_TOKEN_SCORES
+from ..models.latent_policy_config import LatentOptions
 from ..option_docs import described
 from .losses import INVALID_MODES
 
@@ -187,56 +185,12 @@ def refuse_options(config: Any, reasons: dict[str, str], base: type, trainer: st
 
 @described
 @dataclass
-class LatentPolicyArguments:
+class LatentPolicyArguments(LatentOptions):
     r"""
-    What the configurations of all trainers of a [`LatentPolicyModel`] have in common.
+    What the configurations of all trainers of a [`LatentPolicyModel`] have in common: [`LatentOptions`] of the policy, used
+    when `model` is an assistant rather than a [`LatentPolicyModel`], and those below.
 
     Parameters:
-        > Parameters of the latent policy, used when `model` is an assistant rather than a [`LatentPolicyModel`]
-
-        latent_density (`str`, *optional*, defaults to `"gaussian"`):
-            What a latent is: `"gaussian"`, a vector with a Gaussian density, or `"soft_tokens"`, a mixture of the main
-            model's tokens.
-        latent_dim (`int`, *optional*, defaults to `16`):
-            Size d of a Gaussian latent.
-        num_latents (`int`, *optional*, defaults to `4`):
-            Number T of latent steps per trajectory, at most T if `learn_stop`.
-        learn_stop (`bool`, *optional*, defaults to `False`):
-            Whether the policy decides after each latent step if it is the last. [`LatentSFTTrainer`] always takes all
-            steps, and does not train the decision.
-        min_latents (`int`, *optional*, defaults to `1`):
-            Steps that are always taken if `learn_stop`.
-        initial_stop_prob (`float`, *optional*, defaults to `0.05`):
-            Probability of a stop at each step that is free to, before training, if `learn_stop`.
-        latent_sampling (`str`, *optional*, defaults to `"autoregressive"`):
-            `"autoregressive"` (each latent is fed back, the paper's) or `"parallel"` (learned queries, one pass).
-        sigma (`float`, *optional*, defaults to `1.0`):
-            Standard deviation of a latent.
-        learn_sigma (`bool`, *optional*, defaults to `False`):
-            Whether `sigma` is trained, one value per dimension.
-        soft_token_temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature τ of a soft token's mixture.
-        soft_token_score (`str`, *optional*, defaults to `"lepo"`):
-            What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or a surrogate,
-            `"lepo"` or `"latent_grpo"`.
-        one_sided_noise (`bool`, *optional*, defaults to `False`):
-            Whether Gumbel noise is clamped and shifted to be at least 0, for `"latent_grpo"`.
-        latent_top_k (`int`, *optional*):
-            Most likely tokens that are candidates of a soft token. If `None`, all.
-        latent_top_p (`float`, *optional*, defaults to `1.0`):
-            Probability mass that the candidates must have.
-        mixture_size (`int`, *optional*):
-            Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all.
-        injection (`str`, *optional*, defaults to `"anchors"`):
-            `"anchors"` (offsets from the embeddings of `anchor_text`), `"components"` (principal components of the main
-            model's embedding table) or `"trained"` (a parameter, which a pure policy gradient does not reach).
-        injection_scale (`float`, *optional*, defaults to `0.3`):
-            Size of the latents' share of an embedding, in units of the main model's measured embedding RMS.
-        anchor_text (`str`, *optional*, defaults to `"Answer: "`):
-            Text whose tokens, in turn, are the anchors.
-        freeze_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether the assistant's input embeddings stay as they are.
-
         > Parameters of the frozen main model
 
         main_model_init_kwargs (`str` or `dict[str, Any]`, *optional*):
@@ -262,27 +216,6 @@ class LatentPolicyArguments:
 
     _DICT_FIELDS: ClassVar[list[str]] = ["main_model_init_kwargs", "chat_template_kwargs"]
 
-    # Latent policy
-    latent_density: str = field(default="gaussian", metadata={"choices": list(DENSITIES)})
-    latent_dim: int = 16
-    num_latents: int = 4
-    learn_stop: bool = False
-    min_latents: int = 1
-    initial_stop_prob: float = 0.05
-    latent_sampling: str = field(default="autoregressive", metadata={"choices": ["autoregressive", "parallel"]})
-    sigma: float = 1.0
-    learn_sigma: bool = False
-    soft_token_temperature: float = 1.0
-    soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
-    one_sided_noise: bool = False
-    latent_top_k: int | None = None
-    latent_top_p: float = 1.0
-    mixture_size: int | None = None
-    injection: str = field(default="anchors", metadata={"choices": ["anchors", "components", "trained"]})
-    injection_scale: float = 0.3
-    anchor_text: str = "Answer: "
-    freeze_embeddings: bool = False
-
     # Main model
     main_model_init_kwargs: dict[str, Any] | str | None = None
     allow_main_model_mismatch: bool = False
@@ -295,11 +228,7 @@ class LatentPolicyArguments:
     projection_max_grad_norm: float | None = None
 
     def check_policy_arguments(self) -> None:
-        for name in ("latent_density", "latent_sampling", "injection"):
-            choices = self.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        LatentPolicyConfig(**self.policy_kwargs())  # which checks the others
+        self.check_latents()
         check_dtype("main_model_init_kwargs['dtype']", (self.main_model_init_kwargs or {}).get("dtype"))
         for name in ("projection_learning_rate", "projection_max_grad_norm"):
             value = getattr(self, name)
@@ -308,21 +237,16 @@ class LatentPolicyArguments:
 
     def check_policy(self, config: LatentPolicyConfig) -> None:
         """Refuse fields that were set to other values than a given policy has: they are the policy's."""
-        argument_names = {"density": "latent_density", "sampling": "latent_sampling"}
         for name, value in self.policy_kwargs().items():
-            argument = argument_names.get(name, name)
-            if argument in self._set_fields and value != getattr(config, name):
+            if name in self._set_fields and value != getattr(config, name):
                 raise ValueError(
-                    f"`{argument}={value!r}` is of a new policy, but the one given as `model` has {getattr(config, name)!r}. "
-                    f"Leave `{argument}` unset, or give an assistant as `model`."
+                    f"`{name}={value!r}` is of a new policy, but the one given as `model` has {getattr(config, name)!r}. "
+                    f"Leave `{name}` unset, or give an assistant as `model`."
                 )
 
     def policy_kwargs(self) -> dict[str, Any]:
         """Fields of [`LatentPolicyConfig`] that this configuration sets."""
-        names = ("latent_dim", "num_latents", "anchor_text", "freeze_embeddings")
-        names += ("learn_stop", "min_latents", "initial_stop_prob", *itertools.chain(*DENSITIES.values()))
-        renamed = {"density": self.latent_density, "sampling": self.latent_sampling}
-        return renamed | {name: getattr(self, name) for name in names}
+        return {field.name: getattr(self, field.name) for field in fields(LatentOptions)}
 
 
 @described

@@ -87,7 +87,7 @@ class PolicyTrainingMixin:
         """What a report says of the models."""
         config = self.policy.config
         main_model = config.main_model_name_or_path or "built in memory"
-        return {"Main model": main_model, "Latents": f"{config.latents_in_words}, {config.sampling}"}
+        return {"Main model": main_model, "Latents": f"{config.latents_in_words}, {config.latent_sampling}"}
 
     def _name_base_policy(self, policy: LatentPolicyModel, output_dir: str) -> None:
         """An adapter names its base model. If this one exists nowhere yet, `_save` writes it beside the run."""

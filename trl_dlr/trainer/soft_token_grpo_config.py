@@ -8,7 +8,7 @@ from trl import GRPOConfig
 from ..generation.engine import check_generation_kwargs
 from ..generation.transformers_engine import GENERATION_FIELDS, SAMPLING_FIELDS
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
-from ..models.thinking import LATENT_TYPES, ThinkingConfig
+from ..models.thinking import LATENT_TYPES, ThinkingConfig, ThinkingOptions
 from ..option_docs import described
 from .arguments import GroupArguments, RemedyArguments, ReportableArguments, refuse_options
 
@@ -23,13 +23,13 @@ REFUSED_OPTIONS = {
 
 @described
 @dataclass
-class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, GRPOConfig):
+class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, ThinkingOptions, GRPOConfig):
     r"""
     Configuration class for the [`SoftTokenGRPOTrainer`].
 
     This class includes only the parameters that are specific to it, and those of [`~trl.GRPOConfig`] with other
-    defaults. For a full list of training arguments, please refer to the [`GroupArguments`], [`RemedyArguments`],
-    [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the token budget of the answer, which
+    defaults. For a full list of training arguments, please refer to the [`ThinkingOptions`], [`GroupArguments`],
+    [`RemedyArguments`], [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the token budget of the answer, which
     the latents do not count for. `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` are those of the
     answer's tokens.
 
@@ -42,34 +42,6 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1.
 
-        > Parameters of the thinking, see [`ThinkingConfig`]
-
-        latent_type (`str`, *optional*, defaults to `"soft_tokens"`):
-            What a latent is: `"soft_tokens"`, or the deterministic `"hidden_states"` of Coconut, which are then no part
-            of the loss ([2512.11816](https://huggingface.co/papers/2512.11816)).
-        num_latents (`int`, *optional*, defaults to `8`):
-            Number of latents, or the most there can be if `stop_at_end_marker`.
-        start_marker (`str`, *optional*):
-            Text before the first latent.
-        end_marker (`str`, *optional*):
-            Text between the last latent and the answer. Its tokens are given, and no part of the loss.
-        stop_at_end_marker (`bool`, *optional*, defaults to `False`):
-            Whether thinking ends when the end marker is what the model would say next.
-        soft_token_temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature τ of the mixture.
-        noise_scale (`float`, *optional*, defaults to `1.0`):
-            Factor η of the Gumbel noise.
-        one_sided_noise (`bool`, *optional*, defaults to `False`):
-            Whether the noise is clamped and shifted to be at least 0: the remedy of Latent-GRPO's score.
-        latent_top_k (`int`, *optional*):
-            Most likely tokens that are candidates. If `None`, all.
-        latent_top_p (`float`, *optional*, defaults to `1.0`):
-            Probability mass that the candidates must have.
-        min_candidates (`int`, *optional*, defaults to `1`):
-            Candidates there are at least.
-        mixture_size (`int`, *optional*):
-            Number of candidates that are mixed. If `None`, all.
-
         > Parameters of the loss
 
         soft_token_score (`str`, *optional*, defaults to `"lepo"`):
@@ -79,18 +51,6 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
     """
 
     disable_dropout: bool = True
-    latent_type: str = field(default="soft_tokens", metadata={"choices": list(LATENT_TYPES)})
-    num_latents: int = 8
-    start_marker: str | None = None
-    end_marker: str | None = None
-    stop_at_end_marker: bool = False
-    soft_token_temperature: float = 1.0
-    noise_scale: float = 1.0
-    one_sided_noise: bool = False
-    latent_top_k: int | None = None
-    latent_top_p: float = 1.0
-    min_candidates: int = 1
-    mixture_size: int | None = None
     soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
 
     def __post_init__(self):
@@ -113,12 +73,12 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
             "`GenerationConfig` that the configuration does not have itself",
             self.max_completion_length,
         )
-        thinking = self.thinking_config()  # which checks its fields
+        self.check_thinking()
         if self.soft_token_score not in SOFT_TOKEN_SCORES:
             raise ValueError(
                 f"`soft_token_score` must be one of {', '.join(SOFT_TOKEN_SCORES)}, got {self.soft_token_score!r}."
             )
-        if not LATENT_TYPES[thinking.latent_type].is_scored:
+        if not LATENT_TYPES[self.latent_type].is_scored:
             for name in ("one_sided_noise", "first_latent_selection"):
                 if getattr(self, name):
                     raise ValueError(
@@ -143,4 +103,8 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
 
     def thinking_config(self) -> ThinkingConfig:
         """The fields that say how the model thinks."""
-        return ThinkingConfig(**{field.name: getattr(self, field.name) for field in fields(ThinkingConfig)})
+        return ThinkingConfig(
+            **{field.name: getattr(self, field.name) for field in fields(ThinkingOptions)},
+            chat_template_kwargs=self.chat_template_kwargs,
+            max_completion_length=self.max_completion_length,
+        )
