@@ -16,7 +16,7 @@ from tests.hub_server import LocalHub
 from tests.hub_worker import DEMO_QUESTIONS, FAULTS
 from trl_dlr.models import LatentPolicyConfig
 from trl_dlr.models.hub import card_data, describe_push_failure, find_file, hub_name, leave_out_folders, usage
-from trl_dlr.reasoners.latent_reasoner import BASE_POLICY
+from trl_dlr.models.loading import BASE_POLICY
 from trl_dlr.scripts.utils import SMOLLM2, find_smollm2
 
 
@@ -131,7 +131,9 @@ def test_a_download_goes_on_after_a_cut_and_the_cache_serves_without_a_connectio
 def test_a_reasoner_keeps_the_card_that_it_was_loaded_with(hub, pushed, pulled):
     own = ModelCard(hub.files("user/policy")["README.md"].decode())
     copied = ModelCard(hub.files("user/copy", "v1")["README.md"].decode())
-    assert copied.text == own.text.replace("user/policy", "user/copy") and "## Results" in own.text
+    renamed = own.text.replace("user/policy", "user/copy").replace("\n# policy\n", "\n# copy\n")
+    assert copied.text == renamed and "\n# policy\n" in own.text and "## Results" in own.text
+    assert (own.data.model_name, copied.data.model_name) == ("policy", "copy")
     assert 'LatentReasoner.from_pretrained("user/copy")' in copied.text and "(report/rewards.png)" in copied.text
     assert {"report/rewards.png", "eval_results.json"} < set(hub.files("user/copy", "v1"))
     assert copied.data.tags == [*own.data.tags, "mine"]

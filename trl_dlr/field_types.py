@@ -3,6 +3,7 @@
 """What is annotated as a number or a bool must be one: Python does not look."""
 
 import inspect
+from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, get_args
 
@@ -18,10 +19,9 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
 
 
 def check_field_types(config: Any) -> None:
-    """[`check_type`] for the fields of a dataclass that this package defines, and `max_completion_length`."""
-    annotations = {"max_completion_length": int | None}  # not those of `fields`, which an argument parser changes
+    """[`check_type`] for all fields of a dataclass, those that it inherits from other packages among them."""
+    annotations = {}  # not those of `fields`, which an argument parser changes
     for cls in reversed(type(config).__mro__):
-        if cls.__module__.startswith(f"{__package__}."):
-            annotations |= inspect.get_annotations(cls)
-    for name, annotation in annotations.items():
-        check_type(name, getattr(config, name), annotation)
+        annotations |= inspect.get_annotations(cls)
+    for field in fields(config):
+        check_type(field.name, getattr(config, field.name), annotations[field.name])

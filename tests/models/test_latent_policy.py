@@ -18,7 +18,7 @@ from transformers import (
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import LatentPolicyConfig, LatentPolicyModel, first_layers, fresh_layers
 from trl_dlr.models import DiagonalGaussian
-from trl_dlr.models.latent_policy import disable_dropout
+from trl_dlr.models.main_model import disable_dropout
 
 
 def make_policy(assistant=None, **kwargs):
@@ -324,6 +324,8 @@ def test_policies_of_version_0_1_0_load_unless_they_have_what_is_gone(tmp_path):
     policy.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
+    names = {"latent_sampling": "sampling", "latent_density": "density"}  # as version 0.1.0 wrote them
+    config = {names.get(name, name): value for name, value in config.items()}
     path.write_text(json.dumps({**config, "normalize_mean": False}))
     loaded = LatentPolicyModel.from_pretrained(tmp_path)
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in policy.state_dict().items())

@@ -21,8 +21,8 @@ from trl_dlr import (
 )
 from trl_dlr.generation import TransformersEngine, VLLMServerEngine
 from trl_dlr.models import hub
+from trl_dlr.models.loading import BASE_POLICY, load_policy, policy_below
 from trl_dlr.models.value_head import ValueHead
-from trl_dlr.reasoners.latent_reasoner import BASE_POLICY, load_policy, policy_below
 from trl_dlr.rewards import majority_vote
 
 

@@ -31,7 +31,7 @@ from tests.trainer.test_inputs import ON_PROMPTS, make_trainer
 from tests.trainer.test_latent_grpo_trainer import make_policy
 from tests.trainer.test_latent_grpo_trainer import make_trainer as make_grpo_trainer
 from trl_dlr import LatentPolicyModel
-from trl_dlr.reasoners.latent_reasoner import load_policy
+from trl_dlr.models.loading import load_policy
 from trl_dlr.trainer.policy_training import adapter_for_policy
 
 

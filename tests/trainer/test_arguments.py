@@ -41,17 +41,18 @@ OF_POLICIES = [
 ]
 OF_THINKING = [("num_latents", True, "int"), ("noise_scale", "1", "float"), ("stop_at_end_marker", "no", "bool")]
 OF_GRPO = [("decoding_batch_size", 2.5, "int or unset"), ("exploration_check_prompts", 1.5, "int")]
+OF_GRPO += [("beta", "1", "float"), ("num_iterations", 1.5, "int"), ("logging_steps", "4", "float")]  # TRL's
 OF_GRPO += [
     ("gamma", "0.1", "float"),
     ("first_latent_selection", 1, "bool"),
     ("projection_learning_rate", True, "float"),
 ]
 WRONG_TYPES = {
-    LatentGRPOConfig: [*OF_ALL[:2], *OF_POLICIES, *OF_GRPO],
+    LatentGRPOConfig: [*OF_ALL, *OF_POLICIES, *OF_GRPO],
     LatentSFTConfig: [*OF_ALL, *OF_POLICIES, ("mean_bound", "1", "float"), ("num_stages", 1.5, "int")],
-    SoftTokenGRPOConfig: [*OF_ALL[:1], *OF_THINKING],
+    SoftTokenGRPOConfig: [*OF_ALL, *OF_THINKING],
     CoconutSFTConfig: [*OF_ALL, ("max_latents", 2.5, "int or unset"), ("reset_optimizer", "no", "bool")],
-    LatentRLConfig: [*OF_ALL[:2], OF_THINKING[0], ("pos_weight", "20", "float"), ("hacking_window", 1.5, "int")],
+    LatentRLConfig: [*OF_ALL, OF_THINKING[0], ("pos_weight", "20", "float"), ("hacking_window", 1.5, "int")],
     LatentPolicyConfig: [*OF_POLICIES, ("main_hidden_size", 2.5, "int or unset")],
     ThinkingConfig: [*OF_THINKING, ("max_completion_length", 3.5, "int or unset")],
 }

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import random_main_model
 from tests.trainer.test_latent_grpo_trainer import make_policy, make_trainer
-from trl_dlr.reasoners.latent_reasoner import BASE_POLICY, load_policy
+from trl_dlr.models.loading import BASE_POLICY, load_policy
 from trl_dlr.trainer.hub import SNAPSHOTS, take_snapshot
 
 

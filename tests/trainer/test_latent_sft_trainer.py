@@ -15,7 +15,7 @@ from trl import TrlParser
 from tests.tiny import random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import gpt2, history, make_policy, make_trainer, weights
 from trl_dlr import LatentPolicyModel, LatentSFTConfig, LatentSFTTrainer
-from trl_dlr.reasoners.latent_reasoner import load_policy
+from trl_dlr.models.loading import load_policy
 from trl_dlr.trainer.curriculum import keep_after_stage
 
 

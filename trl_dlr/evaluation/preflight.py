@@ -24,6 +24,7 @@ def preflight(
     num_samples: int = 8,
     batch_size: int = 8,
     seed: int = 0,
+    found: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """
     Metrics to read before a run of reinforcement learning.
@@ -45,6 +46,8 @@ def preflight(
             Questions decoded together.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the trajectories.
+        found (`dict[str, dict[str, float]]`, *optional*):
+            Metrics of controls that [`evaluate_latents`] has measured already, which are not decoded again.
 
     Returns:
         `dict[str, float]`:
@@ -57,7 +60,7 @@ def preflight(
     """
     metrics = {}
     for control in CONTROLS:
-        found = evaluate_latents(
+        of_control = (found or {}).get(control) or evaluate_latents(
             reasoner,
             dataset,
             correctness_reward,
@@ -69,7 +72,7 @@ def preflight(
             seed=seed,
             description=f"Preflight: {control}",
         )
-        metrics |= {f"{control}/{metric}": value for metric, value in found.items()}
+        metrics |= {f"{control}/{metric}": value for metric, value in of_control.items()}
     policy, prompts = reasoner.policy, list(dataset["prompt"])[:batch_size]
     inputs = reasoner.tokenize(prompts)
     with torch.random.fork_rng():

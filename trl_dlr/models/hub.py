@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, ModelCardData, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -191,6 +191,20 @@ per question, which the frozen main model, {main_model_link(config)}, decodes.
 
 {usage(repo_id, config)}
 """
+
+
+def renamed_card(content: str, repo_id: str) -> ModelCard:
+    """A card whose usage, and the title and name that it has from there, are those of another repository."""
+    usage = re.compile(r'(?<=Reasoner\.from_pretrained\(")[^"]*(?=")')
+    found, name = usage.search(content), repo_id.split("/")[-1]
+    card = ModelCard(usage.sub(repo_id, content))
+    if found is not None:
+        old = found[0].rstrip("/").split("/")[-1]
+        title = re.compile(rf"^(# (?:Model Card for )?){re.escape(old)}$", re.MULTILINE)
+        card.text = title.sub(rf"\g<1>{name}", card.text, count=1)
+        if card.data.model_name == old:
+            card.data.model_name = name
+    return card
 
 
 # ---- Failures ----

@@ -2,6 +2,8 @@
 
 """From latents to embeddings of the main model."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,3 +102,43 @@ class LatentInjector(nn.Module):
     def features(self, latents: torch.Tensor) -> torch.Tensor:
         """What latents are compared by, judged by and fed back as: themselves."""
         return latents
+
+
+class SoftTokenInjector(nn.Module):
+    r"""
+    Soft tokens as input embeddings of the main model: \( e_t = \sum_k w_k E_k \) with w = softmax(s/τ), on the manifold
+    of its token embeddings by construction.
+
+    Args:
+        config ([`LatentPolicyConfig`]):
+            Configuration of the policy.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.temperature = config.soft_token_temperature
+        self.register_buffer("embeddings", None, persistent=False)  # the main model's, see `attach`
+
+    @torch.no_grad()
+    def attach(self, main_model: PreTrainedModel, device: torch.device) -> None:
+        """Take the input embeddings of `main_model`, which are not saved with the policy."""
+        embed = main_model.get_input_embeddings()
+        # Through the module rather than its weight: some models scale embeddings on the way out
+        ids = torch.arange(embed.weight.size(0), device=embed.weight.device)
+        self.embeddings = torch.cat([embed(part) for part in ids.split(8192)]).to(device)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            latents (`torch.Tensor` of shape `(batch_size, num_latents, vocab_size)`):
+                Perturbed log-probabilities of the main model's tokens, -inf for those that are not mixed.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_latents, hidden_size)`:
+                float32 embeddings for the main model.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            return (latents.float() / self.temperature).softmax(-1) @ self.embeddings.float()
+
+    # A mixture is all that the main model sees of a latent
+    features = forward

@@ -6,8 +6,6 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,62 +24,18 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
 from .densities import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
+from .heads import LatentHead, SoftTokenHead, StopHead, vocabulary_size
 from .hub import has_code_of_its_own, hub_name, location_of, name_or_model, readable_damage
-from .injection import LatentInjector
+from .injection import LatentInjector, SoftTokenInjector
 from .latent_policy_config import LatentPolicyConfig
-from .main_model import CACHE_ARGUMENT, fingerprints_match, is_checkpointed, warn_of_cast, weights_fingerprint
-from .soft_token_policy import SoftTokenHead, SoftTokenInjector, vocabulary_size
-
-
-class LatentHead(nn.Module):
-    """Density of a latent step from the assistant's hidden state: μ = W_μ · norm(h), σ fixed or learned (eq. 9)."""
-
-    def __init__(self, config: LatentPolicyConfig):
-        super().__init__()
-        self.mean = nn.Linear(config.hidden_size, config.latent_dim)
-        log_std = torch.full((config.latent_dim,), math.log(config.sigma))
-        if config.learn_sigma:
-            self.log_std = nn.Parameter(log_std)
-        else:
-            self.register_buffer("log_std", log_std)
-
-    def forward(self, hidden_states: torch.Tensor) -> DiagonalGaussian:
-        # Densities are float32 whatever the assistant computes in: a log-ratio sums over T * d dimensions
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            hidden_states = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=1e-6)
-            mean = F.linear(hidden_states, self.mean.weight.float(), self.mean.bias.float())
-            # A copy: DDP takes a parameter that is itself an output for one that was not used
-            return DiagonalGaussian(mean, self.log_std.clone())
-
-    def reset_parameters(self) -> None:
-        # ‖μ‖ starts well below σ: the first groups are explored rather than decided
-        init.normal_(self.mean.weight, std=0.1 / math.sqrt(self.mean.in_features))
-        init.zeros_(self.mean.bias)
-
-    def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        return torch.randn(shape, device=device)
-
-    def draw(self, density: DiagonalGaussian, noise: torch.Tensor) -> torch.Tensor:
-        """Latents of `density`, drawn with `noise`."""
-        return density.rsample(noise)
-
-
-class StopHead(nn.Linear):
-    """Log-odds that a step is the last, from the state that its latent is drawn from; infinite where nothing is free."""
-
-    def __init__(self, config: LatentPolicyConfig):
-        super().__init__(config.hidden_size, 1)
-        self.min_latents = config.min_latents
-        self.num_latents = config.num_latents
-
-    def forward(self, hidden_states: torch.Tensor, num_before: int = 0) -> torch.Tensor:
-        """States `(batch_size, T, hidden_size)` of the steps after the first `num_before` to `(batch_size, T)`."""
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            hidden_states = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=1e-6)
-            logits = F.linear(hidden_states, self.weight.float(), self.bias.float()).squeeze(-1)
-        step = 1 + num_before + torch.arange(logits.size(1), device=logits.device)
-        logits = logits.masked_fill(step < self.min_latents, -torch.inf)
-        return logits.masked_fill(step >= self.num_latents, torch.inf)
+from .main_model import (
+    CACHE_ARGUMENT,
+    eval_mode,
+    fingerprints_match,
+    is_checkpointed,
+    warn_of_cast,
+    weights_fingerprint,
+)
 
 
 @dataclass
@@ -626,40 +580,6 @@ class LatentPolicyModel(PreTrainedModel):
     def inject(self, latents: torch.Tensor) -> torch.Tensor:
         """Embeddings of the main model for `latents`: `(B, T, latent_dim)` to float32 `(B, T, main_hidden_size)`."""
         return self.injector(latents)
-
-
-@contextmanager
-def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Put `model` in evaluation mode (no dropout, no gradient checkpointing) and back to the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """
-    Switch off all that is random in training mode: modules of dropout, rates that other modules keep as numbers or read
-    from their configuration, and the jitter of routers. What `model` is saved with stays as it is.
-    """
-    for module in list(model.modules()):
-        if "Dropout" in type(module).__name__ and hasattr(module, "p"):
-            module.p = 0.0
-        for name in _rates(module):
-            setattr(module, name, 0.0)
-        config = vars(module).get("config")
-        if not isinstance(module, PreTrainedModel) and config is not None and _rates(config):
-            module.config = copy.copy(config)
-            for name in _rates(config):
-                setattr(module.config, name, 0.0)
-
-
-def _rates(owner: Any) -> list[str]:
-    """Attributes that are rates of dropout or jitter above 0."""
-    numbers = {name: value for name, value in vars(owner).items() if type(value) is float and value > 0}
-    return [name for name in numbers if "drop" in name or "jitter" in name]
 
 
 AutoConfig.register(LatentPolicyConfig.model_type, LatentPolicyConfig)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""The frozen main model: assistants made from it, its weights recognized, its likelihoods, and what decoding asks of it."""
+"""The frozen main model: assistants made from it, its weights recognized, its likelihoods; and modes of any model."""
 
 import copy
 import hashlib
@@ -38,6 +38,40 @@ def is_checkpointed(model: PreTrainedModel) -> bool:
     """Whether the model's layers run again in the backward pass, and so keep no cache."""
     # transformers' property for it has another name from 5.23 on
     return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+@contextmanager
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Put `model` in evaluation mode (no dropout, no gradient checkpointing) and back to the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """
+    Switch off all that is random in training mode: modules of dropout, rates that other modules keep as numbers or read
+    from their configuration, and the jitter of routers. What `model` is saved with stays as it is.
+    """
+    for module in list(model.modules()):
+        if "Dropout" in type(module).__name__ and hasattr(module, "p"):
+            module.p = 0.0
+        for name in _rates(module):
+            setattr(module, name, 0.0)
+        config = vars(module).get("config")
+        if not isinstance(module, PreTrainedModel) and config is not None and _rates(config):
+            module.config = copy.copy(config)
+            for name in _rates(config):
+                setattr(module.config, name, 0.0)
+
+
+def _rates(owner: Any) -> list[str]:
+    """Attributes that are rates of dropout or jitter above 0."""
+    numbers = {name: value for name, value in vars(owner).items() if type(value) is float and value > 0}
+    return [name for name in numbers if "drop" in name or "jitter" in name]
 
 
 SAMPLES_PER_TENSOR = 4096

@@ -39,7 +39,13 @@ def main(script_args: PolicyScriptArguments, training_args: LatentSFTConfig, mod
     if questions.held_out is not None:
         with trainer.answering() as reasoner:
             results["preflight"] = preflight(
-                reasoner, questions.held_out, questions.judge, num_samples=script_args.num_eval_samples
+                reasoner,
+                questions.held_out,
+                questions.judge,
+                num_samples=script_args.num_eval_samples,
+                batch_size=script_args.eval_batch_questions,
+                seed=training_args.seed,
+                found=results,
             )
         if trainer.accelerator.is_main_process:
             print("What reinforcement learning would start from:")

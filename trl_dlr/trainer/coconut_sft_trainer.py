@@ -32,8 +32,7 @@ from ..generation.engine import end_token_ids
 from ..generation.text import check_tokenizers, decode_completions
 from ..models.hidden_thoughts import add_hidden_thoughts
 from ..models.hub import hub_arguments, name_or_model, readable_damage
-from ..models.latent_policy import eval_mode
-from ..models.main_model import base_model_of
+from ..models.main_model import base_model_of, eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
 from .checkpoints import CheckpointsMixin

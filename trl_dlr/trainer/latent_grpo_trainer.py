@@ -25,8 +25,7 @@ from ..generation.text import as_completions, check_prompts
 from ..models import LatentPolicyOutput
 from ..models.densities import Density, concatenate, put_rows
 from ..models.hub import name_or_model
-from ..models.latent_policy import disable_dropout
-from ..models.main_model import base_model_of, teacher_forced_inputs
+from ..models.main_model import base_model_of, disable_dropout, teacher_forced_inputs
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback, fraction_mixed
 from .checkpoints import CheckpointsMixin, rollout_from_tensors, rollout_tensors, share_weights, with_prefix

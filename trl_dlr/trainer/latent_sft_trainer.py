@@ -17,8 +17,7 @@ from trl.trainer.utils import add_fused_lm_head, pad
 from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
 from ..models.hub import name_or_model
-from ..models.latent_policy import disable_dropout
-from ..models.main_model import base_model_of, teacher_forced_inputs
+from ..models.main_model import base_model_of, disable_dropout, teacher_forced_inputs
 from ..reasoners.latent_reasoner import LatentReasoner
 from ..rewards import correctness_reward
 from .checkpoints import CheckpointsMixin

@@ -36,8 +36,9 @@ from ..models.hub import (
     name_or_model,
     readable_damage,
 )
+from ..models.loading import BASE_POLICY, load_policy, name_base_policy_beside, policy_below
 from ..models.main_model import base_model_of
-from ..reasoners.latent_reasoner import BASE_POLICY, LatentReasoner, load_policy, name_base_policy_beside, policy_below
+from ..reasoners.latent_reasoner import LatentReasoner
 from .arguments import LatentPolicyArguments
 from .callbacks import EngineCheckCallback
 from .checkpoints import whole_files

@@ -23,7 +23,7 @@ from ..generation.text import (
     tokenize_prompts,
 )
 from ..models.hub import hub_arguments, name_or_model
-from ..models.latent_policy import disable_dropout
+from ..models.main_model import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
 from ..models.thinking import Thinker, Thoughts, check_positions, positions
 from .checkpoints import CheckpointsMixin, rollout_from_tensors, rollout_tensors, share_weights

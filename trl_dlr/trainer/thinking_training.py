@@ -16,7 +16,7 @@ from trl.trainer import grpo_trainer
 from trl.trainer.utils import create_model_from_path
 
 from ..models.hub import check_location, hub_name, readable_damage
-from ..models.latent_policy import eval_mode
+from ..models.main_model import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig
 from ..reasoners.thinking_reasoner import ThinkingReasoner
 from .checkpoints import whole_files

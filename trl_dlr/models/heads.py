@@ -1,8 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""The parts of a latent policy that emits soft tokens over the main model's vocabulary: its head and its injection."""
+"""Heads of a latent policy: from the assistant's hidden states to the densities of latents, and of the decision to stop."""
 
-from typing import Any
+import math
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .densities import SoftTokens
+from .densities import DiagonalGaussian, SoftTokens
+from .latent_policy_config import LatentPolicyConfig
 from .soft_tokens import SOFT_TOKEN_SCORES, gumbel_noise, keep_candidates
 
 
@@ -26,6 +27,39 @@ def vocabulary_size(main_model: PreTrainedModel) -> int:
     return embed.size(0)
 
 
+class LatentHead(nn.Module):
+    """Density of a latent step from the assistant's hidden state: μ = W_μ · norm(h), σ fixed or learned (eq. 9)."""
+
+    def __init__(self, config: LatentPolicyConfig):
+        super().__init__()
+        self.mean = nn.Linear(config.hidden_size, config.latent_dim)
+        log_std = torch.full((config.latent_dim,), math.log(config.sigma))
+        if config.learn_sigma:
+            self.log_std = nn.Parameter(log_std)
+        else:
+            self.register_buffer("log_std", log_std)
+
+    def forward(self, hidden_states: torch.Tensor) -> DiagonalGaussian:
+        # Densities are float32 whatever the assistant computes in: a log-ratio sums over T * d dimensions
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            hidden_states = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=1e-6)
+            mean = F.linear(hidden_states, self.mean.weight.float(), self.mean.bias.float())
+            # A copy: DDP takes a parameter that is itself an output for one that was not used
+            return DiagonalGaussian(mean, self.log_std.clone())
+
+    def reset_parameters(self) -> None:
+        # ‖μ‖ starts well below σ: the first groups are explored rather than decided
+        init.normal_(self.mean.weight, std=0.1 / math.sqrt(self.mean.in_features))
+        init.zeros_(self.mean.bias)
+
+    def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        return torch.randn(shape, device=device)
+
+    def draw(self, density: DiagonalGaussian, noise: torch.Tensor) -> torch.Tensor:
+        """Latents of `density`, drawn with `noise`."""
+        return density.rsample(noise)
+
+
 class SoftTokenHead(nn.Linear):
     """
     Density of a latent step from the assistant's hidden state: a trained map to the main model's hidden size, then its
@@ -37,7 +71,7 @@ class SoftTokenHead(nn.Linear):
             Configuration of the policy.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: LatentPolicyConfig):
         super().__init__(config.hidden_size, config.main_hidden_size or config.hidden_size, bias=False)
         for name in ("latent_top_k", "mixture_size"):
             if (getattr(config, name) or 0) > config.latent_dim:
@@ -80,41 +114,19 @@ class SoftTokenHead(nn.Linear):
         return latents
 
 
-class SoftTokenInjector(nn.Module):
-    r"""
-    Soft tokens as input embeddings of the main model: \( e_t = \sum_k w_k E_k \) with w = softmax(s/τ), on the manifold
-    of its token embeddings by construction.
+class StopHead(nn.Linear):
+    """Log-odds that a step is the last, from the state that its latent is drawn from; infinite where nothing is free."""
 
-    Args:
-        config ([`LatentPolicyConfig`]):
-            Configuration of the policy.
-    """
+    def __init__(self, config: LatentPolicyConfig):
+        super().__init__(config.hidden_size, 1)
+        self.min_latents = config.min_latents
+        self.num_latents = config.num_latents
 
-    def __init__(self, config: Any):
-        super().__init__()
-        self.temperature = config.soft_token_temperature
-        self.register_buffer("embeddings", None, persistent=False)  # the main model's, see `attach`
-
-    @torch.no_grad()
-    def attach(self, main_model: PreTrainedModel, device: torch.device) -> None:
-        """Take the input embeddings of `main_model`, which are not saved with the policy."""
-        embed = main_model.get_input_embeddings()
-        # Through the module rather than its weight: some models scale embeddings on the way out
-        ids = torch.arange(embed.weight.size(0), device=embed.weight.device)
-        self.embeddings = torch.cat([embed(part) for part in ids.split(8192)]).to(device)
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            latents (`torch.Tensor` of shape `(batch_size, num_latents, vocab_size)`):
-                Perturbed log-probabilities of the main model's tokens, -inf for those that are not mixed.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, num_latents, hidden_size)`:
-                float32 embeddings for the main model.
-        """
-        with torch.autocast(latents.device.type, enabled=False):
-            return (latents.float() / self.temperature).softmax(-1) @ self.embeddings.float()
-
-    # A mixture is all that the main model sees of a latent
-    features = forward
+    def forward(self, hidden_states: torch.Tensor, num_before: int = 0) -> torch.Tensor:
+        """States `(batch_size, T, hidden_size)` of the steps after the first `num_before` to `(batch_size, T)`."""
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            hidden_states = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=1e-6)
+            logits = F.linear(hidden_states, self.weight.float(), self.bias.float()).squeeze(-1)
+        step = 1 + num_before + torch.arange(logits.size(1), device=logits.device)
+        logits = logits.masked_fill(step < self.min_latents, -torch.inf)
+        return logits.masked_fill(step >= self.num_latents, torch.inf)
