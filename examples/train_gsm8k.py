@@ -1,8 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Train a latent policy with DeepLatent Reasoning, and say what its latents do. This is `trl-dlr train` as a script, which
-trl_dlr/scripts/latent_grpo.py has in full.
+Train a latent policy with DeepLatent Reasoning, and say what its latents do. This is `trl-dlr train` as a script,
+which trl_dlr/scripts/latent_grpo.py has in full.
 
 Offline demo: SmolLM2-135M-Instruct as the frozen main model, "What is a + b?", minutes on two CPU cores:
 
@@ -24,8 +24,9 @@ The paper's recipe (LLaMA-2-7B with a 1.3B assistant) on 8 GPUs:
     accelerate launch --config_file accelerate_configs/deepspeed_zero2.yaml examples/train_gsm8k.py \
         --config examples/configs/paper_llama2_7b.yaml
 
-Every field of `LatentGRPOConfig` and TRL's `ModelConfig` can be given on the command line; `--help` lists those of this
-package. `<output_dir>/eval_results.json` holds the table that is printed, `<output_dir>/report/report.html` shows the run.
+Every field of `LatentGRPOConfig` and TRL's `ModelConfig` can be given on the command line; `--help` lists those of
+this package. `<output_dir>/eval_results.json` holds the table that is printed, `<output_dir>/report/report.html` shows
+the run.
 """
 
 import sys

@@ -69,9 +69,9 @@ class LocalHub:
 
     Attributes:
         faults (`list[tuple[str, str, int | str, str]]`):
-            Method, regular expression of the path, and what the next request that both match gets instead of an answer:
-            a status with a message, or `"cut"`, a connection that breaks in the middle (of the request, or of the
-            answer to a GET). Each is used once.
+            Method, regular expression of the path, and what the next request that both match gets instead of an
+            answer: a status with a message, or `"cut"`, a connection that breaks in the middle (of the request, or of
+            the answer to a GET). Each is used once.
         requests (`list[tuple[str, str]]`):
             Method and path of every request so far.
     """

@@ -1,6 +1,9 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""What test_hub.py does with a Hub, in a process whose client knows that one only: `hub_worker.py push|pull|demo <folder>`"""
+"""
+What test_hub.py does with a Hub, in a process whose client knows that one only: `hub_worker.py push|pull|demo
+<folder>`
+"""
 
 import hashlib
 import json

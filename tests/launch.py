@@ -25,7 +25,9 @@ context.set_forkserver_preload(["deepspeed", "tests.trainer.fault_worker", "test
 
 
 def main(program: list[str], folder: str, cwd: str, environment: dict[str, str]) -> None:
-    """What a process does: it runs `program`, a script or `-m` and a module, with their arguments, as `python` would."""
+    """
+    What a process does: it runs `program`, a script or `-m` and a module, with their arguments, as `python` would.
+    """
     gc.freeze()  # what was imported before is no garbage
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(f"{folder}/{name}.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY), descriptor)

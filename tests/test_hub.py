@@ -118,8 +118,8 @@ def test_private_repositories_and_revisions(hub, pushed, pulled):
     assert "v9" in pulled["no_such_revision"]
     assert "user/nothing" in pulled["missing"]
     assert pulled["no_policy"].startswith(
-        "ValueError: 'user/main' holds neither a policy (a `config.json` of type 'latent_policy', found 'llama') nor an "
-        "adapter of one (`adapter_config.json`). Nor does it think by itself"
+        "ValueError: 'user/main' holds neither a policy (a `config.json` of type 'latent_policy', found 'llama') nor "
+        "an adapter of one (`adapter_config.json`). Nor does it think by itself"
     )
 
 

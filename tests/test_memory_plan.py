@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""The memory plan against real runs, each in fresh processes: bytes of what is trained, and peaks of resident memory."""
+"""
+The memory plan against real runs, each in fresh processes: bytes of what is trained, and peaks of resident memory.
+"""
 
 import json
 import shutil

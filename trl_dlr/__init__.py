@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 __version__ = version("trl_dlr")
 
-# Where bitsandbytes is installed, transformers and PEFT import it, and on a CPU it warns of a kernel that it can do without
+# Where bitsandbytes is installed, transformers and PEFT import it, and on a CPU it warns of a kernel that it can do
+# without
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _MODULE_OF = {

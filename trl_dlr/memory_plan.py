@@ -75,8 +75,8 @@ def plan_memory(
     on_gpu: bool = True,
 ) -> MemoryPlan:
     """
-    Memory of a run on each of its GPUs, by the formulas of docs/memory.md. The models may be on the `meta` device. Peaks
-    and a quantized main model are estimates, all else is exact. What cannot be planned is a `ValueError`.
+    Memory of a run on each of its GPUs, by the formulas of docs/memory.md. The models may be on the `meta` device.
+    Peaks and a quantized main model are estimates, all else is exact. What cannot be planned is a `ValueError`.
 
     Args:
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -256,8 +256,8 @@ def backward_memory(
     is_sharded: bool,
 ) -> int:
     """
-    What a backward pass takes at most, of `num_rows` trajectories of which those of a question share its reading. Of a token
-    in a layer autograd saves about 6 hidden states, 4 times all heads, 4 times the MLP's inside.
+    What a backward pass takes at most, of `num_rows` trajectories of which those of a question share its reading. Of a
+    token in a layer autograd saves about 6 hidden states, 4 times all heads, 4 times the MLP's inside.
     """
     element, num_latents = trained.element, policy.config.num_latents
     assistant = policy.assistant.config.get_text_config()
@@ -269,8 +269,8 @@ def backward_memory(
     accumulated = trained.gradients if args.gradient_accumulation_steps > 1 else 0
     feeds_latents = policy.config.latent_sampling == "autoregressive"
     if feeds_latents and not args.gradient_checkpointing:
-        # Latents attend to keys and values that are repeated for each row. Autograd holds the gradients of the pass over
-        # latents until it has been back through the one over questions, where the same weights were used
+        # Latents attend to keys and values that are repeated for each row. Autograd holds the gradients of the pass
+        # over latents until it has been back through the one over questions, where the same weights were used
         last = num_layers * saved_token * num_readings * prompt_length
         saved = last + num_layers * num_rows * (
             saved_token * (num_latents - 1) + 2 * heads * (prompt_length + num_latents - 1)

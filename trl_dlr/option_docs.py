@@ -1,8 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Options are described in one place, the docstring of their dataclass. argparse gets its help from there ([`described`]),
-and `trl-dlr <command> --help` is read from the source, without importing torch ([`read_options`]).
+Options are described in one place, the docstring of their dataclass. argparse gets its help from there
+([`described`]), and `trl-dlr <command> --help` is read from the source, without importing torch ([`read_options`]).
 """
 
 import ast

@@ -3,9 +3,9 @@
 """
 Coconut's curriculum by reasoning step and by token, beside explicit steps and none, on chains of additions.
 
-A small Llama learns from scratch to answer "7+3-5+2=" with the steps "7+3=0", "0-5=5", "5+2=7" (modulo 10) and "#7". For
-each seed it is first trained on the steps written out, by TRL's SFTTrainer; then these arms go on from it, for as many
-optimizer steps:
+A small Llama learns from scratch to answer "7+3-5+2=" with the steps "7+3=0", "0-5=5", "5+2=7" (modulo 10) and "#7".
+For each seed it is first trained on the steps written out, by TRL's SFTTrainer; then these arms go on from it, for as
+many optimizer steps:
 
 - `step`: Coconut, a stage replaces a whole step by latents
 - `token`: Coconut, a stage replaces as many tokens as it adds latents, and the last one all that are left
@@ -15,8 +15,8 @@ optimizer steps:
     python examples/benchmarks/coconut_curriculum.py
     python examples/benchmarks/coconut_curriculum.py --seeds 0 --arms step token --num_operations 2
 
-Printed: held-out accuracy of greedy answers for each seed, and in the mean with 95% intervals over the questions (Wilson's
-score). What another training would give is seen from the seeds.
+Printed: held-out accuracy of greedy answers for each seed, and in the mean with 95% intervals over the questions
+(Wilson's score). What another training would give is seen from the seeds.
 """
 
 import json

@@ -361,8 +361,8 @@ def take_turns(
 
     Args:
         work (`Callable`):
-            Called in each process with a connection, the contender's name and `args`. It sends `"ready"`, then a report
-            (a dictionary) each time it has received something, and a last dictionary when it is done.
+            Called in each process with a connection, the contender's name and `args`. It sends `"ready"`, then a
+            report (a dictionary) each time it has received something, and a last dictionary when it is done.
         contenders (`Sequence[str]`):
             Their names.
         args ([`BenchmarkArguments`]):

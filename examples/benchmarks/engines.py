@@ -3,15 +3,16 @@
 """
 Engines that decode the frozen main model, on the same rows: K trajectories of one prompt, completions of full length.
 
-- `transformers`: `TransformersEngine`, which reads the prompt once for all its rows, and on a GPU decodes with a graph.
+- `transformers`: `TransformersEngine`, which reads the prompt once for all its rows, and on a GPU decodes with a
+  graph.
 - `transformers_no_graph`: the same on a GPU without the graph, as with sampling or a sliding window.
 - `plain`: `model.generate(inputs_embeds=...)` with the prompt repeated in every row.
 - `vllm`: `VLLMEngine`, where vLLM is installed.
 - `vllm_server`: `VLLMServerEngine`, where `--vllm_server_base_url` is given.
 
 Each lives in a process of its own and they take turns. Every round has another prompt and other latents, the same for
-all engines. CPU seconds are those of the engine's process and its children; a server's are counted if its process id is
-given, and left out, as the table says, if not. `agreement` is the share of rows with exactly the completion of
+all engines. CPU seconds are those of the engine's process and its children; a server's are counted if its process id
+is given, and left out, as the table says, if not. `agreement` is the share of rows with exactly the completion of
 `transformers` (in bfloat16, near ties fall either way).
 
 The claims: `transformers` at least 1.5 times as fast as `plain`; vLLM at least 2.5 times the tokens of `transformers`

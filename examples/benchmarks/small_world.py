@@ -4,8 +4,8 @@
 What is learned in a small world where latents are needed: the experiments whose tables the docs have.
 
 The world is tests/tiny.py: a question is `[letter][a][b]`, the letter decides the operation, and a main model of two
-layers can calculate once it is told with which. Pairs of operands are held out. tests/learners.py has the trainers, and
-the settings that all arms share. Minutes of one core each, no download:
+layers can calculate once it is told with which. Pairs of operands are held out. tests/learners.py has the trainers,
+and the settings that all arms share. Minutes of one core each, no download:
 
     python examples/benchmarks/small_world.py --experiment methods         # docs/soft_token_grpo.md
     python examples/benchmarks/small_world.py --experiment prescreening    # docs/benchmarks.md
@@ -15,7 +15,8 @@ the settings that all arms share. Minutes of one core each, no download:
     python examples/benchmarks/small_world.py --experiment latent_rl       # docs/latent_rl.md
     python examples/benchmarks/small_world.py --experiment methods --arms LEPO --seeds 0 1
 
-Printed: a markdown table of held-out figures, one for each seed. Processors, and numbers of threads, round differently.
+Printed: a markdown table of held-out figures, one for each seed. Processors, and numbers of threads, round
+differently.
 """
 
 import copy

@@ -3,10 +3,10 @@
 """
 What an optimizer step of `LatentGRPOTrainer` costs beside one of TRL's `GRPOTrainer`.
 
-Both have the same main model (which TRL trains and ours only decodes with), prompts, number G of completions, completion
-length (always all of it) and reward, and pass over each rollout once. Each trains in a process of its own, so that peak
-memory is its own, and the two take turns step by step, so that they never run together and a machine that slows down
-slows both. All through `trainer.train()`; a step's time includes fetching data and logging.
+Both have the same main model (which TRL trains and ours only decodes with), prompts, number G of completions,
+completion length (always all of it) and reward, and pass over each rollout once. Each trains in a process of its own,
+so that peak memory is its own, and the two take turns step by step, so that they never run together and a machine that
+slows down slows both. All through `trainer.train()`; a step's time includes fetching data and logging.
 
     python examples/benchmarks/step_time.py                                   # CPU, SmolLM2-135M-Instruct
     python examples/benchmarks/step_time.py --dtype float32 --prompt_tokens 150

@@ -3,16 +3,16 @@
 """
 Is a supervised start followed by reinforcement learning better than reinforcement learning alone, in the same time?
 
-SmolLM2-135M-Instruct as the frozen main model, "What is a + b?", gold answers as supervised targets, 36 pairs held out.
-Both arms have the same time, and for each seed they run one after the other:
+SmolLM2-135M-Instruct as the frozen main model, "What is a + b?", gold answers as supervised targets, 36 pairs held
+out. Both arms have the same time, and for each seed they run one after the other:
 
     python examples/benchmarks/warm_start.py
     python examples/benchmarks/warm_start.py --seeds 0 --seconds 60 --sft_share 0.5
 
-Time is CPU time of the process divided by its threads, which on an idle machine is wall time: what else runs on a shared
-machine takes from neither arm. Printed per seed and in the mean over seeds, with 95% intervals over the questions (Wilson's
-score): held-out accuracy of sampled latents without training, after the supervised part, at the end, and with latents
-shuffled between questions. What another training would give is seen from the seeds.
+Time is CPU time of the process divided by its threads, which on an idle machine is wall time: what else runs on a
+shared machine takes from neither arm. Printed per seed and in the mean over seeds, with 95% intervals over the
+questions (Wilson's score): held-out accuracy of sampled latents without training, after the supervised part, at the
+end, and with latents shuffled between questions. What another training would give is seen from the seeds.
 """
 
 import json

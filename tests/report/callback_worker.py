@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Run by test_report_callback.py under a launcher: a few steps with or without a report, and the weights they end with."""
+"""
+Run by test_report_callback.py under a launcher: a few steps with or without a report, and the weights they end with.
+"""
 
 import os
 import sys

@@ -738,8 +738,8 @@ ANSWERS = {
             "The roots are x = 2 and x = 3.", "\\boxed{2, 3}", "\\boxed{2 \\text{ and } 3}", "{2, 3}", "3, 2",
             "The answer is 2 and 3", "2, 3."], ["2", "3", "2, 4", "23", "2,3,4", "2 or 4"]),
     },
-    # Where both would do, the simpler rule: units and arithmetic are not checked, questions state nothing, text is compared
-    # as text, and of several ways to write a date or a time there is one
+    # Where both would do, the simpler rule: units and arithmetic are not checked, questions state nothing, text is
+    # compared as text, and of several ways to write a date or a time there is one
     "decided so": {
         "18": (["18th century", "18 = 9 + 8", "5. 18", "18; she has 9 pairs"], ["18?", "18/1", "> 18", "A) 18", "18; or 20",
             "print(18)", "18_{10}", "~~17~~ 18", "| x | 18 |", "17... 18", "one hundred and eighteen", "18; 18; 18"]),

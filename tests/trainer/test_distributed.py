@@ -99,7 +99,8 @@ def assert_alike(one, many, launcher, num_processes=2):
     assert {log["engine"] for log in logs} == {"DeepSpeedEngine"}
     if "partition" in logs[0]:
         assert {log["stage"] for log in logs} == {2}
-        # Each process holds about its part of the trainable weights' optimizer state; the engine knows no other weights
+        # Each process holds about its part of the trainable weights' optimizer state; the engine knows no other
+        # weights
         shares = [log["partition"] / log["trainable"] * num_processes for log in logs]
         assert all(1.0 <= share < 1.02 for share in shares)
         print(f"partitions of {logs[0]['trainable']}: {[log['partition'] for log in logs]}")

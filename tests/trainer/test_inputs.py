@@ -17,8 +17,8 @@ from trl_dlr.trainer.inputs import NUM_STREAMED
 ON_PROMPTS = [LatentGRPOTrainer, SoftTokenGRPOTrainer, LatentRLTrainer]
 ON_ANSWERS = [LatentSFTTrainer, CoconutSFTTrainer]
 NO_SYSTEM_ROLE = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{{ m['content'] }}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif "
+    "%}{{ m['content'] }}{% endfor %}"
 )
 pytestmark = pytest.mark.filterwarnings("ignore:`LatentRLTrainer` is experimental")
 

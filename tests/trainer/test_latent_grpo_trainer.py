@@ -133,8 +133,8 @@ def test_the_default_batch_sizes_train_and_evaluate(tmp_path):
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 def test_unchanged_weights_give_a_ratio_of_exactly_one(tmp_path, sampling):
-    # Several micro-batches, rows shuffled between them, prompts of different lengths, weights that stay as they are. The
-    # assistant, whose layers are configured as the main model's, has a dropout that is no module.
+    # Several micro-batches, rows shuffled between them, prompts of different lengths, weights that stay as they are.
+    # The assistant, whose layers are configured as the main model's, has a dropout that is no module.
     trainer = make_trainer(
         tmp_path,
         main_model=random_main_model(attention_dropout=0.5),

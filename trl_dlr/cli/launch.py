@@ -29,8 +29,8 @@ def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
         module (`str`):
             Name of the module.
         parser ([`CommandParser`]):
-            Its arguments, which are checked here first: a wrong one is told once, not by every process. What it does not
-            know goes to `accelerate launch`.
+            Its arguments, which are checked here first: a wrong one is told once, not by every process. What it does
+            not know goes to `accelerate launch`.
         argv (`list[str]`):
             Arguments.
 

@@ -1,16 +1,16 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Say what a run of `trl-dlr train` takes of each GPU's memory, from the same file and arguments, without a GPU and without
-loading weights: a model is built from its `config.json` alone. Runs of other commands are not planned.
+Say what a run of `trl-dlr train` takes of each GPU's memory, from the same file and arguments, without a GPU and
+without loading weights: a model is built from its `config.json` alone. Runs of other commands are not planned.
 
 Examples:
 
     trl-dlr plan --config examples/configs/gsm8k.yaml --gpu_memory 24
     trl-dlr plan --config examples/configs/paper_llama2_7b.yaml --num_processes 8 --zero_stage 2 --gpu_memory 40 80
 
-Any argument of the run can be changed to see what it does, `--decoding_batch_size 16` for one. The exit code is 1 if the run
-fits none of the sizes that are given.
+Any argument of the run can be changed to see what it does, `--decoding_batch_size 16` for one. The exit code is 1 if
+the run fits none of the sizes that are given.
 """
 
 import sys

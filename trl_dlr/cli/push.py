@@ -1,8 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Push a saved policy to the Hub: policy, tokenizer, value head and card, without checkpoints, pages and logs. Its main model is
-not loaded.
+Push a saved policy to the Hub: policy, tokenizer, value head and card, without checkpoints, pages and logs. Its main
+model is not loaded.
 
 Examples:
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Write the page with a run's plots again, with the held-out metrics that are there by now. The run must have been trained with
-a LatentReportCallback, as `trl-dlr train --report true` does.
+Write the page with a run's plots again, with the held-out metrics that are there by now. The run must have been
+trained with a LatentReportCallback, as `trl-dlr train --report true` does.
 
 Examples:
 

@@ -46,8 +46,8 @@ def answer_questions(
             - `"mean_latents"`: the mean of every step, once.
             - `"no_latents"`: the main model answers alone, once, greedily.
             - `"plain_anchors"`: it is given as many plain tokens of the policy's anchor text instead, once.
-            - `"zero_latents"`: latents of 0, once. With `injection="anchors"`, they are the anchor tokens; soft tokens of
-              0 mix all tokens in equal parts.
+            - `"zero_latents"`: latents of 0, once. With `injection="anchors"`, they are the anchor tokens; soft tokens
+              of 0 mix all tokens in equal parts.
             - `"fresh_head"`: trajectories of the same policy with a latent head that has not been trained, so mostly
               noise.
             - `"shuffled"`: each question gets those of another one. What this costs is what the latents carry about
@@ -69,8 +69,8 @@ def answer_questions(
     if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names:
         found = dataset.column_names if isinstance(dataset, Dataset) else type(dataset).__name__
         raise ValueError(
-            f"`dataset` must be a `datasets.Dataset` with a column 'prompt', got {found}. `Dataset.from_list` makes one of "
-            "a list of rows."
+            f"`dataset` must be a `datasets.Dataset` with a column 'prompt', got {found}. `Dataset.from_list` makes "
+            "one of a list of rows."
         )
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value < 1:
@@ -84,7 +84,8 @@ def answer_questions(
     before = reasoner.engine.num_truncated
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        # Every process draws the latents of all questions, which are cheap: answers do not depend on how many there are
+        # Every process draws the latents of all questions, which are cheap: answers do not depend on how many there
+        # are
         if control == "zero_latents":
             drawn = reasoner.policy.zero_latents(len(prompts))
             latents, lengths = drawn.latents.unsqueeze(1), drawn.lengths.unsqueeze(1)
@@ -109,9 +110,9 @@ def answer_questions(
     answers = gather_object(answers)
     if sum(gather_object([reasoner.engine.num_truncated - before])) == len(prompts) * num_samples:
         logger.warning(
-            f"{description}: all {len(prompts) * num_samples} answers were cut off at {reasoner.engine.max_new_tokens} "
-            "tokens. If they are meant to end by themselves, raise `max_new_tokens` (in training, "
-            "`max_completion_length`)."
+            f"{description}: all {len(prompts) * num_samples} answers were cut off at "
+            f"{reasoner.engine.max_new_tokens} tokens. If they are meant to end by themselves, raise `max_new_tokens` "
+            "(in training, `max_completion_length`)."
         )
     return answers
 
@@ -140,8 +141,8 @@ def score_answers(dataset: Dataset, answers: list[list[str]], reward: Callable[.
             Reward function.
 
     Returns:
-        `torch.Tensor` of shape `(num_questions, num_samples)`: rewards, in every process. NaN where the function returned
-        `None`, which is to have no opinion.
+        `torch.Tensor` of shape `(num_questions, num_samples)`: rewards, in every process. NaN where the function
+        returned `None`, which is to have no opinion.
     """
     num_samples = len(answers[0])
     with PartialState().split_between_processes(list(range(len(dataset)))) as indices:
@@ -181,9 +182,9 @@ def evaluate_latents(
             As for [`answer_questions`]: `control`, `num_samples`, `batch_size`, `seed`, `description`.
 
     Returns:
-        `dict[str, float]`: `reward` (total), `accuracy` and `format` (shares), averaged over questions and samples, and
-        `pass_at_k`, the share of questions with a correct answer among their `num_samples`, and `mixed`, the share of
-        those whose samples differ in reward. Answers without a reward (`None`) are left out of each.
+        `dict[str, float]`: `reward` (total), `accuracy` and `format` (shares), averaged over questions and samples,
+        and `pass_at_k`, the share of questions with a correct answer among their `num_samples`, and `mixed`, the share
+        of those whose samples differ in reward. Answers without a reward (`None`) are left out of each.
     """
     answers = answer_questions(reasoner, dataset, **kwargs)
     correct = score_answers(dataset, answers, correctness_reward)

@@ -95,8 +95,8 @@ class LatentReasonerLM(TemplateLM):
         super().__init__()
         if PartialState().num_processes > 1:
             raise ValueError(
-                f"`trl_dlr` runs in one process, but {PartialState().num_processes} were launched. Start it with `python`; "
-                "several GPUs go to `engine='vllm'` or to a vLLM server."
+                f"`trl_dlr` runs in one process, but {PartialState().num_processes} were launched. Start it with "
+                "`python`; several GPUs go to `engine='vllm'` or to a vLLM server."
             )
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"`batch_size` must be a number of questions, at least 1, got {batch_size!r}.")
@@ -148,16 +148,16 @@ class LatentReasonerLM(TemplateLM):
         """The conversation itself: it is rendered twice, with the assistant's template and with the main model's."""
         if not add_generation_prompt:
             raise ValueError(
-                "A task with `gen_prefix` cannot be given a chat template: latents follow the generation prompt, and no "
-                "policy was trained to have an answer begun before them."
+                "A task with `gen_prefix` cannot be given a chat template: latents follow the generation prompt, and "
+                "no policy was trained to have an answer begun before them."
             )
         return Conversation(json.dumps(chat_history))
 
     def _prompts(self, contexts: list[str]) -> list:
         if not all(contexts):
             raise ValueError(
-                "`trl_dlr` needs a context, which latents are drawn for, but a task's is empty. For the main model alone, "
-                "use `--model hf`."
+                "`trl_dlr` needs a context, which latents are drawn for, but a task's is empty. For the main model "
+                "alone, use `--model hf`."
             )
         return [json.loads(context) if isinstance(context, Conversation) else context for context in contexts]
 
@@ -197,7 +197,8 @@ class LatentReasonerLM(TemplateLM):
         if kwargs["do_sample"]:
             raise ValueError(
                 "A task's `generation_kwargs` ask for sampled tokens, but the main model decodes greedily. Pass "
-                "`--gen_kwargs do_sample=false,temperature=0`, and `do_sample=true` among `--model_args` to sample latents."
+                "`--gen_kwargs do_sample=false,temperature=0`, and `do_sample=true` among `--model_args` to sample "
+                "latents."
             )
         self.reasoner.engine.max_new_tokens = kwargs["max_gen_toks"]
         return kwargs["until"]
@@ -220,7 +221,8 @@ class LatentReasonerLM(TemplateLM):
         engine, policy, num_samples = self.reasoner.engine, self.reasoner.policy, self.num_samples
         if not isinstance(engine, TransformersEngine):
             raise ValueError(
-                f"Tasks that score given answers need `engine=transformers`; {type(engine).__name__} only writes answers."
+                f"Tasks that score given answers need `engine=transformers`; {type(engine).__name__} only writes "
+                "answers."
             )
         length = max(len(prompt_ids) + len(answer_ids) for _, prompt_ids, answer_ids in requests)
         length += policy.config.num_latents
@@ -264,8 +266,8 @@ class LatentReasonerLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         raise ValueError(
-            "`trl_dlr` does not score whole documents: they hold no question that latents could be drawn for. For the main "
-            "model alone, use `--model hf`."
+            "`trl_dlr` does not score whole documents: they hold no question that latents could be drawn for. For "
+            "the main model alone, use `--model hf`."
         )
 
 

@@ -42,8 +42,8 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 def majority_at_k(completions: Sequence[str], is_correct: Sequence[bool], k: int) -> float:
     """
-    Share of votes among k samples whose winner is right: each k samples in a row vote once ([`majority_vote`]), and what
-    is left over does not vote. With as many samples as k it is the one vote of all.
+    Share of votes among k samples whose winner is right: each k samples in a row vote once ([`majority_vote`]), and
+    what is left over does not vote. With as many samples as k it is the one vote of all.
 
     Args:
         completions (`Sequence[str]`):
@@ -79,8 +79,8 @@ def mean_interval(
             Ends that a mean cannot pass, `(0.0, 1.0)` for shares.
 
     Returns:
-        `tuple[float, float, float]`: mean, lower and upper end. The interval is about repeating the runs, not about other
-        questions: of one run, use [`wilson_interval`].
+        `tuple[float, float, float]`: mean, lower and upper end. The interval is about repeating the runs, not about
+        other questions: of one run, use [`wilson_interval`].
     """
     if len(values) < 2:
         raise ValueError(
@@ -96,8 +96,8 @@ def mean_interval(
 
 def wilson_interval(share: float, num_questions: int, level: float = 0.95) -> tuple[float, float]:
     """
-    Confidence interval of a share over questions by Wilson's score, which is sound for few questions and for shares of 0
-    and 1.
+    Confidence interval of a share over questions by Wilson's score, which is sound for few questions and for shares of
+    0 and 1.
 
     Args:
         share (`float`):

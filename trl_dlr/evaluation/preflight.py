@@ -51,12 +51,14 @@ def preflight(
 
     Returns:
         `dict[str, float]`:
-            - `<control>/<metric>` of [`evaluate_latents`] for `no_latents`, `plain_anchors`, the `policy` and `shuffled`.
-              A policy that scores below the first two hurts; what it scores above the last is about its question.
+            - `<control>/<metric>` of [`evaluate_latents`] for `no_latents`, `plain_anchors`, the `policy` and
+              `shuffled`. A policy that scores below the first two hurts; what it scores above the last is about its
+              question.
             - `policy/mixed`: share of questions whose samples differ in reward, the only ones that teach anything.
-            - `mean_size`: root mean square of μ/σ, see [`DiagonalGaussian.size`] and [`SoftTokens.size`]. Far above 1, samples of a question hardly differ.
-            - `gradient/<part>`: norm of the policy gradient of random advantages in each part of the policy. It is 0 in
-              what reinforcement learning does not reach.
+            - `mean_size`: root mean square of μ/σ, see [`DiagonalGaussian.size`] and [`SoftTokens.size`]. Far above 1,
+              samples of a question hardly differ.
+            - `gradient/<part>`: norm of the policy gradient of random advantages in each part of the policy. It is 0
+              in what reinforcement learning does not reach.
     """
     metrics = {}
     for control in CONTROLS:

@@ -31,9 +31,9 @@ LEGEND = {
 
 def interval(values: list[float], num_questions: int) -> dict[str, float | int | list[float]]:
     """
-    Mean over runs with its 95% interval over questions. A question's mean over runs and samples lies between 0 and 1, so
-    Wilson's score covers what differs between questions and what differs between samples of one. Student's t over a few
-    runs would know of the second alone, go beyond 0 and 1, and be empty where the runs agree.
+    Mean over runs with its 95% interval over questions. A question's mean over runs and samples lies between 0 and 1,
+    so Wilson's score covers what differs between questions and what differs between samples of one. Student's t over a
+    few runs would know of the second alone, go beyond 0 and 1, and be empty where the runs agree.
     """
     mean = statistics.fmean(values)
     low, high = wilson_interval(mean, num_questions)
@@ -72,9 +72,9 @@ def evaluate_row(
             Questions decoded together.
 
     Returns:
-        `dict`: `pass@1`, `pass@k` and `majority@k`, each with its mean, 95% interval and runs; the mean number of tokens
-        of an answer, the share of answers that were cut off, answers decoded, tokens through the main model and seconds,
-        of a run.
+        `dict`: `pass@1`, `pass@k` and `majority@k`, each with its mean, 95% interval and runs; the mean number of
+        tokens of an answer, the share of answers that were cut off, answers decoded, tokens through the main model and
+        seconds, of a run.
     """
     engine, runs = reasoner.engine, []
     counters = ("num_decoded", "num_completion_tokens", "num_truncated", "num_forward_tokens")
@@ -125,5 +125,6 @@ def print_table(results: dict[str, dict]) -> None:
             print(f"{name:<14}{meaning}")
     num_questions = next(iter(results.values()))["pass@1"]["num_questions"]
     print(
-        f"{'[low, high]':<14}95% interval by Wilson's score, as for other questions of the kind of these {num_questions}"
+        f"{'[low, high]':<14}95% interval by Wilson's score, as for other questions of the kind of these "
+        f"{num_questions}"
     )

@@ -49,8 +49,8 @@ def create_engine(
         max_new_tokens (`int`):
             Completion tokens at most.
         generation_kwargs (`dict`, *optional*):
-            Further fields of [`~transformers.GenerationConfig`], or of `vllm.SamplingParams`. Decoding is greedy unless
-            they say otherwise.
+            Further fields of [`~transformers.GenerationConfig`], or of `vllm.SamplingParams`. Decoding is greedy
+            unless they say otherwise.
         **kwargs:
             Further arguments of [`TransformersEngine`], [`VLLMEngine`] or [`VLLMServerEngine`].
     """

@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""What every decoder of the frozen main model has in common: prompts and latent embeddings in, completion tokens out."""
+"""
+What every decoder of the frozen main model has in common: prompts and latent embeddings in, completion tokens out.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -146,8 +148,8 @@ class DecodingEngine(ABC):
         self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
     ) -> list[list[int]]:
         """
-        Completion tokens of each row; `rows` names the prompt of each, and `latent_embeds` are `(num_latents, hidden_size)`
-        of each. What follows an end of sequence or a stop string is cut off.
+        Completion tokens of each row; `rows` names the prompt of each, and `latent_embeds` are `(num_latents,
+        hidden_size)` of each. What follows an end of sequence or a stop string is cut off.
         """
 
     def check_length(self, prompt_length: int, num_latents: int) -> None:
@@ -207,8 +209,8 @@ def check_generation_kwargs(
         check_type(f"generation_kwargs[{name!r}]", value, allowed[name])
         if name in ("min_new_tokens", "min_tokens") and not 0 <= value <= max_new_tokens:
             raise ValueError(
-                f"`generation_kwargs[{name!r}]` must be between 0 and the {max_new_tokens} tokens that a completion has at "
-                f"most, got {value}."
+                f"`generation_kwargs[{name!r}]` must be between 0 and the {max_new_tokens} tokens that a completion "
+                f"has at most, got {value}."
             )
 
 
@@ -216,15 +218,17 @@ def check_sampling(generation_kwargs: dict[str, Any], fields: Iterable[str], rem
     """Refuse fields that only apply to sampled tokens, where decoding is greedy."""
     if unfit := [name for name in fields if name in generation_kwargs]:
         raise ValueError(
-            f"`generation_kwargs` sets {', '.join(unfit)}, which {'has' if len(unfit) == 1 else 'have'} no meaning for "
-            f"greedy decoding. {remedy}, or leave it out."
+            f"`generation_kwargs` sets {', '.join(unfit)}, which {'has' if len(unfit) == 1 else 'have'} no meaning "
+            f"for greedy decoding. {remedy}, or leave it out."
         )
 
 
 def prompt_embeds(
     embed_tokens: nn.Module, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
 ) -> list[torch.Tensor]:
-    """`[prompt embeddings ; latent embeddings]` of each row, shape `(length, hidden_size)`, in the embeddings' dtype."""
+    """
+    `[prompt embeddings ; latent embeddings]` of each row, shape `(length, hidden_size)`, in the embeddings' dtype.
+    """
     device = embed_tokens.weight.device
     embedded = {index: embed_tokens(torch.tensor(prompt_ids[index], device=device)) for index in set(rows)}
     if latent_embeds is None:

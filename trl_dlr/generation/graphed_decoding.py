@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Greedy decoding on a GPU, where launching a step's many small kernels takes several times as long as running them."""
+"""
+Greedy decoding on a GPU, where launching a step's many small kernels takes several times as long as running them.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -57,8 +59,8 @@ class DecodingBatch:
         prompt_of (`torch.Tensor` of shape `(num_rows,)`):
             Prompt of each row.
         latents (`torch.Tensor` of shape `(num_rows, num_latents, hidden_size)`, *optional*):
-            Embeddings after the prompts. Rows with fewer have them on the right, after a masked gap: the first token is
-            read off the last one.
+            Embeddings after the prompts. Rows with fewer have them on the right, after a masked gap: the first token
+            is read off the last one.
         latent_mask (`torch.Tensor` of shape `(num_rows, num_latents)`, *optional*):
             0 where a row has none.
     """
@@ -98,8 +100,8 @@ class DecodingBatch:
 
 class GraphedDecoding:
     """
-    Greedy decoding of a fixed number of rows with a static cache. A step is captured as a CUDA graph when rows are decoded
-    for the first time, and replayed from then on. On a CPU it is called.
+    Greedy decoding of a fixed number of rows with a static cache. A step is captured as a CUDA graph when rows are
+    decoded for the first time, and replayed from then on. On a CPU it is called.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -233,8 +235,9 @@ class GraphedDecoding:
                 self._step()
         except RuntimeError as error:
             raise RuntimeError(
-                f"A decoding step of {type(self.model).__name__} could not be captured as a CUDA graph ({error}). Load the "
-                "main model with `attn_implementation='eager'` (`main_model_init_kwargs`), which decodes without one."
+                f"A decoding step of {type(self.model).__name__} could not be captured as a CUDA graph ({error}). "
+                "Load the main model with `attn_implementation='eager'` (`main_model_init_kwargs`), which decodes "
+                "without one."
             ) from error
         return graph
 

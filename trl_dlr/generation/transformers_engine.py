@@ -51,8 +51,8 @@ class TransformersEngine(DecodingEngine):
     Decodes with [`~transformers.GenerationMixin.generate`].
 
     A prompt that several trajectories share is encoded once, and its KV cache repeated for each of them. Prompts of
-    similar length are decoded together, and rows that have finished leave the batch. On a GPU, greedy decoding of a model
-    that allows it is a CUDA graph instead, see [`GraphedDecoding`].
+    similar length are decoded together, and rows that have finished leave the batch. On a GPU, greedy decoding of a
+    model that allows it is a CUDA graph instead, see [`GraphedDecoding`].
 
     Args:
         main_model ([`~transformers.PreTrainedModel`]):

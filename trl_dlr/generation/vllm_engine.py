@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling, prompt_embeds
 
 
-# Of `vllm.SamplingParams`, what applies to a completion after embeddings. Penalties look at a prompt's tokens, which there
-# are none of: they end the engine.
+# Of `vllm.SamplingParams`, what applies to a completion after embeddings. Penalties look at a prompt's tokens, which
+# there are none of: they end the engine.
 VLLM_SAMPLING_FIELDS = {"top_p": float, "top_k": int, "min_p": float, "seed": int | None}
 VLLM_FIELDS = {
     "temperature": float | None,
@@ -58,8 +58,9 @@ class VLLMEngine(DecodingEngine):
 
     Raises:
         `ImportError`: vLLM is not installed.
-        `ValueError`: the main model has no name, `tensor_parallel_size` is above 1, `max_model_len` leaves no room for `max_new_tokens`,
-        `generation_kwargs` set what the engine sets, or vLLM reads embeddings of this main model differently than tokens.
+        `ValueError`: the main model has no name, `tensor_parallel_size` is above 1, `max_model_len` leaves no room for
+        `max_new_tokens`, `generation_kwargs` set what the engine sets, or vLLM reads embeddings of this main model
+        differently than tokens.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class VLLMEngine(DecodingEngine):
         name = main_model.config.name_or_path
         if not name:
             raise ValueError(
-                "`main_model` was built in memory, but vLLM in this process loads it by name. Save it with `save_pretrained`, and load it "
-                "from there."
+                "`main_model` was built in memory, but vLLM in this process loads it by name. Save it with "
+                "`save_pretrained`, and load it from there."
             )
         self.fields = sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)
         dtype = str(main_model.get_input_embeddings().weight.dtype).removeprefix("torch.")
@@ -121,9 +122,9 @@ class VLLMEngine(DecodingEngine):
             # Near ties may fall either way in bfloat16
             if embeds_output.outputs[0].token_ids[0] not in ids_output.outputs[0].logprobs[0]:
                 raise ValueError(
-                    "vLLM continues a text differently from the main model's embeddings than from its tokens. It scales "
-                    "those of some architectures, such as Gemma, once more, and would decode nonsense after latents. Use "
-                    "the transformers engine (`use_vllm=False`) for this main model."
+                    "vLLM continues a text differently from the main model's embeddings than from its tokens. It "
+                    "scales those of some architectures, such as Gemma, once more, and would decode nonsense after "
+                    "latents. Use the transformers engine (`use_vllm=False`) for this main model."
                 )
 
     def _describe_limit(self, length):
@@ -146,7 +147,9 @@ def probe_prompts(processing_class: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 def sampling_fields(max_new_tokens: int, eos_token_ids: list[int], generation_kwargs: dict | None) -> dict:
-    """Fields of `vllm.SamplingParams`: one greedy completion up to one of `eos_token_ids`, then `generation_kwargs`."""
+    """
+    Fields of `vllm.SamplingParams`: one greedy completion up to one of `eos_token_ids`, then `generation_kwargs`.
+    """
     generation_kwargs = dict(generation_kwargs or {})
     check_generation_kwargs(generation_kwargs, VLLM_FIELDS, "`vllm.SamplingParams`", max_new_tokens)
     if not generation_kwargs.get("temperature"):

@@ -70,7 +70,9 @@ class DiagonalGaussian:
         return (reference.log_std - self.log_std + 0.5 * (variance_ratio + shift**2) - 0.5).sum(-1)
 
     def size(self) -> torch.Tensor:
-        """Root mean square of mean/std at each latent step, shape `(batch_size, num_latents)`: signal against noise."""
+        """
+        Root mean square of mean/std at each latent step, shape `(batch_size, num_latents)`: signal against noise.
+        """
         return (self.mean * (-self.log_std).exp()).square().mean(-1).sqrt()
 
     def rows(self) -> dict[str, torch.Tensor]:
@@ -93,9 +95,9 @@ class DiagonalGaussian:
 @dataclass
 class SoftTokens:
     r"""
-    Density of one latent step that is a soft token: perturbed log-probabilities \( s = \log\pi + g \) of the main model's
-    tokens, g Gumbel noise. The main model is given the mixture of token embeddings with weights softmax(s/τ), whose
-    density is that of Gumbel-softmax. Evaluated in float32.
+    Density of one latent step that is a soft token: perturbed log-probabilities \( s = \log\pi + g \) of the main
+    model's tokens, g Gumbel noise. The main model is given the mixture of token embeddings with weights softmax(s/τ),
+    whose density is that of Gumbel-softmax. Evaluated in float32.
 
     Args:
         log_probs (`torch.Tensor` of shape `(batch_size, num_latents, vocab_size)`):
@@ -122,8 +124,8 @@ class SoftTokens:
 
     def rsample(self, noise: torch.Tensor | None = None) -> torch.Tensor:
         """
-        Reparameterized sample log π + noise; Gumbel noise is drawn if none is given. Where the noise is -inf a token is
-        no part of the mixture.
+        Reparameterized sample log π + noise; Gumbel noise is drawn if none is given. Where the noise is -inf a token
+        is no part of the mixture.
         """
         return self.log_probs + (gumbel_noise(self.log_probs.shape, self.log_probs.device) if noise is None else noise)
 
@@ -146,16 +148,16 @@ class SoftTokens:
 
     def entropy(self) -> torch.Tensor:
         """
-        Entropy of π at each latent step in nats, shape `(batch_size, num_latents)`: that of the heaviest token, not the
-        differential entropy of the mixture.
+        Entropy of π at each latent step in nats, shape `(batch_size, num_latents)`: that of the heaviest token, not
+        the differential entropy of the mixture.
         """
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
 
     def kl(self, reference: "SoftTokens") -> torch.Tensor:
         """
-        KL of π to the reference's at each latent step in nats, shape `(batch_size, num_latents)`. The heaviest token of a
-        mixture is distributed as π (the Gumbel-max trick), so by data processing this is a lower bound of the KL between
-        the mixtures' densities, which has no closed form.
+        KL of π to the reference's at each latent step in nats, shape `(batch_size, num_latents)`. The heaviest token
+        of a mixture is distributed as π (the Gumbel-max trick), so by data processing this is a lower bound of the KL
+        between the mixtures' densities, which has no closed form.
         """
         return (self.log_probs.exp() * (self.log_probs - reference.log_probs)).sum(-1)
 
@@ -232,7 +234,9 @@ class StoppedDensity:
         return self._joint(self.steps.entropy(), F.softplus(self._logits) - self._logits.sigmoid() * self._logits)
 
     def kl(self, reference: "StoppedDensity") -> torch.Tensor:
-        """Closed-form KL(self || reference) of each step and its decision in nats, shape `(batch_size, num_latents)`."""
+        """
+        Closed-form KL(self || reference) of each step and its decision in nats, shape `(batch_size, num_latents)`.
+        """
         shift = self._logits.sigmoid() * (self._logits - reference._logits)
         decision = shift + F.softplus(reference._logits) - F.softplus(self._logits)
         return self._joint(self.steps.kl(reference.steps), decision)

@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""Heads of a latent policy: from the assistant's hidden states to the densities of latents, and of the decision to stop."""
+"""
+Heads of a latent policy: from the assistant's hidden states to the densities of latents, and of the decision to stop.
+"""
 
 import math
 
@@ -20,9 +22,9 @@ def vocabulary_size(main_model: PreTrainedModel) -> int:
     embed, unembed = main_model.get_input_embeddings().weight, main_model.get_output_embeddings().weight
     if embed.shape != unembed.shape or not unembed.is_floating_point() or unembed.is_meta or embed.is_meta:
         raise ValueError(
-            "`latent_density='soft_tokens'` needs a main model with input and output embeddings of one shape, in floating point "
-            f"and not offloaded; `main_model` has {tuple(embed.shape)} {embed.dtype} on {embed.device} and "
-            f"{tuple(unembed.shape)} {unembed.dtype} on {unembed.device}. Use `latent_density='gaussian'`."
+            "`latent_density='soft_tokens'` needs a main model with input and output embeddings of one shape, in "
+            f"floating point and not offloaded; `main_model` has {tuple(embed.shape)} {embed.dtype} on {embed.device} "
+            f"and {tuple(unembed.shape)} {unembed.dtype} on {unembed.device}. Use `latent_density='gaussian'`."
         )
     return embed.size(0)
 
@@ -63,8 +65,8 @@ class LatentHead(nn.Module):
 class SoftTokenHead(nn.Linear):
     """
     Density of a latent step from the assistant's hidden state: a trained map to the main model's hidden size, then its
-    frozen output embeddings. The map starts as the identity where sizes allow it, so that an assistant made of the main
-    model's first layers starts with what these would say next.
+    frozen output embeddings. The map starts as the identity where sizes allow it, so that an assistant made of the
+    main model's first layers starts with what these would say next.
 
     Args:
         config ([`LatentPolicyConfig`]):
@@ -76,7 +78,8 @@ class SoftTokenHead(nn.Linear):
         for name in ("latent_top_k", "mixture_size"):
             if (getattr(config, name) or 0) > config.latent_dim:
                 raise ValueError(
-                    f"`{name}` must be at most the main model's {config.latent_dim} tokens, got {getattr(config, name)}."
+                    f"`{name}` must be at most the main model's {config.latent_dim} tokens, got "
+                    f"{getattr(config, name)}."
                 )
         self.temperature = config.soft_token_temperature
         self.score = SOFT_TOKEN_SCORES[config.soft_token_score]
@@ -115,7 +118,9 @@ class SoftTokenHead(nn.Linear):
 
 
 class StopHead(nn.Linear):
-    """Log-odds that a step is the last, from the state that its latent is drawn from; infinite where nothing is free."""
+    """
+    Log-odds that a step is the last, from the state that its latent is drawn from; infinite where nothing is free.
+    """
 
     def __init__(self, config: LatentPolicyConfig):
         super().__init__(config.hidden_size, 1)

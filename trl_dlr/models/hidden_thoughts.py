@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""A causal LM reads its own last hidden states as latent thoughts, with gradient: the pass that Coconut trains with."""
+"""
+A causal LM reads its own last hidden states as latent thoughts, with gradient: the pass that Coconut trains with.
+"""
 
 import types
 
@@ -25,11 +27,11 @@ def read_with_thoughts(
     Teacher-forced pass in which the input at a latent position is the last hidden state of the position before it, as
     in Coconut ([arXiv 2412.06769](https://huggingface.co/papers/2412.06769)).
 
-    What lies before the first latent is read once, each latent adds a step to the KV cache, and one pass reads the rest
-    together with the last latent. Columns in which no row has a latent cost no step of their own, so rows are best
-    padded such that their latents share columns. Where no cache can be kept (under activation checkpointing, whose
-    layers run again in the backward pass, and in models with a recurrent state, which a cache overwrites), each latent
-    takes a pass over all that is before it: the same values and gradients for more compute.
+    What lies before the first latent is read once, each latent adds a step to the KV cache, and one pass reads the
+    rest together with the last latent. Columns in which no row has a latent cost no step of their own, so rows are
+    best padded such that their latents share columns. Where no cache can be kept (under activation checkpointing,
+    whose layers run again in the backward pass, and in models with a recurrent state, which a cache overwrites), each
+    latent takes a pass over all that is before it: the same values and gradients for more compute.
 
     Args:
         backbone ([`~transformers.PreTrainedModel`]):
@@ -46,8 +48,9 @@ def read_with_thoughts(
             Further arguments of `backbone`.
 
     Returns:
-        [`~transformers.modeling_outputs.BaseModelOutputWithPast`]: as `backbone` returns it, with a `last_hidden_state`,
-        and `hidden_states` if `output_hidden_states`, of shape `(batch_size, length, hidden_size)`.
+        [`~transformers.modeling_outputs.BaseModelOutputWithPast`]: as `backbone` returns it, with a
+        `last_hidden_state`, and `hidden_states` if `output_hidden_states`, of shape `(batch_size, length,
+        hidden_size)`.
 
     Raises:
         `ValueError`: if a latent has no token before it.
@@ -90,11 +93,11 @@ def read_with_thoughts(
 
 def add_hidden_thoughts(model: PreTrainedModel) -> None:
     """
-    Let `model(..., is_latent=mask)` read with thoughts, see [`read_with_thoughts`]. Without `is_latent`, its forward is
-    the original one, so generation is unchanged.
+    Let `model(..., is_latent=mask)` read with thoughts, see [`read_with_thoughts`]. Without `is_latent`, its forward
+    is the original one, so generation is unchanged.
 
-    It is the forward of the backbone that is replaced: TRL's fused LM head, PEFT and the engines of distributed training
-    call it as before.
+    It is the forward of the backbone that is replaced: TRL's fused LM head, PEFT and the engines of distributed
+    training call it as before.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):

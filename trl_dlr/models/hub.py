@@ -48,8 +48,8 @@ def readable_damage(name: str) -> Iterator[None]:
         yield
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{str(name)!r} has a file that is damaged or cut off ({error}). Save, copy or download it again; a run's last "
-            "checkpoint has the policy too."
+            f"{str(name)!r} has a file that is damaged or cut off ({error}). Save, copy or download it again; a run's "
+            "last checkpoint has the policy too."
         ) from error
 
 
@@ -62,7 +62,9 @@ def check_dtype(argument: str, dtype: Any) -> None:
 
 
 def location_of(model: PreTrainedModel) -> str | None:
-    """Where a model was loaded from: its name on the Hub, or its folder by a path that holds anywhere on this machine."""
+    """
+    Where a model was loaded from: its name on the Hub, or its folder by a path that holds anywhere on this machine.
+    """
     name = model.config.name_or_path
     return os.path.abspath(name) if os.path.isdir(name) else name or None
 
@@ -79,7 +81,8 @@ def find_file(
     is_cached = try_to_load_from_cache(name, file, **hub) is not None
     try:
         if not is_cached and os.path.isdir(os.path.dirname(name)):
-            # Likely a folder, misspelt: without a connection a download would try for half a minute, and this tries once
+            # Likely a folder, misspelt: without a connection a download would try for half a minute, and this tries
+            # once
             HfApi(token=token).file_exists(name, file, revision=revision)
         return hf_hub_download(name, file, token=token, **hub)
     except RemoteEntryNotFoundError:
@@ -90,8 +93,8 @@ def find_file(
         # No connection: the cache knows which files there are, if it was asked before
         if not is_cached:
             raise FileNotFoundError(
-                f"{name!r} is no folder here, it is not in the cache, and the Hub cannot be reached. Check the name and "
-                "the connection."
+                f"{name!r} is no folder here, it is not in the cache, and the Hub cannot be reached. Check the name "
+                "and the connection."
             ) from error
         return None
 

@@ -77,8 +77,8 @@ class LatentInjector(nn.Module):
         else:
             if latent_dim > hidden_size:
                 raise ValueError(
-                    f"`latent_dim={latent_dim}` exceeds the main model's embedding size {hidden_size}, which has no more "
-                    f"principal components. Lower it, or use `injection='anchors'` instead of {self.injection!r}."
+                    f"`latent_dim={latent_dim}` exceeds the main model's embedding size {hidden_size}, which has no "
+                    f"more principal components. Lower it, or use `injection='anchors'` instead of {self.injection!r}."
                 )
             centered = table - table.mean(0)
             _, eigenvectors = torch.linalg.eigh(centered.T @ centered)  # ascending
@@ -106,8 +106,8 @@ class LatentInjector(nn.Module):
 
 class SoftTokenInjector(nn.Module):
     r"""
-    Soft tokens as input embeddings of the main model: \( e_t = \sum_k w_k E_k \) with w = softmax(s/τ), on the manifold
-    of its token embeddings by construction.
+    Soft tokens as input embeddings of the main model: \( e_t = \sum_k w_k E_k \) with w = softmax(s/τ), on the
+    manifold of its token embeddings by construction.
 
     Args:
         config ([`LatentPolicyConfig`]):

@@ -83,8 +83,8 @@ class LatentPolicyModel(PreTrainedModel):
 
     Calling the model scores: one teacher-forced pass over the question and given latents yields the density of every
     latent step. [`~LatentPolicyModel.sample`] draws latents step by step. [`~LatentPolicyModel.inject`] turns latents
-    into embeddings of the main model. Use [`~LatentPolicyModel.from_assistant`] to build a policy for a main model, and
-    `save_pretrained` / `from_pretrained` / `push_to_hub` as with any transformers model.
+    into embeddings of the main model. Use [`~LatentPolicyModel.from_assistant`] to build a policy for a main model,
+    and `save_pretrained` / `from_pretrained` / `push_to_hub` as with any transformers model.
 
     Args:
         config ([`LatentPolicyConfig`]):
@@ -168,15 +168,15 @@ class LatentPolicyModel(PreTrainedModel):
         backbone = assistant.base_model
         if any(tensor.is_meta or not tensor.is_floating_point() for tensor in backbone.parameters()):
             raise ValueError(
-                "`assistant` must hold trainable floating-point weights, but some are quantized or on the meta device. "
-                "Load it in float32 or bfloat16; `quantization_config` is for the frozen main model."
+                "`assistant` must hold trainable floating-point weights, but some are quantized or on the meta "
+                "device. Load it in float32 or bfloat16; `quantization_config` is for the frozen main model."
             )
         assistant_config = copy.deepcopy(backbone.config)
         if has_code_of_its_own(assistant_config):
             name = type(backbone).__name__
             warnings.warn(
-                f"The assistant, a {name}, runs code that came with it, and a saved policy brings none: load one after "
-                f"`AutoConfig.register({assistant_config.model_type!r}, {type(assistant_config).__name__})` and "
+                f"The assistant, a {name}, runs code that came with it, and a saved policy brings none: load one "
+                f"after `AutoConfig.register({assistant_config.model_type!r}, {type(assistant_config).__name__})` and "
                 f"`AutoModel.register({type(assistant_config).__name__}, {name})`.",
                 stacklevel=2,
             )
@@ -253,18 +253,18 @@ class LatentPolicyModel(PreTrainedModel):
         hidden_size = main_model.get_input_embeddings().embedding_dim
         policy_size = self.config.main_hidden_size or self.config.hidden_size
         built_for = (
-            f"(it was built for {self.config.main_model_name_or_path!r}). Pass that main model, or build a policy for this "
-            "one with `LatentPolicyModel.from_assistant`."
+            f"(it was built for {self.config.main_model_name_or_path!r}). Pass that main model, or build a policy for "
+            "this one with `LatentPolicyModel.from_assistant`."
         )
         if hidden_size != policy_size:
             raise ValueError(
-                f"`main_model` has embeddings of size {hidden_size}, but the policy injects embeddings of size {policy_size} "
-                f"{built_for}"
+                f"`main_model` has embeddings of size {hidden_size}, but the policy injects embeddings of size "
+                f"{policy_size} {built_for}"
             )
         if self.config.latent_density == "soft_tokens" and vocabulary_size(main_model) != self.config.latent_dim:
             raise ValueError(
-                f"`main_model` has {vocabulary_size(main_model)} tokens, but the policy mixes {self.config.latent_dim} "
-                f"{built_for}"
+                f"`main_model` has {vocabulary_size(main_model)} tokens, but the policy mixes "
+                f"{self.config.latent_dim} {built_for}"
             )
         warn_of_cast(main_model)
         recorded = self.config.main_model_fingerprint
@@ -285,8 +285,8 @@ class LatentPolicyModel(PreTrainedModel):
     def attach_main_model(self, main_model: PreTrainedModel, allow_mismatch: bool = False) -> None:
         """
         Check that the policy was built for `main_model`, as [`~LatentPolicyModel.check_main_model`] does, and let soft
-        tokens have its vocabulary: its embedding tables are part of no checkpoint. Gaussian latents need nothing of it.
-        A folder that the configuration names is replaced by the one that the model was found in.
+        tokens have its vocabulary: its embedding tables are part of no checkpoint. Gaussian latents need nothing of
+        it. A folder that the configuration names is replaced by the one that the model was found in.
 
         Raises:
             `ValueError`: as [`~LatentPolicyModel.check_main_model`].
@@ -316,8 +316,8 @@ class LatentPolicyModel(PreTrainedModel):
         if self.max_prompt_length is not None and prompt_length > self.max_prompt_length:
             raise ValueError(
                 f"A prompt of {prompt_length} tokens and `num_latents={self.config.num_latents}` together exceed the "
-                f"assistant's {self.assistant.config.get_text_config().max_position_embeddings} positions. Shorten the "
-                "prompts, or take an assistant with more."
+                f"assistant's {self.assistant.config.get_text_config().max_position_embeddings} positions. Shorten "
+                "the prompts, or take an assistant with more."
             )
 
     def untrained_head(self) -> LatentHead | SoftTokenHead:
@@ -347,8 +347,8 @@ class LatentPolicyModel(PreTrainedModel):
         **kwargs,
     ) -> LatentPolicyOutput:
         """
-        Density of every latent step: of given latents in one teacher-forced pass, or of those drawn with given noise. With
-        both, latents are drawn from the densities that the given ones have.
+        Density of every latent step: of given latents in one teacher-forced pass, or of those drawn with given noise.
+        With both, latents are drawn from the densities that the given ones have.
 
         Args:
             input_ids (`torch.Tensor` of shape `(batch_size, prompt_length)`):
@@ -359,8 +359,9 @@ class LatentPolicyModel(PreTrainedModel):
                 Latents whose steps are conditioned on the ones before them. Required for autoregressive sampling,
                 unless `noise` is given.
             noise (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`, *optional*):
-                Draw as many reparameterized latents, `mean + std * noise`, through which gradients pass (zeros: means).
-                Without `latents` they may be fewer than `config.num_latents`, and there is no decision to stop.
+                Draw as many reparameterized latents, `mean + std * noise`, through which gradients pass (zeros:
+                means). Without `latents` they may be fewer than `config.num_latents`, and there is no decision to
+                stop.
             lengths (`torch.Tensor` of shape `(batch_size,)`, *optional*):
                 Steps that each trajectory of `latents` took, if not all. What the others hold has no effect.
 
@@ -387,7 +388,9 @@ class LatentPolicyModel(PreTrainedModel):
     def _density_of_latents(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, latents: torch.Tensor
     ) -> LatentPolicyOutput:
-        """Autoregressive sampling: all steps, each given the latents before it, from one pass over questions and latents."""
+        """
+        Autoregressive sampling: all steps, each given the latents before it, from one pass over questions and latents.
+        """
         fed = self._feed(latents[:, :-1])
         if is_checkpointed(self):
             hidden_states = self._read_through(input_ids[rows], attention_mask[rows], fed)[:, input_ids.size(1) - 1 :]
@@ -438,8 +441,8 @@ class LatentPolicyModel(PreTrainedModel):
         stop_draws: torch.Tensor | None = None,
     ) -> LatentPolicyOutput:
         """
-        Latents of `rows` of questions, drawn with `noise`: in one pass, or step by step, each fed back. A trajectory stops
-        where the probability of that is above its number in `stop_draws`, shape `(num_rows, num_latents)`.
+        Latents of `rows` of questions, drawn with `noise`: in one pass, or step by step, each fed back. A trajectory
+        stops where the probability of that is above its number in `stop_draws`, shape `(num_rows, num_latents)`.
         """
         if self.config.latent_sampling == "parallel":
             output = self._density_of_queries(input_ids, attention_mask, rows, noise.size(1))
@@ -534,7 +537,8 @@ class LatentPolicyModel(PreTrainedModel):
             num_samples (`int` or `torch.Tensor` of shape `(batch_size,)`, *optional*, defaults to `1`):
                 Trajectories per question, or one number for each question.
             deterministic (`bool`, *optional*, defaults to `False`):
-                Whether to take the mean of every step instead of a sample, and to stop where that is likelier than not.
+                Whether to take the mean of every step instead of a sample, and to stop where that is likelier than
+                not.
 
         Returns:
             [`LatentPolicyOutput`]: float32 latents with the densities that they were drawn from, for the sum of

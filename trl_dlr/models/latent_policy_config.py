@@ -31,28 +31,29 @@ DENSITIES = {
 @dataclass
 class LatentOptions:
     r"""
-    What a latent policy is: fields of its [`LatentPolicyConfig`], and of the configurations of the trainers that build one.
+    What a latent policy is: fields of its [`LatentPolicyConfig`], and of the configurations of the trainers that build
+    one.
 
     Parameters:
         latent_density (`str`, *optional*, defaults to `"gaussian"`):
-            What a latent is: `"gaussian"`, a vector with a Gaussian density ([`DiagonalGaussian`]), or `"soft_tokens"`, a
-            mixture of the main model's tokens ([`SoftTokens`]).
+            What a latent is: `"gaussian"`, a vector with a Gaussian density ([`DiagonalGaussian`]), or
+            `"soft_tokens"`, a mixture of the main model's tokens ([`SoftTokens`]).
         latent_dim (`int`, *optional*, defaults to `16`):
-            Size d of a Gaussian latent. Small is what pure RL can train; larger needs a supervised start. Of soft tokens
-            it is the main model's vocabulary, whatever is given.
+            Size d of a Gaussian latent. Small is what pure RL can train; larger needs a supervised start. Of soft
+            tokens it is the main model's vocabulary, whatever is given.
         num_latents (`int`, *optional*, defaults to `4`):
             Number T of latent steps per trajectory, at most T if `learn_stop`.
         learn_stop (`bool`, *optional*, defaults to `False`):
-            Whether the policy decides after each latent step if it is the last, by a Bernoulli draw given the same state as
-            the step's latent. The decision is part of the action and of its density. [`LatentSFTTrainer`] always takes all
-            steps, and does not train the decision.
+            Whether the policy decides after each latent step if it is the last, by a Bernoulli draw given the same
+            state as the step's latent. The decision is part of the action and of its density. [`LatentSFTTrainer`]
+            always takes all steps, and does not train the decision.
         min_latents (`int`, *optional*, defaults to `1`):
             Steps that are always taken if `learn_stop`.
         initial_stop_prob (`float`, *optional*, defaults to `0.05`):
             Probability of a stop at each step that is free to, before training, if `learn_stop`.
         latent_sampling (`str`, *optional*, defaults to `"autoregressive"`):
-            `"autoregressive"`: each latent is fed back before the next is drawn (the paper's). `"parallel"`: T learned query
-            vectors after the question, all latents in one pass.
+            `"autoregressive"`: each latent is fed back before the next is drawn (the paper's). `"parallel"`: T learned
+            query vectors after the question, all latents in one pass.
         sigma (`float`, *optional*, defaults to `1.0`):
             Standard deviation σ of a Gaussian latent (its initial value if `learn_sigma`).
         learn_sigma (`bool`, *optional*, defaults to `False`):
@@ -60,8 +61,8 @@ class LatentOptions:
         soft_token_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature τ of a soft token's mixture.
         soft_token_score (`str`, *optional*, defaults to `"lepo"`):
-            What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or the surrogates of the
-            papers, `"lepo"` and `"latent_grpo"`.
+            What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or the surrogates
+            of the papers, `"lepo"` and `"latent_grpo"`.
         one_sided_noise (`bool`, *optional*, defaults to `False`):
             Whether Gumbel noise is clamped and shifted to be at least 0, for `"latent_grpo"`.
         latent_top_k (`int`, *optional*):
@@ -71,9 +72,9 @@ class LatentOptions:
         mixture_size (`int`, *optional*):
             Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all.
         injection (`str`, *optional*, defaults to `"anchors"`):
-            How Gaussian latents become embeddings of the main model, see [`LatentInjector`]: `"anchors"` (offsets from the
-            embeddings of `anchor_text`), `"components"` (principal components of the main model's embedding table) or
-            `"trained"` (a parameter, which a pure policy gradient does not reach).
+            How Gaussian latents become embeddings of the main model, see [`LatentInjector`]: `"anchors"` (offsets from
+            the embeddings of `anchor_text`), `"components"` (principal components of the main model's embedding table)
+            or `"trained"` (a parameter, which a pure policy gradient does not reach).
         injection_scale (`float`, *optional*, defaults to `0.3`):
             Size of the latents' share of an embedding, in units of the main model's measured embedding RMS.
         anchor_text (`str`, *optional*, defaults to `"Answer: "`):
@@ -117,8 +118,8 @@ class LatentOptions:
                 raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
         if self.learn_stop and self.min_latents >= self.num_latents:
             raise ValueError(
-                f"`min_latents={self.min_latents}` must be below `num_latents={self.num_latents}` with `learn_stop=True`, or "
-                "there is no stop to learn."
+                f"`min_latents={self.min_latents}` must be below `num_latents={self.num_latents}` with "
+                "`learn_stop=True`, or there is no stop to learn."
             )
         if not self.learn_stop and self.min_latents != 1:
             raise ValueError(
@@ -136,21 +137,22 @@ class LatentOptions:
     def _check_density(self) -> None:
         if self.one_sided_noise and self.latent_density == "gaussian":
             raise ValueError(
-                "`one_sided_noise=True` is for soft tokens alone: the gradient of a Gaussian's log-density in its mean, "
-                "(z - μ)/σ², has a direction, which noise of one sign would bias, and no sign to protect. Leave it at False."
+                "`one_sided_noise=True` is for soft tokens alone: the gradient of a Gaussian's log-density in its "
+                "mean, (z - μ)/σ², has a direction, which noise of one sign would bias, and no sign to protect. "
+                "Leave it at False."
             )
         for density in set(DENSITIES) - {self.latent_density}:
             for name in DENSITIES[density]:
                 default = LatentOptions.__dataclass_fields__[name].default
                 if getattr(self, name) != default:
                     raise ValueError(
-                        f"`{name}={getattr(self, name)!r}` belongs to `latent_density={density!r}`, and the policy has "
-                        f"`latent_density={self.latent_density!r}`. Leave it at {default!r}."
+                        f"`{name}={getattr(self, name)!r}` belongs to `latent_density={density!r}`, and the policy "
+                        f"has `latent_density={self.latent_density!r}`. Leave it at {default!r}."
                     )
         if self.one_sided_noise and self.soft_token_score != "latent_grpo":
             raise ValueError(
-                "`one_sided_noise=True` is for `soft_token_score='latent_grpo'`, whose gradient it gives the advantage's "
-                f"sign, got {self.soft_token_score!r}, which is of plain Gumbel noise."
+                "`one_sided_noise=True` is for `soft_token_score='latent_grpo'`, whose gradient it gives the "
+                f"advantage's sign, got {self.soft_token_score!r}, which is of plain Gumbel noise."
             )
         is_cut = self.latent_top_k is not None or self.latent_top_p < 1 or self.mixture_size is not None
         if is_cut and self.latent_density == "soft_tokens" and self.soft_token_score == "exact":
@@ -161,8 +163,8 @@ class LatentOptions:
             )
         if self.mixture_size is not None and self.mixture_size > (self.latent_top_k or self.mixture_size):
             raise ValueError(
-                f"`mixture_size={self.mixture_size}` must be at most `latent_top_k={self.latent_top_k}`, the candidates "
-                "that it chooses from."
+                f"`mixture_size={self.mixture_size}` must be at most `latent_top_k={self.latent_top_k}`, the "
+                "candidates that it chooses from."
             )
 
 

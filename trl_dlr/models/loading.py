@@ -41,14 +41,14 @@ def load_policy(
             found = _model_type(name, **here)
             if found != LatentPolicyConfig.model_type:
                 hint = (
-                    f" Nor does it think by itself (it has no `{THINKING_FILE}`): a Coconut model does from its first stage "
-                    "with latents on, and is an ordinary one before."
+                    f" Nor does it think by itself (it has no `{THINKING_FILE}`): a Coconut model does from its first "
+                    "stage with latents on, and is an ordinary one before."
                 )
                 if find_file(name, THINKING_FILE, **here) is not None:
                     hint = " It is a model that thinks by itself: load it with `ThinkingReasoner`."
                 raise ValueError(
-                    f"{name!r} holds neither a policy (a `config.json` of type {LatentPolicyConfig.model_type!r}, found "
-                    f"{found!r}) nor an adapter of one (`adapter_config.json`).{hint}"
+                    f"{name!r} holds neither a policy (a `config.json` of type {LatentPolicyConfig.model_type!r}, "
+                    f"found {found!r}) nor an adapter of one (`adapter_config.json`).{hint}"
                 )
             return LatentPolicyModel.from_pretrained(name, **kwargs, **here)
         if find_file(name, f"{BASE_POLICY}/config.json", **here) is not None:
@@ -68,9 +68,9 @@ def load_policy(
             found = _model_type(config.base_model_name_or_path, **there)
             if found != LatentPolicyConfig.model_type:
                 raise ValueError(
-                    f"{name!r} is an adapter of {config.base_model_name_or_path!r}, a model of type {found!r}, and not of a "
-                    "latent policy: another trainer, such as TRL's `GRPOTrainer`, has trained it. Load it with PEFT's "
-                    "`AutoPeftModelForCausalLM`, or if it thinks by itself with `ThinkingReasoner`."
+                    f"{name!r} is an adapter of {config.base_model_name_or_path!r}, a model of type {found!r}, and "
+                    "not of a latent policy: another trainer, such as TRL's `GRPOTrainer`, has trained it. Load it "
+                    "with PEFT's `AutoPeftModelForCausalLM`, or if it thinks by itself with `ThinkingReasoner`."
                 )
             base = LatentPolicyModel.from_pretrained(config.base_model_name_or_path, **kwargs, **there)
         return PeftModel.from_pretrained(base, name, is_trainable=is_trainable, **here)
@@ -109,8 +109,8 @@ def load_main_model_of(
         main_model = config.main_model_name_or_path
         if main_model is None:
             raise ValueError(
-                f"`main_model` must be given: the policy {config.name_or_path!r} was trained for one that was built in memory "
-                "or, if it is from the Hub, lies in a folder of another machine."
+                f"`main_model` must be given: the policy {config.name_or_path!r} was trained for one that was built "
+                "in memory or, if it is from the Hub, lies in a folder of another machine."
             )
         init_kwargs = {"revision": config.main_model_revision, **init_kwargs}
     hub = hub_arguments(init_kwargs)
@@ -120,8 +120,8 @@ def load_main_model_of(
             find_file(main_model, "config.json", **where)
         except (ValueError, OSError) as error:
             raise ValueError(
-                f"The policy's main model cannot be loaded: {error} Say where it is with `main_model` (on the command line, "
-                "`--main_model_name_or_path`)."
+                f"The policy's main model cannot be loaded: {error} Say where it is with `main_model` (on the command "
+                "line, `--main_model_name_or_path`)."
             ) from error
         kwargs = {"dtype": config.main_model_dtype or "auto", **init_kwargs}
         check_dtype("main_model_init_kwargs['dtype']", kwargs["dtype"])

@@ -53,8 +53,8 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
 
 def disable_dropout(model: nn.Module) -> None:
     """
-    Switch off all that is random in training mode: modules of dropout, rates that other modules keep as numbers or read
-    from their configuration, and the jitter of routers. What `model` is saved with stays as it is.
+    Switch off all that is random in training mode: modules of dropout, rates that other modules keep as numbers or
+    read from their configuration, and the jitter of routers. What `model` is saved with stays as it is.
     """
     for module in list(model.modules()):
         if "Dropout" in type(module).__name__ and hasattr(module, "p"):
@@ -93,8 +93,8 @@ def weights_fingerprint(model: nn.Module) -> str:
     checkpoint shares one pair at least. Only loads of a float32 checkpoint in bfloat16 and in float16 do not recognize
     each other: each has lost what the other has kept.
 
-    The second of a pair is `"quantized"` for a quantized model, whose matrices are packed; the first, over the tensors that
-    quantization leaves alone, still identifies it. See [`fingerprints_match`].
+    The second of a pair is `"quantized"` for a quantized model, whose matrices are packed; the first, over the tensors
+    that quantization leaves alone, still identifies it. See [`fingerprints_match`].
     """
     names = {name for name, _ in model.named_parameters()}  # of tied weights only the first
     embeddings = model.get_input_embeddings()
@@ -124,8 +124,9 @@ def warn_of_cast(model: nn.Module) -> None:
         if name.endswith("inv_freq") and buffer.dtype in (torch.bfloat16, torch.float16):
             dtype = str(buffer.dtype).removeprefix("torch.")
             warnings.warn(
-                f"`main_model` was cast to {dtype} after it was loaded, and its rotary embeddings ({name}) with it: it does "
-                f"not answer as the same model does where it is loaded. Load it with `dtype={dtype!r}` instead.",
+                f"`main_model` was cast to {dtype} after it was loaded, and its rotary embeddings ({name}) with it: "
+                f"it does not answer as the same model does where it is loaded. Load it with `dtype={dtype!r}` "
+                "instead.",
                 stacklevel=2,
             )
             return
@@ -133,8 +134,8 @@ def warn_of_cast(model: nn.Module) -> None:
 
 def fingerprints_match(first: str, second: str) -> bool:
     """
-    Whether two fingerprints name the same weights; a quantized one is compared by the first half of its pairs. One of an
-    earlier version has the bfloat16 pair alone, and is compared by that.
+    Whether two fingerprints name the same weights; a quantized one is compared by the first half of its pairs. One of
+    an earlier version has the bfloat16 pair alone, and is compared by that.
     """
     halves = [fingerprint.split("-") for fingerprint in (first, second)]
     pairs = [list(zip(parts[::2], parts[1::2], strict=True)) for parts in halves]
@@ -202,8 +203,8 @@ def teacher_forced_inputs(
     num_latents: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """
-    `[prompt ; latents ; completion]` as inputs of the main model, with labels on the completion. Their likelihood has a
-    gradient in the latents.
+    `[prompt ; latents ; completion]` as inputs of the main model, with labels on the completion. Their likelihood has
+    a gradient in the latents.
 
     Args:
         main_model ([`~transformers.PreTrainedModel`]):

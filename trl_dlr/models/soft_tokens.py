@@ -1,8 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Soft tokens: a latent that is a mixture of token embeddings, drawn by perturbing next-token log-probabilities with Gumbel
-noise. One exact density and two published surrogates for it.
+Soft tokens: a latent that is a mixture of token embeddings, drawn by perturbing next-token log-probabilities with
+Gumbel noise. One exact density and two published surrogates for it.
 """
 
 import math
@@ -119,8 +119,8 @@ def gumbel_softmax_log_prob(log_weights: torch.Tensor, log_probs: torch.Tensor, 
 
 def lepo_score(weights: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
     """
-    LEPO's surrogate for the log-probability of a soft token, Σ_k w_k log π_k (arXiv 2604.17892). As τ → 0 the weights are
-    one-hot and it is the token's log-probability, exactly REINFORCE's.
+    LEPO's surrogate for the log-probability of a soft token, Σ_k w_k log π_k (arXiv 2604.17892). As τ → 0 the weights
+    are one-hot and it is the token's log-probability, exactly REINFORCE's.
 
     Args:
         weights (`torch.Tensor` of shape `(..., num_candidates)`):
@@ -138,8 +138,8 @@ def latent_grpo_score(perturbed: torch.Tensor, log_probs: torch.Tensor) -> torch
     """
     Latent-GRPO's surrogate for the log-probability of a soft token: with d_k = s_k - log π_k, the mean of
     -d_k - exp(-d_k) over the K candidates that were kept (arXiv 2604.27998). Each term is a Gumbel log-density of its
-    own; that the K were the best of more, and the noise clamped, is left out. Under the policy that drew one-sided noise
-    d_k ≥ 0, so the gradient (1 - exp(-d_k))/K has the advantage's sign.
+    own; that the K were the best of more, and the noise clamped, is left out. Under the policy that drew one-sided
+    noise d_k ≥ 0, so the gradient (1 - exp(-d_k))/K has the advantage's sign.
 
     Args:
         perturbed (`torch.Tensor` of shape `(..., K)`):

@@ -34,7 +34,8 @@ THINKING_FILE = "thinking_config.json"
 @dataclass
 class ThinkingOptions:
     r"""
-    How a language model thinks: fields of its [`ThinkingConfig`], and of the configurations of the trainers of such models.
+    How a language model thinks: fields of its [`ThinkingConfig`], and of the configurations of the trainers of such
+    models.
 
     Parameters:
         latent_type (`str`, *optional*, defaults to `"soft_tokens"`):
@@ -110,8 +111,8 @@ class ThinkingOptions:
 @dataclass
 class ThinkingConfig(ThinkingOptions):
     r"""
-    How a language model thinks, [`ThinkingOptions`], and how it answers. It is saved beside the model, which is an ordinary
-    causal LM.
+    How a language model thinks, [`ThinkingOptions`], and how it answers. It is saved beside the model, which is an
+    ordinary causal LM.
 
     Args:
         chat_template_kwargs (`dict`, *optional*):
@@ -156,8 +157,8 @@ class ThinkingConfig(ThinkingOptions):
         path = find_file(pretrained_model_name_or_path, THINKING_FILE, **hub)
         if path is None:
             raise ValueError(
-                f"{pretrained_model_name_or_path!r} has no {THINKING_FILE}: it was not trained to think, or not yet, as in "
-                "Coconut's stage 0."
+                f"{pretrained_model_name_or_path!r} has no {THINKING_FILE}: it was not trained to think, or not yet, "
+                "as in Coconut's stage 0."
             )
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
@@ -205,7 +206,9 @@ class SoftTokenLatents:
 
 
 class HiddenStateLatents:
-    """Latents that are the model's own last hidden states, stored as they are. Nothing is drawn, so nothing is scored."""
+    """
+    Latents that are the model's own last hidden states, stored as they are. Nothing is drawn, so nothing is scored.
+    """
 
     needs_hidden_states = True
     is_scored = False
@@ -427,9 +430,9 @@ def check_positions(
     max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if max_positions is not None and prompt_length + thought_length + max_new_tokens > max_positions:
         raise ValueError(
-            f"A prompt of {prompt_length} tokens, a thought of {thought_length} with its markers (`num_latents`) and an "
-            f"answer of up to {max_new_tokens} (`max_completion_length`) together exceed the model's {max_positions} "
-            "positions. Shorten the prompts or the completion."
+            f"A prompt of {prompt_length} tokens, a thought of {thought_length} with its markers (`num_latents`) and "
+            f"an answer of up to {max_new_tokens} (`max_completion_length`) together exceed the model's "
+            f"{max_positions} positions. Shorten the prompts or the completion."
         )
 
 
@@ -441,7 +444,7 @@ def marker_ids(processing_class: PreTrainedTokenizerBase, marker: str | None, na
     is_known = "".join(processing_class.decode(ids).split()) == "".join(marker.split())
     if not is_known or (re.fullmatch(r"<\|\S+\|>", marker) and len(ids) > 1):
         raise ValueError(
-            f"`{name}` must be text that the tokenizer knows, as one token if it is a special one, got {marker!r}. Add it "
-            "with `tokenizer.add_tokens` and resize the model's embeddings, or take another."
+            f"`{name}` must be text that the tokenizer knows, as one token if it is a special one, got {marker!r}. "
+            "Add it with `tokenizer.add_tokens` and resize the model's embeddings, or take another."
         )
     return ids

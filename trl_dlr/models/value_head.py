@@ -41,7 +41,9 @@ class ValueHead(nn.Module):
         self.layers = _layers(latent_size + state_size)
 
     def forward(self, latents: torch.Tensor, question_states: torch.Tensor) -> torch.Tensor:
-        """Latents `(batch_size, num_latents, latent_dim)` and states `(batch_size, hidden_size)` to `(batch_size,)`."""
+        """
+        Latents `(batch_size, num_latents, latent_dim)` and states `(batch_size, hidden_size)` to `(batch_size,)`.
+        """
         return self.layers(torch.cat([latents.float().flatten(1), _normalize(question_states)], dim=1)).squeeze(1)
 
 

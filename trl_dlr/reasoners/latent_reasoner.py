@@ -158,7 +158,8 @@ class LatentReasoner:
             engine (`str`, *optional*, defaults to `"transformers"`):
                 What decodes: `"transformers"`, `"vllm"` (in this process) or the URL of a vLLM server.
             max_new_tokens (`int`, *optional*):
-                Tokens of an answer at most. If `None`, as many as the policy was trained with, or 256 if it names none.
+                Tokens of an answer at most. If `None`, as many as the policy was trained with, or 256 if it names
+                none.
             generation_kwargs (`dict`, *optional*):
                 Further fields of [`~transformers.GenerationConfig`], or of `vllm.SamplingParams`. Decoding is greedy
                 unless they say otherwise.
@@ -246,7 +247,8 @@ class LatentReasoner:
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """
-        Save policy, tokenizer, value head and card, with its metrics and plots. The main model is named in the configuration, not saved.
+        Save policy, tokenizer, value head and card, with its metrics and plots. The main model is named in the
+        configuration, not saved.
 
         Args:
             save_directory (`str`):
@@ -287,8 +289,8 @@ class LatentReasoner:
         tags: list[str] | None = None,
     ) -> CommitInfo:
         """
-        Upload policy, tokenizer, value head and card, with its metrics and plots. The card is the one that the policy was
-        loaded with, which names this repository then, else the one that the repository has, else a short one.
+        Upload policy, tokenizer, value head and card, with its metrics and plots. The card is the one that the policy
+        was loaded with, which names this repository then, else the one that the repository has, else a short one.
 
         Args:
             repo_id (`str`):
@@ -439,7 +441,8 @@ class LatentReasoner:
             raise ValueError(f"`prompt` must be one prompt, a text or a list of messages, got {prompt!r}.")
         if not isinstance(self.engine, TransformersEngine):
             raise ValueError(
-                f"`stream` needs `engine='transformers'`; {type(self.engine).__name__} returns whole answers. Use `generate`."
+                f"`stream` needs `engine='transformers'`; {type(self.engine).__name__} returns whole answers. Use "
+                "`generate`."
             )
         ids = self.tokenize_for_main_model([prompt])[0]
         latents, lengths = self.sample_latents([prompt], deterministic=not do_sample)
@@ -480,9 +483,9 @@ class LatentReasoner:
         num_anchors: int = 0,
     ) -> list[str]:
         """
-        Text that the main model writes after each prompt and the latents for it (the first `lengths` of them, if not all),
-        or after the prompt alone. Several trajectories per prompt stand next to each other in `latents`. Without latents,
-        `num_anchors` plain tokens of the policy's anchor text may stand in their place.
+        Text that the main model writes after each prompt and the latents for it (the first `lengths` of them, if not
+        all), or after the prompt alone. Several trajectories per prompt stand next to each other in `latents`. Without
+        latents, `num_anchors` plain tokens of the policy's anchor text may stand in their place.
         """
         ids = self.tokenize_for_main_model(prompts)
         if latents is None:

@@ -46,9 +46,9 @@ class ThinkingPolicy:
         deterministic: bool = False,
     ) -> LatentPolicyOutput:
         """
-        Thoughts of `num_samples` rows for each of some left-padded prompts, a prompt's next to each other. `latents` are
-        embeddings of start marker, latents and end marker, shape `(num_rows, length, hidden_size)`, and 0 behind them;
-        `lengths` count them.
+        Thoughts of `num_samples` rows for each of some left-padded prompts, a prompt's next to each other. `latents`
+        are embeddings of start marker, latents and end marker, shape `(num_rows, length, hidden_size)`, and 0 behind
+        them; `lengths` count them.
         """
         start = torch.tensor(self.thinker.start_ids, dtype=torch.long, device=input_ids.device)
         input_ids = torch.cat([input_ids, start.expand(len(input_ids), -1)], dim=1)
@@ -92,8 +92,8 @@ class ThinkingPolicy:
 
 class ThinkingReasoner(LatentReasoner):
     """
-    Answers prompts with a language model that thinks by itself: what [`SoftTokenGRPOTrainer`], [`CoconutSFTTrainer`] and
-    [`LatentRLTrainer`] save. It is used as a [`LatentReasoner`] is.
+    Answers prompts with a language model that thinks by itself: what [`SoftTokenGRPOTrainer`], [`CoconutSFTTrainer`]
+    and [`LatentRLTrainer`] save. It is used as a [`LatentReasoner`] is.
 
     Example:
 
@@ -112,7 +112,8 @@ class ThinkingReasoner(LatentReasoner):
         config ([`ThinkingConfig`]):
             How it thinks.
         max_new_tokens (`int`, *optional*):
-            Tokens of an answer at most. If `None`, as many as the model was trained with, or 256 if `config` names none.
+            Tokens of an answer at most. If `None`, as many as the model was trained with, or 256 if `config` names
+            none.
         generation_kwargs (`dict`, *optional*):
             Further fields of [`~transformers.GenerationConfig`]. Answers are greedy unless they say otherwise.
         batch_size (`int`, *optional*):
@@ -191,8 +192,8 @@ class ThinkingReasoner(LatentReasoner):
             if (adapter := find_file(name, "adapter_config.json", **hub)) is not None:
                 if json.loads(Path(adapter).read_text(encoding="utf-8")).get("base_model_name_or_path") is None:
                     raise ValueError(
-                        f"{name!r} is an adapter of a model that lay in a folder of another machine. Download it, and set "
-                        "`base_model_name_or_path` in its `adapter_config.json` to your folder of that model."
+                        f"{name!r} is an adapter of a model that lay in a folder of another machine. Download it, and "
+                        "set `base_model_name_or_path` in its `adapter_config.json` to your folder of that model."
                     )
                 # With the tokenizer beside it, PEFT makes room for the tokens that the base model lacks
                 model = AutoPeftModelForCausalLM.from_pretrained(name, **kwargs).merge_and_unload()

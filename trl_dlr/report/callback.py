@@ -20,8 +20,8 @@ from .probe import take_probe
 
 class LatentReportCallback(TrainerCallback):
     r"""
-    A [`~transformers.TrainerCallback`] that writes `<output_dir>/report/report.html`: one page with the plots of a run,
-    what its latents say, and completions before and after training, which opens without a network.
+    A [`~transformers.TrainerCallback`] that writes `<output_dir>/report/report.html`: one page with the plots of a
+    run, what its latents say, and completions before and after training, which opens without a network.
 
     It works in the main process alone and takes nothing from training's random numbers: weights are bit for bit those
     of a run without it.

@@ -171,9 +171,10 @@ def _words(probes: dict[str, dict[str, Any]]) -> str:
             f'</summary><div class="card">{_table(header, rows, numbers_from=len(header))}</div></details>'
         )
     return (
-        "<h2>What the latents say</h2><p class='soft'>Tokens of the main model whose input embeddings have the largest "
-        "cosine with the embedding of each <em>mean</em> latent (what is sampled lies around it). An anchored embedding is "
-        "near its anchor unless the latent is large; its offset from there says where the latent pushes. Cosines near 0 "
+        "<h2>What the latents say</h2><p class='soft'>Tokens of the main model whose input embeddings have the "
+        "largest cosine with the embedding of each <em>mean</em> latent (what is sampled lies around it). An "
+        "anchored embedding is near its anchor unless the latent is large; its offset from there says where the "
+        "latent pushes. Cosines near 0 "
         "mean that no token is near: the latent is not a word.</p>" + "".join(blocks)
     )
 
@@ -315,8 +316,8 @@ def write_report(output_dir: str, with_eval_results: bool = True) -> Path:
     run = _read(folder / RUN_FILE)
     if run is None:
         raise ValueError(
-            f"`output_dir={str(output_dir)!r}` has no {REPORT_DIR}/{RUN_FILE}. Train with a `LatentReportCallback`, or "
-            "give `render_report` a log history."
+            f"`output_dir={str(output_dir)!r}` has no {REPORT_DIR}/{RUN_FILE}. Train with a `LatentReportCallback`, "
+            "or give `render_report` a log history."
         )
     results = _read(Path(output_dir) / "eval_results.json") if with_eval_results else None
     probes = {name: _read(folder / file) for name, file in PROBE_FILES.items()}

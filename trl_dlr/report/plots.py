@@ -111,9 +111,9 @@ REWARDS = Plot(
 CONTROLS = Plot(
     "controls",
     "Held-out controls",
-    "What latents add is `policy` beside `no_latents` and `before_training`; what they carry about their own question is "
-    "`policy` beside `shuffled`. Warning sign: bars of `shuffled` as high as those of `policy`, which is steering, "
-    "not reasoning.",
+    "What latents add is `policy` beside `no_latents` and `before_training`; what they carry about their own "
+    "question is `policy` beside `shuffled`. Warning sign: bars of `shuffled` as high as those of `policy`, which is "
+    "steering, not reasoning.",
 )
 GROUPS = Plot(
     "groups",
@@ -126,8 +126,8 @@ RATIO = Plot(
     "ratio",
     "Size of an update",
     "How far an update moves the density of the latents. Clip fractions of 0.1 to 0.7 are normal when a rollout is "
-    "passed over several times. Warning signs: clip fractions that stay at 0 (it hardly learns) or near 1, and a spread "
-    "that keeps growing.",
+    "passed over several times. Warning signs: clip fractions that stay at 0 (it hardly learns) or near 1, and a "
+    "spread that keeps growing.",
     (
         Panel("Spread of log-ratios", ("latent/log_ratio_std",)),
         Panel(
@@ -140,8 +140,8 @@ RATIO = Plot(
 SIZE = Plot(
     "mean_and_sigma",
     "Size of the means and of the noise",
-    "Means grow as the policy decides, σ is the noise around them. Warning signs: means far above σ, where samples of a "
-    "question hardly differ and exploration ends, and a learned σ that goes to 0 or grows without end.",
+    "Means grow as the policy decides, σ is the noise around them. Warning signs: means far above σ, where samples "
+    "of a question hardly differ and exploration ends, and a learned σ that goes to 0 or grows without end.",
     (
         Panel("‖μ‖, or the RMS of μ/σ", ("latent/mean_norm", "latent/mean_size")),
         Panel("σ", ("latent/sigma",)),
@@ -157,8 +157,8 @@ DIVERSITY = Plot(
 LENGTH = Plot(
     "length",
     "Latent steps",
-    "Steps that trajectories took before a learned stop. Warning sign: a mean that falls together with the rewards, for "
-    "which a smaller `latent_cost` is the remedy.",
+    "Steps that trajectories took before a learned stop. Warning sign: a mean that falls together with the rewards, "
+    "for which a smaller `latent_cost` is the remedy.",
     (Panel("Steps of a trajectory", ("latent/mean_length", "latent/min_length", "latent/max_length")),),
 )
 SCREENING = Plot(
@@ -178,8 +178,8 @@ OPTIMIZATION = Plot(
     "optimization",
     "Optimization",
     "The loss of reinforcement learning hovers around 0 and says little; a supervised one should fall, on held-out "
-    "questions too. Warning signs: spikes of the gradient's norm that do not come back, and any skipped step (no reward "
-    "at all, or a loss that is not finite).",
+    "questions too. Warning signs: spikes of the gradient's norm that do not come back, and any skipped step (no "
+    "reward at all, or a loss that is not finite).",
     (
         Panel("Loss", ("loss",)),
         Panel("Norm of the gradient", ("grad_norm",)),
@@ -189,8 +189,8 @@ OPTIMIZATION = Plot(
 TERMS = Plot(
     "terms",
     "Further terms of the loss",
-    "Before their weights (`beta`, `gamma`, `hybrid_coef`). Warning signs: a KL that keeps growing, for which a larger "
-    "`beta` is the brake, and a contrastive term that is 0 from the start and so does nothing.",
+    "Before their weights (`beta`, `gamma`, `hybrid_coef`). Warning signs: a KL that keeps growing, for which a "
+    "larger `beta` is the brake, and a contrastive term that is 0 from the start and so does nothing.",
     (
         Panel("KL to the reference", ("latent/kl",)),
         Panel("Contrastive", ("latent/contrastive",)),
@@ -214,10 +214,10 @@ TIME = Plot(
 MAP = Plot(
     "latent_map",
     "Map of latents",
-    "A point is a sampled trajectory on the two main axes of its moment, so places of the two maps cannot be compared. "
-    "Shapes are questions; colour is the reward. Apart by shape: latents depend on the question. Apart by colour: "
-    "reward can be told from the latents, which is what pre-screening needs. Warning sign: after training, one cloud "
-    "of all shapes, as if there were no question.",
+    "A point is a sampled trajectory on the two main axes of its moment, so places of the two maps cannot be "
+    "compared. Shapes are questions; colour is the reward. Apart by shape: latents depend on the question. Apart by "
+    "colour: reward can be told from the latents, which is what pre-screening needs. Warning sign: after training, "
+    "one cloud of all shapes, as if there were no question.",
 )
 PLOTS = (
     REWARDS,

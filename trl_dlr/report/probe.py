@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""A look at a policy at one moment: its latents on a plane, the words that they are near, and what is written from them."""
+"""
+A look at a policy at one moment: its latents on a plane, the words that they are near, and what is written from them.
+"""
 
 import math
 from collections.abc import Callable
@@ -29,8 +31,9 @@ def principal_components(vectors: torch.Tensor, number: int = 2) -> tuple[torch.
             Components. Those beyond the vectors' rank are 0.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: coordinates of shape `(num_vectors, number)`, and the share of the variance
-        along each component. A component's largest entry is positive, so that the same vectors give the same map.
+        `tuple[torch.Tensor, torch.Tensor]`: coordinates of shape `(num_vectors, number)`, and the share of the
+        variance along each component. A component's largest entry is positive, so that the same vectors give the same
+        map.
     """
     vectors = vectors.detach().double().cpu()
     centred = vectors - vectors.mean(0)
@@ -141,8 +144,8 @@ def take_probe(
             - `questions`: for each its `prompt`, its `answer` if there is a column `"answer"`, `"solution"` or
               `"completion"`, and
                 - `alone`: `completion` and `reward` of the main model without latents.
-                - `samples`: `completion`, `reward` and place (`x`, `y`) of each sampled trajectory, whose T latents are
-                  one point.
+                - `samples`: `completion`, `reward` and place (`x`, `y`) of each sampled trajectory, whose T latents
+                  are one point.
                 - `tokens`: the nearest tokens of each step's embedding, for *mean* latents, not sampled ones, up to a
                   learned stop.
                 - `offset_tokens`: those of its distance from the anchor token, with `injection="anchors"`, where the

@@ -4,8 +4,8 @@
 Correctness reward (equation 1): +1 if the answer equals the gold answer, else -1. And the vote by the same equality.
 
 What does not state the answer must never be paid, for a policy will find it. Every answer that is marked (`<answer>`,
-`####`, `\\boxed{}`, "the answer is", or alone on the text) is paid in any usual notation. Prose is paid where one rule finds
-the answer, which [`stated_number`] gives, and is -1 else, also where a reader would understand it.
+`####`, `\\boxed{}`, "the answer is", or alone on the text) is paid in any usual notation. Prose is paid where one rule
+finds the answer, which [`stated_number`] gives, and is -1 else, also where a reader would understand it.
 """
 
 from collections import Counter
@@ -21,8 +21,8 @@ from .math_judge import InTime
 def answers_agree(answer: str, gold: str) -> bool:
     """
     Whether an answer is the gold answer: the same number, letter, list of numbers, expression or words. What the gold
-    answer is decides how the answer is read. A number has to be stated, with its unit or in a sentence, and must not be
-    left to compute: `2 + 3` is not 5, and `4 + 12 = 16` is 16.
+    answer is decides how the answer is read. A number has to be stated, with its unit or in a sentence, and must not
+    be left to compute: `2 + 3` is not 5, and `4 + 12 = 16` is 16.
     """
     return _agree(answer, gold, math_judge.same_expression)
 
@@ -58,16 +58,17 @@ def correctness_reward(
     expression, else -1 (equation 1 of [DeepLatent Reasoning](https://huggingface.co/papers/2601.17275)). See
     [`extract_answer`] and [`answers_agree`].
 
-    Expressions are compared by math-verify, in a process of its own, which bounds them in every thread: a pair may take
-    one second, and all of a call two and a twentieth for each completion. What is not decided by then, or too large to
-    try, is -1; a warning says how many those were. The seconds are those of the processor, so that a reward does not
-    depend on what else the machine does: where it is busy, they last longer by the clock.
+    Expressions are compared by math-verify, in a process of its own, which bounds them in every thread: a pair may
+    take one second, and all of a call two and a twentieth for each completion. What is not decided by then, or too
+    large to try, is -1; a warning says how many those were. The seconds are those of the processor, so that a reward
+    does not depend on what else the machine does: where it is busy, they last longer by the clock.
 
     Args:
         completions (`list[str]` or `list[list[dict[str, Any]]]`):
             Completions, plain or conversational. One without text is -1.
         answer (`list[str]`, *optional*):
-            Gold answers (dataset column `answer`), texts or numbers. A GSM8K solution ending in `#### 42` is understood.
+            Gold answers (dataset column `answer`), texts or numbers. A GSM8K solution ending in `#### 42` is
+            understood.
         solution (`list[str]`, *optional*):
             Gold answers under TRL's column name, read if there is no `answer`.
         **kwargs:
@@ -90,7 +91,8 @@ def correctness_reward(
         raise ValueError("`correctness_reward` needs gold answers, but there is no column `answer` or `solution`.")
     if len(golds) != len(completions):
         raise ValueError(
-            f"`{column}` must hold a gold answer for each completion, got {len(golds)} for {len(completions)} completions."
+            f"`{column}` must hold a gold answer for each completion, got {len(golds)} for {len(completions)} "
+            "completions."
         )
     same_expression, rewards = InTime(math_judge.same_expression, len(completions)), []
     for completion, gold in zip(completions, golds, strict=True):
@@ -107,8 +109,9 @@ MAX_EXPRESSIONS = 8  # different ones that another is compared with
 
 def majority_vote(completions: list[str]) -> int:
     """
-    Place of the first completion that gives the most frequent answer. Answers count as the same when they state the same
-    number, letter, list of numbers, words, or equal expressions; of equally frequent ones, the first to appear wins.
+    Place of the first completion that gives the most frequent answer. Answers count as the same when they state the
+    same number, letter, list of numbers, words, or equal expressions; of equally frequent ones, the first to appear
+    wins.
 
     Args:
         completions (`list[str]`):

@@ -39,11 +39,11 @@ def completion_text(completion: str | list[dict[str, Any]]) -> str:
 
 def extract_answer(text: str) -> str:
     r"""
-    The part of `text` that states the answer. A thought (`<think>`) does not. Of what follows it, that is the inside of
-    the last `<answer>`, closed or not; in it, or else in all, what follows the first GSM8K `####` that has an answer on
-    its line; the inside of the last `\boxed{}`; what follows the last "the answer is". Without such marks it is the first
-    paragraph if that is a number or a letter, or else all. Where a completion goes on with another question, its first
-    answer counts; a text before a question that is no answer is part of the question.
+    The part of `text` that states the answer. A thought (`<think>`) does not. Of what follows it, that is the inside
+    of the last `<answer>`, closed or not; in it, or else in all, what follows the first GSM8K `####` that has an
+    answer on its line; the inside of the last `\boxed{}`; what follows the last "the answer is". Without such marks it
+    is the first paragraph if that is a number or a letter, or else all. Where a completion goes on with another
+    question, its first answer counts; a text before a question that is no answer is part of the question.
     """
     text = text.rpartition("</think>")[2].partition("<think>")[0]
     segments = NEXT_QUESTION.split(text.strip(), MAX_PLACES)  # and what stands between them

@@ -3,10 +3,10 @@
 """
 Judgements that compute what a model has written: bounded in time and memory, in every thread and process.
 
-math-verify bounds itself by signals, which only a main thread may set, and which wait until a power of large integers is
-done; reasoning-gym's tasks do not bound themselves. So they work in a process of its own, which runs this file, and which
-the kernel ends at its limits. It is started when there is first something to judge, and not by a fork: who asks may hold
-a GPU and run threads.
+math-verify bounds itself by signals, which only a main thread may set, and which wait until a power of large integers
+is done; reasoning-gym's tasks do not bound themselves. So they work in a process of its own, which runs this file, and
+which the kernel ends at its limits. It is started when there is first something to judge, and not by a fork: who asks
+may hold a GPU and run threads.
 """
 
 import atexit
@@ -72,8 +72,8 @@ def _start() -> None:
 
 def ask(judge: str, *question: Any) -> Any | None:
     """
-    What a judge, `"math_verify"` or a task of reasoning-gym, says to a question; `None` if that is not decided within the
-    limits.
+    What a judge, `"math_verify"` or a task of reasoning-gym, says to a question; `None` if that is not decided within
+    the limits.
     """
     global spent
     with _lock:
@@ -95,7 +95,9 @@ def ask(judge: str, *question: Any) -> Any | None:
 
 @functools.lru_cache(maxsize=4096)  # the completions of a question give the same answers again and again
 def same_expression(gold: str, answer: str) -> bool | None:
-    """Whether two expressions are equal; `None` if they are too large to try, or it is not decided within the limits."""
+    """
+    Whether two expressions are equal; `None` if they are too large to try, or it is not decided within the limits.
+    """
     sides = (gold, answer)
     if any(len(side) > 300 or sum(map(side.count, "([{")) > 50 or INTRACTABLE.search(side) for side in sides):
         return None
@@ -128,8 +130,8 @@ class InTime:
         """Say how many were not decided, if any."""
         if self.num_undecided:
             logger.warning(
-                f"{self.num_undecided} of {self.num_answers} answers were too large or took too long to judge, and count "
-                "as wrong."
+                f"{self.num_undecided} of {self.num_answers} answers were too large or took too long to judge, and "
+                "count as wrong."
             )
 
 

@@ -138,7 +138,9 @@ def same_number(a: Number, b: Number) -> bool:
 
 
 def listed_numbers(text: str) -> list[Number] | None:
-    """Several numbers in order of size, without brackets or in braces: `1331 and 1728`, `x = 1, y = 2`, `\\{1, 2\\}`."""
+    """
+    Several numbers in order of size, without brackets or in braces: `1331 and 1728`, `x = 1, y = 2`, `\\{1, 2\\}`.
+    """
     text = re.sub(r"\\[{}]", "", text.strip(" \n.,;:"))
     text = re.sub(r"\\pm\s*([^,;&]+)", r"\1, -\1", text)
     items = [item for item in re.split(r",(?=\s)|,(?!\d{3}(?!\d))|[;&\n]|\band\b|\bor\b", text) if item.strip()]
@@ -163,9 +165,9 @@ CONCLUDES = re.compile(r"=|→|:\s|\b(?:so|thus|therefore|hence|in total|answer)
 
 def stated_number(text: str) -> Number | None:
     """
-    The number that a normalized text states: that it begins with, with a remark behind it at most; or in prose, what the
-    last sentence with a number says last that something is, has, makes or costs, where the number follows such a word
-    directly. Several sentences have to calculate or to conclude, or they may be a copied question. Questions,
+    The number that a normalized text states: that it begins with, with a remark behind it at most; or in prose, what
+    the last sentence with a number says last that something is, has, makes or costs, where the number follows such a
+    word directly. Several sentences have to calculate or to conclude, or they may be a copied question. Questions,
     suppositions, denials, lists, false equations and operations that are left to do state none.
     """
     number, remark = _said(text)
@@ -278,7 +280,9 @@ def stated_words(text: str) -> set[str]:
 
 
 def is_math(text: str) -> bool:
-    """Whether a normalized text is an expression, an equation or a set: there is an operator and there are no words."""
+    """
+    Whether a normalized text is an expression, an equation or a set: there is an operator and there are no words.
+    """
     bare = re.sub(r"\\(?:begin|end)\{[a-z*]+\}|\\[a-zA-Z]+", " ", text)
     has_words = not set(re.findall(r"[^\W\d_]{3,}", bare)).issubset(FUNCTIONS.split())
     return bool(OPERATOR.search(text)) and not has_words and not NAME.fullmatch(text)

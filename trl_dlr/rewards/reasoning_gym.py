@@ -13,13 +13,13 @@ def get_reasoning_gym_reward(entries: Sequence[dict[str, Any]]) -> Callable[...,
     r"""
     Reward function of +1 if a task's own `score_answer` gives the completion's answer full marks, else -1.
 
-    A task may have many right answers, of which its entries name one: only its own judgement is fair to all of them. It
-    is asked in a process of its own, within the limits that [`correctness_reward`] has.
+    A task may have many right answers, of which its entries name one: only its own judgement is fair to all of them.
+    It is asked in a process of its own, within the limits that [`correctness_reward`] has.
 
     Args:
         entries (`Sequence[dict]`):
-            Entries of reasoning-gym: a dataset of it, or lines of a file that were written from one. The reward reads a
-            dataset column `index`, the place of a question's entry.
+            Entries of reasoning-gym: a dataset of it, or lines of a file that were written from one. The reward reads
+            a dataset column `index`, the place of a question's entry.
 
     Example:
 

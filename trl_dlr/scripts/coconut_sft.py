@@ -1,13 +1,15 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 """
-Train a language model to think in its own hidden states, stage by stage, on worked answers: Coconut (CoconutSFTTrainer).
+Train a language model to think in its own hidden states, stage by stage, on worked answers: Coconut
+(CoconutSFTTrainer).
 
 Examples:
 
     trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml
-    trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml --dataset_name train.jsonl --eval_dataset_name test.jsonl
-    trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml --model_name_or_path Qwen/Qwen2.5-1.5B --use_peft true \\
+    trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml --dataset_name train.jsonl --eval_dataset_name
+    test.jsonl trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml --model_name_or_path Qwen/Qwen2.5-1.5B
+    --use_peft true \\
         --lora_r 64 --lora_target_modules all-linear
 
 A worked answer has its steps, a line each, before `#### result`, as those of GSM8K do.

@@ -9,8 +9,8 @@ Examples:
     trl-dlr train --config examples/configs/gsm8k.yaml --num_processes 8 --learning_rate 3e-5
     trl-dlr train --config examples/configs/codes.yaml --policy outputs/sft_codes
 
-With `num_eval_questions` the run ends with a table of held-out metrics: no latents, the policy before training, the trained
-policy, the means of its latents, and latents shuffled between questions.
+With `num_eval_questions` the run ends with a table of held-out metrics: no latents, the policy before training, the
+trained policy, the means of its latents, and latents shuffled between questions.
 """
 
 from dataclasses import dataclass

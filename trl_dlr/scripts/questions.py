@@ -36,9 +36,9 @@ class QuestionArguments:
 
     Args:
         dataset_name (`str`, *optional*):
-            Hub dataset, or a local file (JSON, JSONL, CSV or Parquet, compressed or not), with a column `prompt`, `question`
-            or `problem`, and gold answers in `answer` or `solution`. Or what is generated: `addition` (What is a + b?),
-            `codes` (secret digits of colours and animals, a look-up that only the policy can learn) or
+            Hub dataset, or a local file (JSON, JSONL, CSV or Parquet, compressed or not), with a column `prompt`,
+            `question` or `problem`, and gold answers in `answer` or `solution`. Or what is generated: `addition` (What
+            is a + b?), `codes` (secret digits of colours and animals, a look-up that only the policy can learn) or
             `reasoning_gym/<task>`, whose answers are judged by the task itself.
         dataset_config (`str`, *optional*):
             Configuration of a Hub dataset.
@@ -49,8 +49,8 @@ class QuestionArguments:
         prompt_template (`str`, *optional*):
             Text with `{question}` in it, for models without a chat template. If unset, prompts are conversational.
         num_eval_questions (`int`, *optional*):
-            Held-out questions, the first ones. In training, the policy and its controls answer them before and after; if
-            unset, they do not. In evaluation, all questions if unset.
+            Held-out questions, the first ones. In training, the policy and its controls answer them before and after;
+            if unset, they do not. In evaluation, all questions if unset.
         num_eval_samples (`int`, *optional*, defaults to `4`):
             Trajectories per held-out question; pass@k has this k.
         eval_batch_questions (`int`, *optional*, defaults to `12`):
@@ -166,7 +166,9 @@ def load_rows(name: str, config: str | None, split: str) -> Dataset:
 
 
 def read_json(name: str) -> list[dict]:
-    """Rows of a local JSON or JSONL file as they stand there, where `datasets` would give all of them the same keys."""
+    """
+    Rows of a local JSON or JSONL file as they stand there, where `datasets` would give all of them the same keys.
+    """
     with fsspec.open(name, "rt", encoding="utf-8", compression="infer") as file:
         text = file.read()
     if text.lstrip().startswith("["):
@@ -216,8 +218,8 @@ def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_temp
                 )
     if system_prompt and prompt_template is not None:
         raise ValueError(
-            f"`system_prompt` is a message of a chat, but `prompt_template` makes plain prompts, got {system_prompt!r}. Unset "
-            "either, or write the one into the other."
+            "`system_prompt` is a message of a chat, but `prompt_template` makes plain prompts, got "
+            f"{system_prompt!r}. Unset either, or write the one into the other."
         )
     if prompt_template is not None and "{question}" not in prompt_template:
         raise ValueError(f"`prompt_template` must have {{question}} in it, got {prompt_template!r}.")
@@ -238,8 +240,8 @@ def with_prompts(dataset: Dataset, system_prompt: str | None = None, prompt_temp
 
 def with_targets(dataset: Dataset | None, answer_tags: list[str] | None) -> Dataset | None:
     """
-    Questions with the completion to learn and the steps before it; all of them, if no answer has steps. Completions that
-    are there stay as they are.
+    Questions with the completion to learn and the steps before it; all of them, if no answer has steps. Completions
+    that are there stay as they are.
     """
     if dataset is None or "completion" in dataset.column_names:
         return dataset

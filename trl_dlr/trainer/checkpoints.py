@@ -151,8 +151,8 @@ def check_checkpoint(checkpoint: str, record: dict[str, Any], allow_main_model_m
     now = record["main_model_fingerprint"]
     if not allow_main_model_mismatch and None not in (before, now) and not fingerprints_match(before, now):
         raise ValueError(
-            f"{named} belongs to a main model with fingerprint {before}, and `main_model` has {now}. Pass the main model "
-            "that it was trained with, or set `allow_main_model_mismatch=True` to go on regardless."
+            f"{named} belongs to a main model with fingerprint {before}, and `main_model` has {now}. Pass the main "
+            "model that it was trained with, or set `allow_main_model_mismatch=True` to go on regardless."
         )
     for part, had in (("run", runs), ("policy", policies)):
         has = record[part]
@@ -173,10 +173,11 @@ def share_weights(model: nn.Module) -> nn.Module:
 
 class CheckpointsMixin:
     """
-    For a TRL trainer: checkpoints that are whole or not there, checked before they are resumed from, one more when SIGTERM
-    comes, and pushes of what was saved, without secrets and what shows questions. A push that fails at the end raises,
-    one that fails in the background is logged, both in words. A trainer adds to `_checkpoint_record` what a run must have in common with this one, and to
-    `_extra_state` and `_load_extra_state` what it keeps beside its model.
+    For a TRL trainer: checkpoints that are whole or not there, checked before they are resumed from, one more when
+    SIGTERM comes, and pushes of what was saved, without secrets and what shows questions. A push that fails at the end
+    raises, one that fails in the background is logged, both in words. A trainer adds to `_checkpoint_record` what a
+    run must have in common with this one, and to `_extra_state` and `_load_extra_state` what it keeps beside its
+    model.
     """
 
     _staging_dir = None  # run folder of the checkpoint being written
@@ -249,7 +250,9 @@ class CheckpointsMixin:
         return checkpoint
 
     def _extra_state(self) -> dict[str, torch.Tensor]:
-        """What this process goes on with beside model, optimizer and random numbers, by name. A trainer adds its own."""
+        """
+        What this process goes on with beside model, optimizer and random numbers, by name. A trainer adds its own.
+        """
         return {}
 
     def _load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -357,7 +360,9 @@ class CheckpointsMixin:
         return job
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Upload a checkpoint's model in the background, and with `hub_strategy` the checkpoint. Failures are logged."""
+        """
+        Upload a checkpoint's model in the background, and with `hub_strategy` the checkpoint. Failures are logged.
+        """
         if self._staging_dir is not None:  # what is pushed has its name
             return
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:

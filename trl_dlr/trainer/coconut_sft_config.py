@@ -39,8 +39,8 @@ class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
         learning_rate (`float`, *optional*, defaults to `1e-4`):
             The initial learning rate.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
-            Whether to trade compute for memory. No KV cache can be kept then, so each latent takes a pass over all that
-            is before it.
+            Whether to trade compute for memory. No KV cache can be kept then, so each latent takes a pass over all
+            that is before it.
         max_length (`int` or `None`, *optional*, defaults to `1024`):
             Most tokens of a question with its latents and its whole worked answer. Rows with more are left out.
 
@@ -53,8 +53,8 @@ class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
             Most latents of a stage. If `None`, `latents_per_stage * num_stages`. With c latents a stage, S = 4 and 3c
             latents at most, the last stage takes what is left of chains with more than 3 steps: the paper's schedule.
         cot_epochs (`int`, *optional*, defaults to `0`):
-            Epochs of stage 0, before the first latent: plain supervised fine-tuning on all steps. Coconut begins with a
-            model that was trained so.
+            Epochs of stage 0, before the first latent: plain supervised fine-tuning on all steps. Coconut begins with
+            a model that was trained so.
 
 
         > Parameters of the evaluation

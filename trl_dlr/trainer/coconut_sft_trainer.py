@@ -96,8 +96,8 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
 
     In stage s the first s reasoning steps of an answer are replaced by latents, and the loss is on what is left of it.
     The input at a latent position is the last hidden state of the position before, through which the gradient flows.
-    What it saves is an ordinary causal LM and its tokenizer, with a [`~models.thinking.ThinkingConfig`] beside them that
-    says how the model thinks.
+    What it saves is an ordinary causal LM and its tokenizer, with a [`~models.thinking.ThinkingConfig`] beside them
+    that says how the model thinks.
 
     Example:
 
@@ -268,8 +268,9 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
         self, inputs: dict[str, torch.Tensor], generator: torch.Generator | None = None
     ) -> dict[str, torch.Tensor]:
         """
-        `[question ; start ; latents ; end ; what is left]`, and without latents `[question ; worked answer]`. Latents of
-        all rows end in the same column, so that they share columns and all labels come behind them, in the last pass.
+        `[question ; start ; latents ; end ; what is left]`, and without latents `[question ; worked answer]`. Latents
+        of all rows end in the same column, so that they share columns and all labels come behind them, in the last
+        pass.
         """
         prompts, mask, completion_ids = inputs["input_ids"], inputs["attention_mask"].bool(), inputs["completion_ids"]
         stages = self.curriculum.draw_stages(len(prompts), generator).to(prompts.device)

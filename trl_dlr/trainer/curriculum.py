@@ -27,8 +27,8 @@ class Curriculum(TrainerCallback):
     """
     Moves on stage by stage, in the manner of Coconut ([arXiv 2412.06769](https://huggingface.co/papers/2412.06769)).
 
-    In stage s the first s reasoning steps are gone and latents stand for them; in the last stage all steps are gone, in
-    stage 0 none. Without stages all latents are always there, and so is the whole completion.
+    In stage s the first s reasoning steps are gone and latents stand for them; in the last stage all steps are gone,
+    in stage 0 none. Without stages all latents are always there, and so is the whole completion.
 
     Args:
         args ([`CurriculumArguments`]):
@@ -53,7 +53,9 @@ class Curriculum(TrainerCallback):
         self.go_to(state)
 
     def go_to(self, state: TrainerState) -> None:
-        """To the stage of the last step before `state`: a run that resumes where a stage begins has yet to enter it."""
+        """
+        To the stage of the last step before `state`: a run that resumes where a stage begins has yet to enter it.
+        """
         self.stage = self.stage_of(max((state.epoch or 0.0) - 1e-6, 0.0))
 
     def go_to_checkpoint(self, checkpoint: str) -> None:
@@ -218,8 +220,8 @@ def with_worked_columns(
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `"prompt"` or `"question"`, `"completion"` or `"answer"`, and `"steps"`, a list of texts. A stream can
-            be trained on without a curriculum; only its first rows are looked at.
+            Rows with `"prompt"` or `"question"`, `"completion"` or `"answer"`, and `"steps"`, a list of texts. A
+            stream can be trained on without a curriculum; only its first rows are looked at.
         dataset_name (`str`):
             Its name in messages.
         num_stages (`int`):
@@ -246,8 +248,8 @@ def with_worked_columns(
         is_message = isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict)
         if not isinstance(completion[0].get("content") if is_message else completion, str):
             raise ValueError(
-                f"`{dataset_name}_dataset` has a 'completion' that is neither a text nor a list of one message with a text "
-                f"as 'content', in row {index}: {str(completion)[:200]!r}."
+                f"`{dataset_name}_dataset` has a 'completion' that is neither a text nor a list of one message with a "
+                f"text as 'content', in row {index}: {str(completion)[:200]!r}."
             )
     if "answer" not in columns:
         dataset = with_column(dataset, "answer", "completion", as_text)
@@ -259,8 +261,8 @@ def with_worked_columns(
     for index, steps in enumerate(read_column(dataset, "steps") if "steps" in columns else ()):
         if steps is not None and not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
             raise ValueError(
-                f"`{dataset_name}_dataset` has 'steps' that are no list of texts in row {index}, got {str(steps)[:200]!r}. "
-                "Give a list with a text for each step."
+                f"`{dataset_name}_dataset` has 'steps' that are no list of texts in row {index}, got "
+                f"{str(steps)[:200]!r}. Give a list with a text for each step."
             )
     if "steps" in columns and (empty := [i for i, steps in enumerate(read_column(dataset, "steps")) if not steps]):
         raise ValueError(f"`{dataset_name}_dataset` has no 'steps' in {len(empty)} rows, the first is {empty[0]}.")
@@ -322,7 +324,8 @@ def tokenize_worked_answers(
         whole = dataset.filter(fits, num_proc=num_proc, desc=f"Leaving long rows out of {dataset_name} dataset")
         if len(whole) == 0:
             raise ValueError(
-                f"Every row of `{dataset_name}_dataset` is longer than {described}. Shorten the rows, or raise the limit."
+                f"Every row of `{dataset_name}_dataset` is longer than {described}. Shorten the rows, or raise the "
+                "limit."
             )
         if len(whole) < len(dataset):
             logger.warning(

@@ -24,19 +24,20 @@ def check_deepspeed(args: LatentGRPOConfig) -> None:
     plugin = args.deepspeed_plugin
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         raise ValueError(
-            "DeepSpeed is configured, but the environment has `ACCELERATE_USE_CPU`, with which accelerate leaves it out "
-            "and runs plain data parallelism. Unset it: `use_cpu=True` in `args` is enough on a CPU."
+            "DeepSpeed is configured, but the environment has `ACCELERATE_USE_CPU`, with which accelerate leaves it "
+            "out and runs plain data parallelism. Unset it: `use_cpu=True` in `args` is enough on a CPU."
         )
     if plugin.zero_stage != 2:
         raise ValueError(
-            f"`zero_stage={plugin.zero_stage}` is not supported: a policy is small and whole on every process, and its "
-            "gradients and optimizer states are partitioned. Set `zero_stage: 2` (accelerate_configs/deepspeed_zero2.yaml)."
+            f"`zero_stage={plugin.zero_stage}` is not supported: a policy is small and whole on every process, and "
+            "its gradients and optimizer states are partitioned. Set `zero_stage: 2` "
+            "(accelerate_configs/deepspeed_zero2.yaml)."
         )
     if args.projection_max_grad_norm is not None and plugin.offload_optimizer_device not in (None, "none"):
         raise ValueError(
             f"`projection_max_grad_norm={args.projection_max_grad_norm}` does not go with an offloaded optimizer "
-            f"(`offload_optimizer_device={plugin.offload_optimizer_device!r}`), which clips while it offloads. Leave it "
-            "unset, or do not offload."
+            f"(`offload_optimizer_device={plugin.offload_optimizer_device!r}`), which clips while it offloads. Leave "
+            "it unset, or do not offload."
         )
 
 

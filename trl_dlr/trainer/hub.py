@@ -37,9 +37,9 @@ SNAPSHOTS = "_pushes"  # folder of what is being uploaded, in the run's
 
 def take_snapshot(folder: str, parent: str) -> str:
     """
-    A new folder in `parent` with the files of `folder` as they are now, without checkpoints, names that begin with `_`,
-    and what shows questions and their answers: the report's pages, not its plots, and TRL's logged completions. Weights
-    and states are hard links where the file system has them: they are replaced or deleted, never written to.
+    A new folder in `parent` with the files of `folder` as they are now, without checkpoints, names that begin with
+    `_`, and what shows questions and their answers: the report's pages, not its plots, and TRL's logged completions.
+    Weights and states are hard links where the file system has them: they are replaced or deleted, never written to.
     """
 
     def keep(source: str, target: str) -> None:

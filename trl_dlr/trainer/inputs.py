@@ -49,8 +49,8 @@ def refuse_fsdp(args: TrainingArguments) -> None:
     if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise ValueError(
             f"FSDP (`fsdp={args.fsdp!r}`, or `ACCELERATE_USE_FSDP` in the environment) is not supported: rollouts, "
-            "references and checkpoints here are of a model that is whole on every process. Use DDP, or DeepSpeed ZeRO-2 "
-            "(accelerate_configs/deepspeed_zero2.yaml)."
+            "references and checkpoints here are of a model that is whole on every process. Use DDP, or DeepSpeed "
+            "ZeRO-2 (accelerate_configs/deepspeed_zero2.yaml)."
         )
 
 
@@ -69,8 +69,9 @@ def check_vocabulary(model: PreTrainedModel, processing_class: PreTrainedTokeniz
     num_embeddings = model.get_input_embeddings().weight.size(0)
     if len(processing_class) > num_embeddings:
         raise ValueError(
-            f"`{name}` has {len(processing_class)} tokens, but {type(model).__name__} has embeddings for {num_embeddings}. "
-            "Give the tokenizer that belongs to it, or resize the embeddings (`resize_token_embeddings`)."
+            f"`{name}` has {len(processing_class)} tokens, but {type(model).__name__} has embeddings for "
+            f"{num_embeddings}. Give the tokenizer that belongs to it, or resize the embeddings "
+            "(`resize_token_embeddings`)."
         )
 
 
@@ -87,8 +88,8 @@ def check_adapter(model: Any, peft_config: PeftConfig | None) -> None:
     needs_more = peft_config.is_prompt_learning or peft_config.peft_type == PeftType.POLY
     if needs_more or not hasattr(peft_config, "target_modules"):
         raise ValueError(
-            f"`peft_config` must be of an adapter of modules, such as `LoraConfig`, got {type(peft_config).__name__}: what "
-            "is read are questions and latents, without virtual tokens, numbers of tasks or other adapters."
+            f"`peft_config` must be of an adapter of modules, such as `LoraConfig`, got {type(peft_config).__name__}: "
+            "what is read are questions and latents, without virtual tokens, numbers of tasks or other adapters."
         )
 
 
@@ -119,8 +120,8 @@ def naming_itself(reward_func: Callable) -> Callable:
     def finite(rewards: list[float | None]) -> list[float | None]:
         if infinite := [reward for reward in rewards if reward is not None and math.isinf(reward)]:
             raise ValueError(
-                f"The reward function '{name}' returned {infinite[0]}, which leaves no mean to compare with. Return a number, "
-                "or None where there is no reward."
+                f"The reward function '{name}' returned {infinite[0]}, which leaves no mean to compare with. Return a "
+                "number, or None where there is no reward."
             )
         return rewards
 
@@ -182,8 +183,8 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, args: GRPOConfig) -> N
         check_prompt_column(dataset, name)
         if found := REWARD_ARGUMENTS & set(column_names(dataset)):
             raise ValueError(
-                f"`{name}` has a column {sorted(found)[0]!r}, which is what reward functions get from the trainer under that "
-                "name, beside the columns. Rename or remove it."
+                f"`{name}` has a column {sorted(found)[0]!r}, which is what reward functions get from the trainer "
+                "under that name, beside the columns. Rename or remove it."
             )
     if eval_dataset is not None:
         args.check_evaluation()
@@ -219,7 +220,8 @@ def check_gold_answers(reward_funcs: Any, train_dataset: Any, eval_dataset: Any)
         columns = column_names(dataset)
         if not {"answer", "solution"} & set(columns):
             raise ValueError(
-                f"`{name}` must have a column 'answer' or 'solution' of gold answers for `correctness_reward`, has {columns}."
+                f"`{name}` must have a column 'answer' or 'solution' of gold answers for `correctness_reward`, has "
+                f"{columns}."
             )
 
 
@@ -260,7 +262,8 @@ def check_prompt_column(dataset: Dataset | IterableDataset, name: str) -> None:
     columns = column_names(dataset)
     if found := {"image", "images", "environment"} & set(columns):
         raise ValueError(
-            f"`{name}` has a column {sorted(found)[0]!r}, but this trainer reads text prompts alone. Remove the column."
+            f"`{name}` has a column {sorted(found)[0]!r}, but this trainer reads text prompts alone. Remove the "
+            "column."
         )
     if "prompt" not in columns:
         hint = ""
@@ -279,7 +282,8 @@ def check_chat_templates(
     **processing_classes: PreTrainedTokenizerBase,
 ) -> None:
     """
-    Refuse conversational prompts for a tokenizer that cannot render them. One prompt with each sequence of roles is tried.
+    Refuse conversational prompts for a tokenizer that cannot render them. One prompt with each sequence of roles is
+    tried.
 
     Args:
         dataset (`Any`):
@@ -299,8 +303,8 @@ def check_chat_templates(
         for processing_name, processing_class in processing_classes.items():
             if kinds and processing_class.chat_template is None:
                 raise ValueError(
-                    f"`{processing_name}` has no chat template, but the prompts of `{split_name}` are conversational. Set its "
-                    "`chat_template`, or give prompts as text."
+                    f"`{processing_name}` has no chat template, but the prompts of `{split_name}` are conversational. "
+                    "Set its `chat_template`, or give prompts as text."
                 )
             for roles, (index, prompt) in kinds.items():
                 try:
@@ -309,9 +313,9 @@ def check_chat_templates(
                     )
                 except Exception as error:  # of the template's author's choice
                     raise ValueError(
-                        f"The chat template of `{processing_name}` cannot render row {index} of `{split_name}`, with the roles "
-                        f"{', '.join(roles)}: {error}. Give conversations that it takes (a template without a system role "
-                        "wants that text in the user's message), or set another `chat_template`."
+                        f"The chat template of `{processing_name}` cannot render row {index} of `{split_name}`, with "
+                        f"the roles {', '.join(roles)}: {error}. Give conversations that it takes (a template without "
+                        "a system role wants that text in the user's message), or set another `chat_template`."
                     ) from error
 
 

@@ -17,7 +17,8 @@ from .arguments import (
 from .losses import CONTRASTIVE_SIMILARITIES
 
 
-# TRL options that speak of a policy that writes tokens. Ours draws latents, and the main model's tokens are not trained.
+# TRL options that speak of a policy that writes tokens. Ours draws latents, and the main model's tokens are not
+# trained.
 REFUSED_OPTIONS = {
     "use_transformers_continuous_batching": "it generates from token ids, not from embeddings",
     "vllm_enable_sleep_mode": "the main model's weights never change, and waking would load them again",
@@ -49,11 +50,12 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
     This class includes only the parameters that are specific to latent GRPO training, and those of [`~trl.GRPOConfig`]
     with other defaults. For a full list of training arguments, please refer to the [`LatentPolicyArguments`],
     [`GroupArguments`], [`RemedyArguments`], [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation.
-    `max_completion_length` is the main model's token budget per completion, `num_generations` is the number G of latent
-    trajectories per question, and `beta` weighs the closed-form KL of the latents' densities (`use_bias_correction_kl`
-    does not apply to it). `use_vllm` decodes the frozen main model with vLLM, in process (`vllm_mode="colocate"`) or by a stock server
-    (`vllm_mode="server"`, started with `vllm serve <main model> --enable-prompt-embeds`), which any number of runs can
-    share, as its weights are never updated. `generation_kwargs` are then fields of `vllm.SamplingParams`.
+    `max_completion_length` is the main model's token budget per completion, `num_generations` is the number G of
+    latent trajectories per question, and `beta` weighs the closed-form KL of the latents' densities
+    (`use_bias_correction_kl` does not apply to it). `use_vllm` decodes the frozen main model with vLLM, in process
+    (`vllm_mode="colocate"`) or by a stock server (`vllm_mode="server"`, started with `vllm serve <main model>
+    --enable-prompt-embeds`), which any number of runs can share, as its weights are never updated. `generation_kwargs`
+    are then fields of `vllm.SamplingParams`.
 
     Using [`~transformers.HfArgumentParser`] we can turn this class into
     [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the
@@ -84,20 +86,20 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
         > Parameters of the pre-screening, which decides what the main model decodes
 
         prescreening_fraction (`float`, *optional*, defaults to `1.0`):
-            Share ρ of each question's G trajectories that are decoded, K = ⌈ρG⌉ (equation 13; the paper's is 0.18). The
-            others have no reward and are outside the group's statistics and the loss. Evaluation decodes all.
+            Share ρ of each question's G trajectories that are decoded, K = ⌈ρG⌉ (equation 13; the paper's is 0.18).
+            The others have no reward and are outside the group's statistics and the loss. Evaluation decodes all.
         prescreening_selection (`str`, *optional*, defaults to `"top_random"`):
             Which K are decoded, by the scores of a value head that learns online from decoded rewards: `"top"` (the
-            best), `"top_random"` (the best, and a random share), `"top_bottom"` (the best and the worst in equal parts,
-            and a random share: groups stay mixed once most answers are right) or `"random"`.
+            best), `"top_random"` (the best, and a random share), `"top_bottom"` (the best and the worst in equal
+            parts, and a random share: groups stay mixed once most answers are right) or `"random"`.
         prescreening_warmup_rollouts (`int`, *optional*, defaults to `20`):
             Rollouts at the start that are decoded whole, for the value head to learn from.
 
         > Parameters of the loss
 
         beta (`float`, *optional*, defaults to `0.0`):
-            Weight β of the closed-form KL to the frozen reference policy (equation 7). At 0, TRL's default, no reference
-            is kept; the paper uses 0.01.
+            Weight β of the closed-form KL to the frozen reference policy (equation 7). At 0, TRL's default, no
+            reference is kept; the paper uses 0.01.
         latent_cost (`float`, *optional*, defaults to `0.0`):
             With `learn_stop`, what each latent step takes off a trajectory's total reward before advantages are
             computed, so that the shorter of two equally right trajectories is preferred. It shapes the reward: the
@@ -152,8 +154,8 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
         self.check_remedies()
         if self.hybrid_coef > 0 and self.use_vllm:
             raise ValueError(
-                f"`hybrid_coef={self.hybrid_coef}` needs gradients through the main model, which `use_vllm=True` leaves to "
-                "vLLM. Set either."
+                f"`hybrid_coef={self.hybrid_coef}` needs gradients through the main model, which `use_vllm=True` "
+                "leaves to vLLM. Set either."
             )
         if self.decoding_batch_size is not None and self.decoding_batch_size < 1:
             raise ValueError(f"`decoding_batch_size` must be at least 1 or unset, got {self.decoding_batch_size}.")
@@ -165,8 +167,8 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
         if self.prescreening_fraction < 1 and self.num_decoded < 2:
             raise ValueError(
                 f"`prescreening_fraction={self.prescreening_fraction}` decodes {self.num_decoded} of "
-                f"`num_generations={self.num_generations}` trajectories of a question, which have nothing to be compared "
-                "with. Raise either so that at least 2 are decoded."
+                f"`num_generations={self.num_generations}` trajectories of a question, which have nothing to be "
+                "compared with. Raise either so that at least 2 are decoded."
             )
         if self.latent_cost > 0:
             check_group_advantages(self, f"`latent_cost={self.latent_cost}` is compared within a group")

@@ -49,8 +49,8 @@ from .prescreening import Prescreener, area_under_curve, select_trajectories
 logger = get_logger(__name__)
 
 MAX_SKIPPED_STEPS = 5  # in a row, after which a run stops
-# Losses that TRL averages over all rows of a micro-batch, those without a reward included. The others are averaged over
-# unmasked steps.
+# Losses that TRL averages over all rows of a micro-batch, those without a reward included. The others are averaged
+# over unmasked steps.
 MEANS_OVER_ALL_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 
 
@@ -98,10 +98,10 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
     and Efficient LLM Reasoning](https://huggingface.co/papers/2601.17275).
 
     A small latent policy (assistant LM, latent head and projector) samples G trajectories of T continuous latents per
-    question. Each is injected as embeddings after the prompt of a frozen main model, which decodes the answer greedily.
-    The rewards of the answers train the policy with a clipped GRPO loss on the exact density of the latents, a
-    closed-form KL to a frozen reference, and a contrastive loss over each question's trajectories (equations 1 to 8).
-    The main model never changes. Not to be confused with the method of the paper "Latent-GRPO"
+    question. Each is injected as embeddings after the prompt of a frozen main model, which decodes the answer
+    greedily. The rewards of the answers train the policy with a clipped GRPO loss on the exact density of the latents,
+    a closed-form KL to a frozen reference, and a contrastive loss over each question's trajectories (equations 1 to
+    8). The main model never changes. Not to be confused with the method of the paper "Latent-GRPO"
     ([2604.27998](https://huggingface.co/papers/2604.27998)).
 
     Example:
@@ -236,8 +236,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             self._name_base_policy(policy, args.output_dir)
         ref_model = build_reference(model, args, peft_config)  # copied before TRL patches the model's forward
 
-        # TRL would look for its reference model on the Hub and estimate the KL from samples; ours has a closed form. Its
-        # vLLM would serve the trained model; ours serves the frozen one.
+        # TRL would look for its reference model on the Hub and estimate the KL from samples; ours has a closed form.
+        # Its vLLM would serve the trained model; ours serves the frozen one.
         use_vllm, sync_ref_model = args.use_vllm, args.sync_ref_model
         args.beta, args.sync_ref_model, args.use_vllm = 0.0, False, False
         try:
@@ -296,8 +296,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
     #     (TRL's own code)                         group-relative advantages (B,)
     #     shape_advantages                         the same, or others where invalid samples or costs ask for them
     # Each of its losses, whose scores are in `self._scoring`:
-    #   _compute_loss                              TRL's clipped surrogate, whose code has the ratio, then KL, contrastive
-    #                                              and hybrid terms
+    #   _compute_loss                              TRL's clipped surrogate, whose code has the ratio, then the terms of
+    #                                              KL, contrast and likelihood
     #     _get_per_token_logps_and_entropies       log-density of each latent step, (B, T): the ratio is exp(new - old)
     #   training_step, _finish_step                the update, or none if a loss was bad
 
@@ -387,7 +387,9 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         return completion_ids, None
 
     def _prescreen(self, rollout: Rollout, mode: str) -> torch.Tensor:
-        """Which of this process's rows are decoded, shape `(num_rows,)`. Groups may span processes: all decide alike."""
+        """
+        Which of this process's rows are decoded, shape `(num_rows,)`. Groups may span processes: all decide alike.
+        """
         drawn = rollout.drawn
         num_rows, device = drawn.latents.size(0), drawn.latents.device
         rollout.is_random = torch.ones(num_rows * self.accelerator.num_processes, dtype=torch.bool, device=device)
@@ -565,7 +567,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
     ) -> tuple[Density, torch.Tensor | None]:
         """
         The one scoring function: density of the latent steps of the rows in need, in chunks of `batch_size`, and with
-        `noise` the embeddings of latents that it draws from that density, shape `(num_rows, num_latents, hidden_size)`.
+        `noise` the embeddings of latents that it draws from that density, shape `(num_rows, num_latents,
+        hidden_size)`.
         """
         needed = is_needed.nonzero().squeeze(1)
         if len(needed) == 0:  # every process makes a pass, and gets zero gradients from it
@@ -670,8 +673,9 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             is_bad = (~loss.detach().isfinite()) | (inputs["num_rewarded"] == 0)
             if self._is_true_anywhere(is_bad):
                 self._skip_step = True
-                # A value of 0, and a gradient that is not finite, by the way that the loss would have taken: DDP waits for
-                # the parameters on it and for no others. DeepSpeed and a GradScaler skip such a step by themselves.
+                # A value of 0, and a gradient that is not finite, by the way that the loss would have taken: DDP waits
+                # for the parameters on it and for no others. DeepSpeed and a GradScaler skip such a step by
+                # themselves.
                 loss = (0.0 * (loss + density.mean.sum()).nan_to_num()).sqrt()
         return loss
 
@@ -741,8 +745,9 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         if self._skipped_in_a_row >= MAX_SKIPPED_STEPS:
             self._save_checkpoint(self.model, trial=None)
             raise RuntimeError(
-                f"{self._skipped_in_a_row} optimizer steps in a row had no reward at all or a loss that is not finite, so "
-                f"training stops. Check what the reward functions return. A checkpoint is in {self.args.output_dir}."
+                f"{self._skipped_in_a_row} optimizer steps in a row had no reward at all or a loss that is not "
+                "finite, so training stops. Check what the reward functions return. A checkpoint is in "
+                f"{self.args.output_dir}."
             )
 
     # ---- Before training, and what is kept ----

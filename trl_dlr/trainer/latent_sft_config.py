@@ -9,7 +9,8 @@ from ..option_docs import described
 from .arguments import CurriculumArguments, LatentPolicyArguments, ReportableArguments, refuse_options
 
 
-# TRL options that speak of a model whose own tokens are trained. Here the main model writes, and the policy is trained.
+# TRL options that speak of a model whose own tokens are trained. Here the main model writes, and the policy is
+# trained.
 REFUSED_OPTIONS = {
     "packing": "every question has latents of its own",
     "eval_packing": "every question has latents of its own",
@@ -77,5 +78,6 @@ class LatentSFTConfig(ReportableArguments, CurriculumArguments, LatentPolicyArgu
         if self.num_stages > 0 and self.num_latents != self.num_stages * self.latents_per_stage:
             raise ValueError(
                 f"`num_latents={self.num_latents}` must be `num_stages * latents_per_stage` = {self.num_stages} * "
-                f"{self.latents_per_stage} = {self.num_stages * self.latents_per_stage}, the latents of the last stage."
+                f"{self.latents_per_stage} = {self.num_stages * self.latents_per_stage}, the latents of the last "
+                "stage."
             )

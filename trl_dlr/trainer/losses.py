@@ -25,8 +25,8 @@ MAX_LOG_RATIO = 20.0
 @dataclass
 class Scoring:
     """
-    What a loss asks of TRL's hook for log-probabilities, `_get_per_token_logps_and_entropies`, and what that has found.
-    B rows are those of a micro-batch.
+    What a loss asks of TRL's hook for log-probabilities, `_get_per_token_logps_and_entropies`, and what that has
+    found. B rows are those of a micro-batch.
 
     Args:
         latents (`torch.Tensor` or `dict[str, torch.Tensor]`):
@@ -164,8 +164,8 @@ def group_advantages(
         is_valid (`torch.Tensor` of shape `(num_groups, num_generations)`, *optional*):
             Which samples are valid. If `None`, all.
         invalid (`str`, *optional*, defaults to `"exclude"`):
-            `"include"`: invalid samples count in mean and standard deviation, and have advantage 0. `"exclude"`: they do
-            not count either; with fewer than two valid ones the mean is taken as 0 and the standard deviation as 1.
+            `"include"`: invalid samples count in mean and standard deviation, and have advantage 0. `"exclude"`: they
+            do not count either; with fewer than two valid ones the mean is taken as 0 and the standard deviation as 1.
         scale (`bool`, *optional*, defaults to `True`):
             Whether to divide by the standard deviation.
         eps (`float`, *optional*, defaults to `1e-4`):
@@ -196,15 +196,15 @@ def select_first_latent(
 ) -> torch.Tensor:
     """
     Optimal correct-path first-latent selection: in a group with a positive advantage, only its most likely positive
-    sample keeps an advantage at the first latent position. Samples of a group share the question, so their first latents
-    would be pulled in as many directions as there are samples.
+    sample keeps an advantage at the first latent position. Samples of a group share the question, so their first
+    latents would be pulled in as many directions as there are samples.
 
     Args:
         advantages (`torch.Tensor` of shape `(num_groups, num_generations)`):
             Advantages.
         old_log_probs (`torch.Tensor` of shape `(num_groups, num_generations, num_positions)`):
-            Log-probabilities under the policy that sampled; their mean over positions says which is most likely. Of equal
-            ones the first wins.
+            Log-probabilities under the policy that sampled; their mean over positions says which is most likely. Of
+            equal ones the first wins.
         mask (`torch.Tensor` of shape `(num_groups, num_generations, num_positions)`, *optional*):
             0 at positions that are not there.
 

@@ -59,8 +59,9 @@ logger = get_logger(__name__)
 
 class PolicyTrainingMixin:
     """
-    For a TRL trainer with [`CheckpointsMixin`] of a [`LatentPolicyModel`] beside a frozen `main_model`: checks the engine at the start, gives the
-    projection layers their own learning rate and clipping, and saves adapters with the policy that they belong to.
+    For a TRL trainer with [`CheckpointsMixin`] of a [`LatentPolicyModel`] beside a frozen `main_model`: checks the
+    engine at the start, gives the projection layers their own learning rate and clipping, and saves adapters with the
+    policy that they belong to.
     """
 
     ref_model = None
@@ -309,7 +310,9 @@ def build_policy(
     main_processing_class: PreTrainedTokenizerBase,
     args: LatentPolicyArguments,
 ) -> PreTrainedModel:
-    """The policy to train: a saved or given [`LatentPolicyModel`] or adapter of one, or a new one around an assistant."""
+    """
+    The policy to train: a saved or given [`LatentPolicyModel`] or adapter of one, or a new one around an assistant.
+    """
     if model is main_model:
         raise ValueError(
             "`model` and `main_model` are the same object, but one is trained and the other frozen. Pass an assistant "
@@ -378,8 +381,8 @@ def assistant_tokenizer(
     policy: LatentPolicyModel, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, **hub
 ) -> PreTrainedTokenizerBase:
     """
-    Tokenizer of the assistant if none was given: the one saved with the policy, as a [`LatentReasoner`] has it. Without one,
-    its assistant's own, or the main model's for an assistant made from it.
+    Tokenizer of the assistant if none was given: the one saved with the policy, as a [`LatentReasoner`] has it.
+    Without one, its assistant's own, or the main model's for an assistant made from it.
     """
     name = policy.config.name_or_path
     source = {key: hub[key] for key in ("revision", "token", "cache_dir") if key in hub}
@@ -416,8 +419,8 @@ def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> Pe
         defaults = getattr(tuner, "target_module_mapping", {})
         if model_type not in defaults:
             raise ValueError(
-                f"`peft_config.target_modules` must be set: PEFT knows no default of {type(peft_config).__name__} for an "
-                f"assistant of type {model_type!r}."
+                f"`peft_config.target_modules` must be set: PEFT knows no default of {type(peft_config).__name__} for "
+                f"an assistant of type {model_type!r}."
             )
         peft_config.target_modules = set(defaults[model_type])
     elif peft_config.target_modules == "all-linear":  # of the assistant
@@ -459,8 +462,8 @@ def freeze_what_no_loss_reaches(policy: LatentPolicyModel, args: LatentGRPOConfi
     is_trainable = policy.config.injection == "trained" and policy.injector.weight.requires_grad
     if is_trainable and args.hybrid_coef == 0:
         logger.warning(
-            "`injection='trained'`: the up-projection lies after the sample, so this loss does not reach it. It stays as "
-            "it is; `hybrid_coef` above 0 would train it."
+            "`injection='trained'`: the up-projection lies after the sample, so this loss does not reach it. It "
+            "stays as it is; `hybrid_coef` above 0 would train it."
         )
         policy.injector.requires_grad_(False)
 
@@ -469,6 +472,6 @@ def check_stop(policy: LatentPolicyModel, args: LatentGRPOConfig) -> None:
     """Refuse options that a learned stop, or a policy without one, has no use for."""
     if args.latent_cost > 0 and not policy.config.learn_stop:
         raise ValueError(
-            f"`latent_cost={args.latent_cost}` needs a policy with `learn_stop=True`: all trajectories of `model` have "
-            f"`num_latents={policy.config.num_latents}` steps, which cost the same."
+            f"`latent_cost={args.latent_cost}` needs a policy with `learn_stop=True`: all trajectories of `model` "
+            f"have `num_latents={policy.config.num_latents}` steps, which cost the same."
         )

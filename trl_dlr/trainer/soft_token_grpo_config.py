@@ -29,9 +29,9 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
 
     This class includes only the parameters that are specific to it, and those of [`~trl.GRPOConfig`] with other
     defaults. For a full list of training arguments, please refer to the [`ThinkingOptions`], [`GroupArguments`],
-    [`RemedyArguments`], [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation. `max_completion_length` is the token budget of the answer, which
-    the latents do not count for. `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` are those of the
-    answer's tokens.
+    [`RemedyArguments`], [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation.
+    `max_completion_length` is the token budget of the answer, which the latents do not count for. `temperature`,
+    `top_p`, `top_k`, `min_p` and `repetition_penalty` are those of the answer's tokens.
 
     The published recipes are `examples/configs/lepo.yaml` ([2604.17892](https://huggingface.co/papers/2604.17892)) and
     `examples/configs/latent_grpo.yaml` ([2604.27998](https://huggingface.co/papers/2604.27998)).
@@ -92,13 +92,14 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
             for name, value in whole.items():
                 if getattr(self, name) != value:
                     raise ValueError(
-                        f"`soft_token_score='exact'` is the density of the whole Gumbel-softmax vector, so `{name}` must be "
-                        f"{value}, got {getattr(self, name)}. Take 'lepo' or 'latent_grpo', which are surrogates."
+                        f"`soft_token_score='exact'` is the density of the whole Gumbel-softmax vector, so `{name}` "
+                        f"must be {value}, got {getattr(self, name)}. Take 'lepo' or 'latent_grpo', which are "
+                        "surrogates."
                     )
         if self.soft_token_score == "lepo" and self.beta != 0:
             raise ValueError(
-                f"`beta={self.beta}` with `soft_token_score='lepo'`: its latents have no ratio, so TRL's estimate of the KL "
-                "does not apply to them. Set `beta` to 0, as the paper does, or take another score."
+                f"`beta={self.beta}` with `soft_token_score='lepo'`: its latents have no ratio, so TRL's estimate of "
+                "the KL does not apply to them. Set `beta` to 0, as the paper does, or take another score."
             )
 
     def thinking_config(self) -> ThinkingConfig:

@@ -53,8 +53,8 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
     At a latent position the model's own next-token distribution, perturbed by Gumbel noise, becomes a mixture of token
     embeddings, which is the next input. Then it answers in ordinary tokens. One GRPO loss is over both: a latent
     position is scored by the density of its mixture or a surrogate of it (`soft_token_score`), a token position by its
-    log-probability. With `latent_type="hidden_states"` the latents are the model's last hidden states (Coconut), are not
-    drawn, and are no part of the loss ([2512.11816](https://huggingface.co/papers/2512.11816)).
+    log-probability. With `latent_type="hidden_states"` the latents are the model's last hidden states (Coconut), are
+    not drawn, and are no part of the loss ([2512.11816](https://huggingface.co/papers/2512.11816)).
 
     Unlike in [`LatentGRPOTrainer`], there is no second model: the one that thinks also answers, and is trained as a
     whole or by LoRA.
@@ -241,7 +241,8 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         answer_ids = [row[~after].tolist() for row, after in zip(answers, is_after_eos, strict=True)]
         self._num_appended = [0] * len(answer_ids)
         if self._stop_strings is not None:
-            # An answer that one has ended is closed with an end token, which TRL looks for, and which is not trained on
+            # An answer that one has ended is closed with an end token, which TRL looks for, and which is not trained
+            # on
             written = [self._stop_strings.cut(ids) for ids in answer_ids]
             self._num_appended = [
                 int(ids[-1] not in self.eos_token_ids and self._stop_strings.are_in(ids)) for ids in written
@@ -322,7 +323,9 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         compute_aux_loss=False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Scores of latent positions and log-probabilities of token positions, shape `(batch_size, logits_to_keep)`."""
+        """
+        Scores of latent positions and log-probabilities of token positions, shape `(batch_size, logits_to_keep)`.
+        """
         # The rollout itself, before its losses, has no scoring of its own
         scoring = self._scoring or Scoring(self._thoughts.latents, self._thoughts.lengths)
         latents, lengths = scoring.latents, scoring.lengths
@@ -370,7 +373,9 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         return torch.cat([first, logps[:, longest:]], dim=1)
 
     def _relative_to_old(self, logps: torch.Tensor, old_logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Bounded log-ratios of latents. LEPO's have none: the value stays the old one, the gradient is the score's."""
+        """
+        Bounded log-ratios of latents. LEPO's have none: the value stays the old one, the gradient is the score's.
+        """
         of_latents = clamp_log_ratio(logps, old_logps)
         if self.args.soft_token_score == "lepo":
             of_latents = old_logps + (logps - logps.detach())

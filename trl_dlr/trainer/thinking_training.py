@@ -24,8 +24,8 @@ from .checkpoints import whole_files
 
 class ThinkingTrainingMixin:
     """
-    For a TRL trainer with [`CheckpointsMixin`] of a causal LM that thinks as `self.thinker` lets it, or as `thinking_config` and `latent_type` say:
-    checkpoints that are whole, and that say how the model thinks, and pushes.
+    For a TRL trainer with [`CheckpointsMixin`] of a causal LM that thinks as `self.thinker` lets it, or as
+    `thinking_config` and `latent_type` say: checkpoints that are whole, and that say how the model thinks, and pushes.
     """
 
     thinker: Thinker
@@ -118,8 +118,9 @@ def init_kwargs_were_used() -> Iterator[None]:
 @contextmanager
 def reference_is_a_copy(model: PreTrainedModel) -> Iterator[None]:
     """
-    While a [`~trl.GRPOTrainer`] is built: its reference is `model` as it is. TRL would load one by the model's name, which
-    one that was built in memory does not have, and which names other weights than those of one that was trained since.
+    While a [`~trl.GRPOTrainer`] is built: its reference is `model` as it is. TRL would load one by the model's name,
+    which one that was built in memory does not have, and which names other weights than those of one that was trained
+    since.
     """
     load = grpo_trainer.create_model_from_path
     grpo_trainer.create_model_from_path = lambda *args, **kwargs: copy.deepcopy(model)

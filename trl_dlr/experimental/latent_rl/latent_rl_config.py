@@ -67,13 +67,14 @@ class LatentRLConfig(SoftTokenGRPOConfig):
         latent_type (`str`, *optional*, defaults to `"hidden_states"`):
             What a latent is. The only one that gradient passes through is `"hidden_states"`.
         num_generations (`int`, *optional*, defaults to `2`):
-            Answers to each question. Its latents are not drawn and are the same for all, so the least that TRL permits.
+            Answers to each question. Its latents are not drawn and are the same for all, so the least that TRL
+            permits.
         lr_scheduler_type (`str`, *optional*, defaults to `"constant"`):
             Schedule of `learning_rate`.
 
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
-            Whether to trade compute for memory. No KV cache can be kept then, so each latent takes a pass over all that
-            is before it.
+            Whether to trade compute for memory. No KV cache can be kept then, so each latent takes a pass over all
+            that is before it.
 
         > Parameters of the value head
 
@@ -83,16 +84,16 @@ class LatentRLConfig(SoftTokenGRPOConfig):
         value_learning_rate (`float`, *optional*, defaults to `1e-3`):
             Learning rate of the value head.
         pos_weight (`float`, *optional*, defaults to `20.0`):
-            Weight of correct answers in the value head's loss, against wrong ones, for models that are seldom right. At
-            values other than 1, the score is no calibrated probability, and near 1 for models that are often right.
+            Weight of correct answers in the value head's loss, against wrong ones, for models that are seldom right.
+            At values other than 1, the score is no calibrated probability, and near 1 for models that are often right.
 
         > Parameters of the stop at reward hacking
 
         hacking_window (`int`, *optional*, defaults to `10`):
             Rollouts over which predicted accuracy and accuracy are averaged; 0 switches the stop off.
         hacking_threshold (`float`, *optional*, defaults to `0.1`):
-            The run stops if the value head predicts an accuracy for the latest rollouts that is higher by more than this
-            than before the language model's first update, and their accuracy is not higher.
+            The run stops if the value head predicts an accuracy for the latest rollouts that is higher by more than
+            this than before the language model's first update, and their accuracy is not higher.
     """
 
     latent_type: str = field(default="hidden_states", metadata={"choices": ["hidden_states"]})
@@ -108,8 +109,8 @@ class LatentRLConfig(SoftTokenGRPOConfig):
     def __post_init__(self):
         if self.latent_type != "hidden_states" and self.latent_type in LATENT_TYPES:
             raise ValueError(
-                f"`latent_type` must be 'hidden_states' for `LatentRLTrainer`, got {self.latent_type!r}: the gradient of "
-                "the score passes through the latents, which are the model's own hidden states."
+                f"`latent_type` must be 'hidden_states' for `LatentRLTrainer`, got {self.latent_type!r}: the gradient "
+                "of the score passes through the latents, which are the model's own hidden states."
             )
         refuse_options(self, REFUSED_SOFT_TOKEN_OPTIONS, SoftTokenGRPOConfig, "LatentRLTrainer")
         refuse_options(self, REFUSED_GRPO_OPTIONS, GRPOConfig, "LatentRLTrainer")
@@ -120,8 +121,8 @@ class LatentRLConfig(SoftTokenGRPOConfig):
             )
         if self.value_warmup_steps < 1:
             raise ValueError(
-                f"`value_warmup_steps` must be at least 1, got {self.value_warmup_steps}: a head that has not learned has "
-                "nothing to say."
+                f"`value_warmup_steps` must be at least 1, got {self.value_warmup_steps}: a head that has not learned "
+                "has nothing to say."
             )
         for name in ("value_learning_rate", "pos_weight"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):

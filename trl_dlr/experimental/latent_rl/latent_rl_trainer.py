@@ -35,18 +35,19 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
 
     **Experimental.** This training is unstable: the language model learns to please the value head rather than to be
     right (reward hacking). The run stops when the accuracy that the head predicts rises and accuracy does not
-    (`hacking_window`), but a higher score is never evidence of better answers: judge a model by held-out accuracy alone.
-
-    In the first `value_warmup_steps` steps, a value head V learns from rollouts of the language model, which stays as it
-    is: by binary cross-entropy with weight `pos_weight` on correct answers, V(h_t) at every latent h_t predicts whether
-    the answer is correct. In all steps after them V stays as it is, and the language model maximizes the mean of σ(V(h_t))
-    over its latents, with gradient through each latent into those before it. What is decoded then is for the metrics
+    (`hacking_window`), but a higher score is never evidence of better answers: judge a model by held-out accuracy
     alone.
 
-    Logged for each rollout before anything learns from it, and over the whole evaluation set: `value/auc` and `value/f1`
-    of the head (an answer is predicted to be correct where its mean score is above 0.5), the mean `value/score`,
-    `value/predicted_accuracy`, which is the mean of σ(V(h_t) - log `pos_weight`) and without hacking near
-    `value/accuracy`.
+    In the first `value_warmup_steps` steps, a value head V learns from rollouts of the language model, which stays as
+    it is: by binary cross-entropy with weight `pos_weight` on correct answers, V(h_t) at every latent h_t predicts
+    whether the answer is correct. In all steps after them V stays as it is, and the language model maximizes the mean
+    of σ(V(h_t)) over its latents, with gradient through each latent into those before it. What is decoded then is for
+    the metrics alone.
+
+    Logged for each rollout before anything learns from it, and over the whole evaluation set: `value/auc` and
+    `value/f1` of the head (an answer is predicted to be correct where its mean score is above 0.5), the mean
+    `value/score`, `value/predicted_accuracy`, which is the mean of σ(V(h_t) - log `pos_weight`) and without hacking
+    near `value/accuracy`.
 
     Example:
 
@@ -104,8 +105,8 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
         **kwargs,
     ):
         warnings.warn(
-            "`LatentRLTrainer` is experimental: its training is known to be unstable and to end in reward hacking, where "
-            "the value head's score rises and accuracy does not. Judge the model by held-out accuracy alone.",
+            "`LatentRLTrainer` is experimental: its training is known to be unstable and to end in reward hacking, "
+            "where the value head's score rises and accuracy does not. Judge the model by held-out accuracy alone.",
             stacklevel=2,
         )
         model = name_or_model(model, "model")
@@ -261,8 +262,9 @@ class RewardHackingCallback(TrainerCallback):
     """
     Stops a run, with a checkpoint, whose policy raises the accuracy that a value head predicts but not its accuracy.
 
-    The latest `window` rollouts are compared with the last `window` before the policy's first update (or as many as there
-    were): the run stops if predicted accuracy is higher by more than `threshold` in the mean, and accuracy is not higher.
+    The latest `window` rollouts are compared with the last `window` before the policy's first update (or as many as
+    there were): the run stops if predicted accuracy is higher by more than `threshold` in the mean, and accuracy is
+    not higher.
 
     Args:
         window (`int`):
@@ -283,7 +285,10 @@ class RewardHackingCallback(TrainerCallback):
 
     @property
     def rises(self) -> tuple[float, float] | None:
-        """Rises of predicted accuracy and accuracy. `None` as long as there are fewer than `window` rollouts to tell from."""
+        """
+        Rises of predicted accuracy and accuracy. `None` as long as there are fewer than `window` rollouts to tell
+        from.
+        """
         if len(self.since) < self.window or not self.before:
             return None
         means = [torch.tensor(rollouts, dtype=torch.float64).mean(0) for rollouts in (self.before, self.since)]
@@ -298,10 +303,10 @@ class RewardHackingCallback(TrainerCallback):
             predicted, accuracy = self.rises
             logger.warning(
                 f"Reward hacking: since the first update of the policy, the accuracy that the value head predicts has "
-                f"changed by {predicted:+.3f}, and accuracy by {accuracy:+.3f} (means over {self.window} rollouts). The "
-                f"policy has learned to please the head, so training stops after step {state.global_step}, with a "
-                "checkpoint. Earlier checkpoints are better ones; a smaller `learning_rate` or more `value_warmup_steps` "
-                "may help. `hacking_window=0` switches this off."
+                f"changed by {predicted:+.3f}, and accuracy by {accuracy:+.3f} (means over {self.window} rollouts). "
+                f"The policy has learned to please the head, so training stops after step {state.global_step}, with a "
+                "checkpoint. Earlier checkpoints are better ones; a smaller `learning_rate` or more "
+                "`value_warmup_steps` may help. `hacking_window=0` switches this off."
             )
             control.should_save = control.should_training_stop = True
 
