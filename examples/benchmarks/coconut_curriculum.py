@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import print_accuracies
+from common import check_output, print_accuracies
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -57,6 +57,9 @@ class CurriculumBenchmarkArguments:
     hidden_size: int = field(default=64, metadata={"help": "Of the model."})
     num_layers: int = field(default=2, metadata={"help": "Of the model."})
     output_json: str | None = field(default=None, metadata={"help": "File for the figures."})
+
+    def __post_init__(self):
+        check_output(self.output_json)
 
     @property
     def num_epochs(self) -> int:

@@ -102,6 +102,8 @@ class BenchmarkArguments:
     output_png: str | None = field(default=None, metadata={"help": "File for a plot of them."})
 
     def __post_init__(self):
+        check_output(self.output_json)
+        check_output(self.output_png)
         if self.output_png is not None and importlib.util.find_spec("matplotlib") is None:
             raise ValueError(f"`output_png={self.output_png}` needs matplotlib. Install it: pip install matplotlib")
 
@@ -126,6 +128,12 @@ class TrainingBenchmarkArguments(BenchmarkArguments):
     prescreening_fraction: float = field(
         default=0.18, metadata={"help": "Share of the trajectories that is decoded; 1.0 for all."}
     )
+
+
+def check_output(path: str | None) -> None:
+    """Refuse a file that could not be written after hours of measuring."""
+    if path is not None and not Path(path).parent.is_dir():
+        raise ValueError(f"The folder of {path!r} does not exist. Make it first: mkdir -p {Path(path).parent}")
 
 
 # ---- Models and prompts ----

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import write_json
+from common import check_output, write_json
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import HfArgumentParser, LlamaForCausalLM
@@ -209,6 +209,9 @@ class SmallWorldArguments:
     seeds: list[int] = field(default_factory=list, metadata={"help": "Seeds. If none, those of the docs."})
     steps: float = field(default=1.0, metadata={"help": "Factor of all numbers of steps, below 1 for a quick look."})
     output_json: str | None = field(default=None, metadata={"help": "File for the figures."})
+
+    def __post_init__(self):
+        check_output(self.output_json)
 
 
 def cell(name: str, values: list[int | float], digits: int) -> str:

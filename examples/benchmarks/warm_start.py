@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import load_smollm2, print_accuracies
+from common import check_output, load_smollm2, print_accuracies
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -62,6 +62,9 @@ class WarmStartArguments:
     rl_learning_rate: float = field(default=5e-4, metadata={"help": "Of reinforcement learning from the start."})
     rl_after_sft_learning_rate: float = field(default=5e-4, metadata={"help": "And after the supervised part."})
     output_json: str | None = field(default=None, metadata={"help": "File for the figures."})
+
+    def __post_init__(self):
+        check_output(self.output_json)
 
 
 class TimeLimit(TrainerCallback):

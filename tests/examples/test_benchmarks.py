@@ -169,6 +169,43 @@ def test_every_arm_of_the_curriculum_runs(tmp_path, monkeypatch, capsys):
     assert "1 + 3 steps" in capsys.readouterr().out
 
 
+def test_the_demo_and_its_rival_are_evaluated_at_the_same_times(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import common
+    import demo_rival
+
+    def load(dtype):
+        tokenizer = common.word_tokenizer(512)
+        tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        return common.random_model("tiny", dtype, 0), tokenizer
+
+    monkeypatch.setattr(demo_rival, "load_smollm2", load)
+    monkeypatch.setitem(demo_rival.DEMO, "assistant_num_layers", 1)
+    path, times = tmp_path / "figures.json", [1e-3, 2e-3]  # one step passes both
+    arms = ["dlr", "lora_3e-4"]
+    demo_rival.main(demo_rival.RivalArguments(arms, seeds=[0], seconds=times, output_json=str(path)))
+    figures = json.loads(path.read_text())["figures"]
+    for arm, completions in zip(arms, (128, 32), strict=True):
+        ((before, first, second),) = figures[arm]
+        assert before["seconds"] == before["steps"] == before["completions"] == 0
+        assert first == second and first["steps"] == 1 and first["seconds"] > 2e-3
+        assert first["completions"] == completions
+        assert all(0 <= row[name] <= 1 for row in (before, first) for name in ("accuracy", "format"))
+        assert ("accuracy_shuffled" in first) is (arm == "dlr")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith(tuple(arms))] == ["dlr"] * 3 + ["lora_3e-4"] * 3
+
+
+def test_a_file_that_cannot_be_written_is_told_before_hours_of_measuring(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import common
+    import warm_start
+
+    for arguments in (common.BenchmarkArguments, warm_start.WarmStartArguments):
+        with pytest.raises(ValueError, match=r"The folder of '.*nowhere/x.json' does not exist"):
+            arguments(output_json=str(tmp_path / "nowhere" / "x.json"))
+
+
 @pytest.mark.parametrize("name", ["coconut_curriculum", "warm_start"])
 @pytest.mark.parametrize("accuracy", [[0.25], [0.25, 0.25], [0.0, 0.5], [1.0, 1.0]])
 def test_an_interval_lies_between_0_and_1_and_has_a_width(name, accuracy, monkeypatch, capsys):
