@@ -152,18 +152,8 @@ def plan_memory(
     backward += trained.element * reduce_bucket_size if is_sharded else 0
     kept = sum(decoding) if is_graphed else 0
     update = always + stored + kept + max(backward, trained.gradients + trained.copies)
-    return MemoryPlan(
-        parameters=trained.parameters,
-        gradients=trained.gradients,
-        optimizer_states=trained.optimizer_states,
-        main_model=main_bytes,
-        reference=reference,
-        value_head=value_head,
-        stored_rollout=stored,
-        kv_cache=kv_cache,
-        rollout_peak=rollout,
-        update_peak=update,
-    )
+    of_policy = trained.parameters, trained.gradients, trained.optimizer_states
+    return MemoryPlan(*of_policy, main_bytes, reference, value_head, stored, kv_cache, rollout, update)
 
 
 def check_can_be_planned(
@@ -224,9 +214,8 @@ def trained_memory(
     num_trained = sum(map(sum, groups.values()))
     parameters, gradients = weights, element * num_trained
     moments = optimizer_states = 2 * gradients + 4 * sum(map(len, groups.values()))  # and a step count for each tensor
-    copies = (
-        gradients if getattr(args.optim, "value", args.optim) == "adamw_torch" else 0
-    )  # that a step makes: of second moments
+    # A step that is not fused copies second moments
+    copies = gradients if getattr(args.optim, "value", args.optim) == "adamw_torch" else 0
     if is_sharded:
         partitions, num_kept = zero2_partitions(list(groups.values()), num_processes)
         parameters += element * (num_processes * sum(partitions) - num_trained)
