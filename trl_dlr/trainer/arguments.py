@@ -74,6 +74,7 @@ class ReportableArguments:
         cls.__repr__ = cls.__str__  # a dataclass would make one that tells everything
 
     def __post_init__(self):
+        self.max_grad_norm = self.max_grad_norm or 0.0  # for no limit; Trainer and DeepSpeed could not compare `None`
         check_field_types(self)
         self._set_fields = [field.name for field in fields(self) if getattr(self, field.name) != default_of(field)]
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
@@ -81,7 +82,6 @@ class ReportableArguments:
             new = old.replace("gradient", "activation")
             if getattr(self, new, False) is None:
                 setattr(self, new, getattr(self, old))
-        self.max_grad_norm = self.max_grad_norm or 0.0  # for no limit; Trainer and DeepSpeed could not compare `None`
         super().__post_init__()
         template_kwargs = getattr(self, "chat_template_kwargs", None)
         if template_kwargs and without_secrets(template_kwargs) != template_kwargs:
