@@ -11,6 +11,7 @@ Held-out questions are answered greedily, by DLR with the means of its latents a
 (`shuffled`), at given CPU seconds of training. Evaluations, loading and what ends a run are not counted.
 """
 
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -62,6 +63,9 @@ class RivalArguments:
 
     def __post_init__(self):
         check_output(self.output_json)
+        for arm in self.arms:
+            if re.fullmatch(r"dlr|lora_[0-9.e-]+", arm) is None:
+                raise ValueError(f"`arms` must be 'dlr' or of the form 'lora_3e-4', got {arm!r}.")
 
 
 class EvaluateAtSeconds(TrainerCallback):
@@ -167,12 +171,13 @@ def main(args: RivalArguments) -> None:
     results = {arm: [run(arm, seed, args) for seed in args.seeds] for arm in args.arms}
     rows = []
     for arm, of_seeds in results.items():
-        for at, wanted in enumerate([0.0, *sorted(args.seconds)]):
+        for at in range(len(args.seconds) + 1):
             cells = [[seed[at].get(name, float("nan")) for seed in of_seeds] for name in ("accuracy", "format")]
             shuffled = [[seed[at]["accuracy_shuffled"] for seed in of_seeds]] if arm == "dlr" else []
             texts = [" / ".join(f"{value:.2f}" for value in values) for values in cells + shuffled]
-            sizes = [" / ".join(str(seed[at][name]) for seed in of_seeds) for name in ("steps", "completions")]
-            rows.append([arm, f"{wanted:.0f}", *sizes, *texts, *([] if shuffled else ["-"])])
+            names = ("seconds", "steps", "completions")
+            sizes = [" / ".join(f"{seed[at][name]:.0f}" for seed in of_seeds) for name in names]
+            rows.append([arm, *sizes, *texts, *([] if shuffled else ["-"])])
     columns = ["arm", "CPU seconds", "steps", "completions", "accuracy", "format", "accuracy, shuffled"]
     print_table(f"Held-out questions of the demo, seeds {args.seeds}", columns, rows)
     write_json(args, "demo_rival", "SmolLM2-135M-Instruct", results)

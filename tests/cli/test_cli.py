@@ -394,6 +394,9 @@ def test_help_is_quiet_and_imports_no_trainer(workplace):
 
 
 def test_num_processes_are_as_many_on_cpus(cli, workplace):
+    # Nothing but their number says that there are several, not even `use_cpu`
     arguments = ["--config", "run.yaml", "--output_dir", "two", "--num_processes", 2, "--logging_steps", 1]
-    code, _, err = cli("train", *arguments, "--per_device_train_batch_size", 16)
+    environment = dict(os.environ)
+    code, _, err = cli("train", *arguments, "--per_device_train_batch_size", 16, "--use_cpu", "false")
     assert code == 0 and "2 processes" in err, err[-3000:]
+    assert environment == dict(os.environ)

@@ -2,6 +2,7 @@
 
 """Training scripts, launched through accelerate."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -56,9 +57,10 @@ def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
         usual["num_processes"] = max(torch.accelerator.device_count(), 1)
         for name, value in usual.items():
             setattr(arguments, name, value if getattr(arguments, name) is None else getattr(arguments, name))
-        if arguments.num_processes > 1 and not torch.accelerator.is_available():
-            # accelerate would start one process: this is its name for torchrun, whose processes then find no GPU
-            arguments.multi_gpu = True
+    environment = dict(os.environ)
+    if is_on_cpus(arguments):
+        # accelerate would start one process: this is its name for torchrun, whose processes would not find each other
+        arguments.multi_gpu, os.environ["ACCELERATE_USE_CPU"] = True, "true"
     handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         launch_command(arguments)
@@ -69,7 +71,15 @@ def launch(module: str, parser: CommandParser, argv: list[str]) -> int:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        os.environ.clear()
+        os.environ.update(environment)
     return 0
+
+
+def is_on_cpus(arguments: argparse.Namespace) -> bool:
+    """Whether several processes are to share the CPUs, and nothing but their number says so."""
+    is_told = arguments.config_file is not None or os.path.isfile(default_config_file) or arguments.use_deepspeed
+    return arguments.num_processes not in (None, 1) and not is_told and not torch.accelerator.is_available()
 
 
 def pass_on(number: int, frame: Any) -> None:
