@@ -8,7 +8,8 @@ and answers of at most 12 tokens, by CPU time.
     python examples/benchmarks/demo_rival.py --arms dlr --seeds 0 --seconds 30 60
 
 Held-out questions are answered greedily, by DLR with the means of its latents and with those of other questions
-(`shuffled`), at given CPU seconds of training. Evaluations, loading and what ends a run are not counted.
+(`shuffled`), at given CPU seconds of training. Evaluations, loading and what ends a run are not counted. On a machine
+that does other work as well, decoding, which waits for memory, loses more than training does.
 """
 
 import re
@@ -168,7 +169,9 @@ def run(arm: str, seed: int, args: RivalArguments) -> list[dict[str, Any]]:
 
 
 def main(args: RivalArguments) -> None:
-    results = {arm: [run(arm, seed, args) for seed in args.seeds] for arm in args.arms}
+    # Arms of a seed follow each other, so that what slows the machine down slows all of them
+    by_seed = [{arm: run(arm, seed, args) for arm in args.arms} for seed in args.seeds]
+    results = {arm: [of_arms[arm] for of_arms in by_seed] for arm in args.arms}
     rows = []
     for arm, of_seeds in results.items():
         for at in range(len(args.seconds) + 1):

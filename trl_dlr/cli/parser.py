@@ -14,7 +14,9 @@ from trl import TrlParser
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question for `name`, which is unknown, if one of those known is spelt much like it."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    close = close or [other for other in known if other.endswith(f"_{name.lstrip('-')}")]  # `--density` for one
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -160,6 +160,10 @@ class LatentPolicyModel(PreTrainedModel):
         Returns:
             [`LatentPolicyModel`]: in float32.
         """
+        if unknown := sorted(config_kwargs.keys() - cls.config_class.__dataclass_fields__.keys()):
+            raise ValueError(
+                f"`LatentPolicyConfig` has no field {', '.join(unknown)}. See `LatentOptions` for its fields."
+            )
         assistant = name_or_model(assistant, "assistant")
         if isinstance(assistant, str):
             kwargs = {"dtype": torch.float32, **(assistant_init_kwargs or {})}

@@ -105,6 +105,8 @@ class LatentOptions:
 
     def check_latents(self) -> None:
         """Refuse values that do not fit, or not together."""
+        if not isinstance(self.anchor_text, str):
+            raise ValueError(f"`anchor_text` must be a text, got {self.anchor_text!r}.")
         for name in ("latent_dim", "num_latents", "min_latents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -209,8 +211,13 @@ class LatentPolicyConfig(LatentOptions, PreTrainedConfig):
             self.assistant_config = AutoConfig.for_model(**{"model_type": "llama", **(self.assistant_config or {})})
         if kwargs.pop("normalize_mean", False):
             raise ValueError("`normalize_mean=True` is an option of version 0.1.0, which alone can load this policy.")
-        for name in {"density", "sampling"} & kwargs.keys():  # as version 0.1.0 saved them
-            setattr(self, f"latent_{name}", kwargs.pop(name))
+        for old in {"density", "sampling"} & kwargs.keys():  # as version 0.1.0 saved them
+            new, value = f"latent_{old}", kwargs.pop(old)
+            if getattr(self, new) not in (value, LatentOptions.__dataclass_fields__[new].default):
+                raise ValueError(
+                    f"`{old}={value!r}` is the former name of `{new}={getattr(self, new)!r}`. Leave it out."
+                )
+            setattr(self, new, value)
         super().__post_init__(**kwargs)
         check_field_types(self)
         self.check_latents()

@@ -37,19 +37,7 @@ def load_policy(
     here = {"revision": revision, **hub}
     kwargs = {"dtype": torch.float32, "use_safetensors": True}
     with readable_damage(name):
-        if find_file(name, "adapter_config.json", **here) is None:
-            found = _model_type(name, **here)
-            if found != LatentPolicyConfig.model_type:
-                hint = (
-                    f" Nor does it think by itself (it has no `{THINKING_FILE}`): a Coconut model does from its first "
-                    "stage with latents on, and is an ordinary one before."
-                )
-                if find_file(name, THINKING_FILE, **here) is not None:
-                    hint = " It is a model that thinks by itself: load it with `ThinkingReasoner`."
-                raise ValueError(
-                    f"{name!r} holds neither a policy (a `config.json` of type {LatentPolicyConfig.model_type!r}, "
-                    f"found {found!r}) nor an adapter of one (`adapter_config.json`).{hint}"
-                )
+        if not holds_adapter(name, **here):
             return LatentPolicyModel.from_pretrained(name, **kwargs, **here)
         if find_file(name, f"{BASE_POLICY}/config.json", **here) is not None:
             # In a local folder, transformers below 5.23 would take the adapter for what `subfolder` holds
@@ -74,6 +62,24 @@ def load_policy(
                 )
             base = LatentPolicyModel.from_pretrained(config.base_model_name_or_path, **kwargs, **there)
         return PeftModel.from_pretrained(base, name, is_trainable=is_trainable, **here)
+
+
+def holds_adapter(name: str, **hub) -> bool:
+    """Whether a folder or repository holds an adapter rather than a policy. What holds neither is refused."""
+    if find_file(name, "adapter_config.json", **hub) is not None:
+        return True
+    if (found := _model_type(name, **hub)) != LatentPolicyConfig.model_type:
+        hint = (
+            f" Nor does it think by itself (it has no `{THINKING_FILE}`): a Coconut model does from its first stage "
+            "with latents on, and is an ordinary one before."
+        )
+        if find_file(name, THINKING_FILE, **hub) is not None:
+            hint = " It is a model that thinks by itself: load it with `ThinkingReasoner`."
+        raise ValueError(
+            f"{name!r} holds neither a policy (a `config.json` of type {LatentPolicyConfig.model_type!r}, found "
+            f"{found!r}) nor an adapter of one (`adapter_config.json`).{hint}"
+        )
+    return False
 
 
 def _model_type(name: str, **hub) -> str | None:

@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..field_types import check_field_types
 from ..option_docs import described
-from .hub import find_file
+from .hub import find_file, readable_damage
 from .main_model import CACHE_ARGUMENT, nothing_inherited
 from .soft_tokens import gumbel_noise, keep_candidates
 
@@ -160,7 +160,10 @@ class ThinkingConfig(ThinkingOptions):
                 f"{pretrained_model_name_or_path!r} has no {THINKING_FILE}: it was not trained to think, or not yet, "
                 "as in Coconut's stage 0."
             )
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        with readable_damage(pretrained_model_name_or_path):
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold a dictionary, got {values!r:.80}.")
         if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
             raise ValueError(f"{path} has fields that this version does not know: {', '.join(unknown)}.")
         return cls(**values)

@@ -232,6 +232,11 @@ class LatentReasoner:
         name, hub = pretrained_model_name_or_path, {"revision": revision, "token": token, "cache_dir": cache_dir}
         model = load_policy(name, **hub).eval()
         config = base_model_of(model).config
+        if find_file(name, "tokenizer_config.json", **hub) is None:
+            raise ValueError(
+                f"{name!r} has a policy, and no tokenizer of its assistant (`tokenizer_config.json`) beside it. Save it "
+                "there: `tokenizer.save_pretrained`."
+            )
         with readable_damage(name):
             processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False, **hub)
         value_head = None

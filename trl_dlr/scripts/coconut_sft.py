@@ -7,10 +7,10 @@ Train a language model to think in its own hidden states, stage by stage, on wor
 Examples:
 
     trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml
-    trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml --dataset_name train.jsonl --eval_dataset_name
-    test.jsonl trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml --model_name_or_path Qwen/Qwen2.5-1.5B
-    --use_peft true \\
-        --lora_r 64 --lora_target_modules all-linear
+    trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml --model_name_or_path Qwen/Qwen2.5-1.5B \\
+        --use_peft true --lora_r 64 --lora_target_modules all-linear
+    trl-dlr coconut --config examples/configs/coconut_gsm8k.yaml \\
+        --dataset_name train.jsonl --eval_dataset_name test.jsonl
 
 A worked answer has its steps, a line each, before `#### result`, as those of GSM8K do.
 """

@@ -6,8 +6,8 @@ Give a latent policy a supervised start on gold answers, worked ones stage by st
 Examples:
 
     trl-dlr sft --config examples/configs/sft_codes.yaml
-    trl-dlr sft --config examples/configs/sft_gsm8k_smollm2.yaml --dataset_name train.jsonl --eval_dataset_name
-    test.jsonl
+    trl-dlr sft --config examples/configs/sft_gsm8k_smollm2.yaml \\
+        --dataset_name train.jsonl --eval_dataset_name test.jsonl
 
 Reinforcement learning goes on from its result, with the same prompts: `trl-dlr train --policy <output_dir>`. With
 `num_eval_questions` the run ends with what that would start from: the controls, the share of questions whose samples

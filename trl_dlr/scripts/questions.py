@@ -13,8 +13,9 @@ from typing import Any
 
 import fsspec
 from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from ..cli.parser import did_you_mean
 from ..option_docs import described
 from ..rewards import correctness_reward, get_reasoning_gym_reward
 
@@ -26,6 +27,7 @@ ANSWER_COLUMNS = ("answer", "solution")
 COLOURS = "red green blue yellow black white brown pink".split()
 ANIMALS = "fox cat dog horse cow bird fish wolf".split()
 REASONING_GYM = "reasoning_gym/"
+GENERATED = ("addition", "codes", REASONING_GYM)
 
 
 @described
@@ -156,7 +158,13 @@ def file_loader(name: str) -> str | None:
 def load_rows(name: str, config: str | None, split: str) -> Dataset:
     """One split of a Hub dataset, or of a local file, which has one split, `"train"`."""
     if (loader := file_loader(name)) is None:
-        return load_dataset(name, config, split=split)
+        if Path(name).is_file():
+            raise ValueError(f"`dataset_name` must be a file of {', '.join(FILE_LOADERS)}, got {name!r}.")
+        try:
+            return load_dataset(name, config, split=split)
+        except DatasetNotFoundError as error:
+            hint = did_you_mean(name, GENERATED)
+            raise ValueError(f"`dataset_name`: {' '.join(str(error).split())}.{hint}") from error
     try:
         return load_dataset(loader, data_files=name, split=split)
     except (DatasetGenerationError, StopIteration, ValueError) as error:

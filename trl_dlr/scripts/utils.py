@@ -6,9 +6,11 @@ import copy
 import importlib
 import importlib.util
 import logging
+import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from ..cli.parser import did_you_mean
 from ..evaluation import evaluate_latents
 from ..models import first_layers, fresh_layers
 from ..models.hub import check_location
+from ..models.loading import holds_adapter
 from ..option_docs import described
 from ..report import LatentReportCallback, write_report
 from ..rewards import correctness_reward, get_pattern_reward, get_tag_format_reward
@@ -125,6 +128,8 @@ class RewardArguments:
         for name in self.reward_funcs:
             if name not in REWARDS:
                 find_reward(name)
+        with named({"pattern": "answer_pattern", "tags": "answer_tags"}):
+            self.format_reward()
 
     def format_reward(self) -> Judge | None:
         """The format reward, if the run has one."""
@@ -138,6 +143,18 @@ class RewardArguments:
         """The reward functions, of which `judge` is the one for correctness."""
         configured = {"correctness_reward": judge, "format_reward": self.format_reward()}
         return [configured[name] if name in configured else load_reward(name) for name in self.reward_funcs]
+
+
+@contextmanager
+def named(options: dict[str, str]) -> Iterator[None]:
+    """Have a refusal name the option of a script rather than the argument that it is handed on as."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for argument, option in options.items():
+            message = re.sub(rf"(?<=`){argument}\b", option, message)
+        raise ValueError(message) from error
 
 
 def find_reward(name: str) -> tuple[str, str]:
@@ -169,7 +186,7 @@ def load_reward(name: str) -> Callable[..., list[float]]:
         raise ValueError(f"`reward_funcs`: {module_name!r} cannot be imported: {error!r}") from error
     if not callable(getattr(module, function, None)):
         raise ValueError(
-            f"`reward_funcs`: {module_name!r} has no function {function!r}.{did_you_mean(function, dir(module))}"
+            f"`reward_funcs`: {module_name!r} has no function {function!r}.{did_you_mean(function, [name for name in dir(module) if callable(getattr(module, name))])}"
         )
     return getattr(module, function)
 
@@ -223,6 +240,8 @@ def load_models(
     model needs its weights, so that one is loaded here.
     """
     model, main_model = args.policy or model_args.model_name_or_path, args.main_model_name_or_path
+    if args.policy is not None:
+        holds_adapter(args.policy)  # which refuses what is no policy, and would become a new one's assistant
     if model is None:
         raise ValueError(
             f"`model_name_or_path` must be set: {', '.join(ASSISTANTS)}, a Hub id or a path. Or set `policy`."
@@ -237,7 +256,8 @@ def load_models(
     if model in ASSISTANTS:
         source = load_main_model(main_model, training_args)
         set_seed(training_args.seed)  # fresh layers are drawn before the trainer sets it
-        model = ASSISTANTS[model](source, args.assistant_num_layers)
+        with named({"num_layers": "assistant_num_layers"}):
+            model = ASSISTANTS[model](source, args.assistant_num_layers)
         if quantization_config is None:  # else the trainer loads it again, quantized
             main_model = source
     else:

@@ -83,18 +83,27 @@ class ReportableArguments:
             if getattr(self, new, False) is None:
                 setattr(self, new, getattr(self, old))
         super().__post_init__()
+        for name in self._VALID_DICT_FIELDS:  # of which TRL and transformers read those that are JSON
+            value = getattr(self, name, None)
+            if name.endswith("_kwargs") and not isinstance(value, dict | None):
+                raise ValueError(f"`{name}` must be a dictionary, on the command line in JSON, got {value!r}.")
         template_kwargs = getattr(self, "chat_template_kwargs", None)
         if template_kwargs and without_secrets(template_kwargs) != template_kwargs:
             raise ValueError(
                 "`chat_template_kwargs` are saved with the model and must hold no secret, got "
                 f"{without_secrets(template_kwargs)}. Take it out."
             )
+        if not (self.learning_rate >= 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(f"`learning_rate` must be a number of at least 0, got {self.learning_rate}.")
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # for copies to a device; torch warns where there is none
 
     def set_values(self) -> dict[str, Any]:
         """Fields that were given another value than their default, as they are now."""
+        defaults = {field.name: default_of(field) for field in fields(self)}
         values = {name: getattr(self, name) for name in self._set_fields}
+        # A parser makes a bool of a default that is a text, of which transformers makes a text again
+        values = {name: value for name, value in values.items() if value != defaults[name]}
         return without_secrets({name: getattr(value, "value", value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
