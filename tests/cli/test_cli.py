@@ -18,6 +18,7 @@ from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
 from trl_dlr import LatentPolicyModel, ThinkingConfig, ThinkingReasoner, fresh_layers
 from trl_dlr.cli.main import COMMANDS, main
 from trl_dlr.cli.parser import CommandParser
+from trl_dlr.scripts.latent_grpo import ARGUMENTS as train_arguments
 from trl_dlr.scripts.utils import find_reward, load_reward
 
 
@@ -205,12 +206,59 @@ def test_arguments_that_do_not_parse_exit_with_2(cli):
         (["train", "--num_proceses=2"], "--num_proceses. Did you mean '--num_processes'?"),  # of accelerate
         (["eval", "--config", "bad_key.yaml"], "--num_eval_sample. Did you mean '--num_eval_samples'?"),
         (["generate", "A12"], "unrecognized arguments: A12"),
+        (["train", "--density", "gaussian"], "--density. Did you mean '--latent_density'?"),
     ],
 )
 def test_a_misspelt_argument_is_told_how_it_is_spelt(cli, workplace, argv, hint):
     (workplace / "bad_key.yaml").write_text("num_eval_sample: 3\nenv: {}\n")
     code, _, err = cli(*argv)
     assert code == 2 and err.splitlines()[-1].endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "message"),
+    [
+        ("eval", "num_eval_samples: true", r"argument --num_eval_samples\b.*: invalid int value: 'True'"),
+        ("eval", "seeds: [0, 1.5]", r"argument --seeds\b.*: invalid int value: '1.5'"),
+        ("train", "num_eval_questions: 2.5", r"argument --num_eval_questions\b.*: invalid int value: '2.5'"),
+        ("train", "reward_weights: [true, 1]", r"argument --reward_weights\b.*: invalid float value: 'True'"),
+        ("train", "report: 3", r"argument --report\b"),
+        ("train", "main_model_init_kwargs: 'dtype: x'", "`main_model_init_kwargs` must be a dictionary"),
+        ("train", "answer_pattern: '['", "`answer_pattern` must be a regular expression, got"),
+        ("train", "learning_rate: -1", "`learning_rate` must be a number of at least 0, got -1.0"),
+    ],
+)
+def test_values_of_a_file_are_read_as_those_of_the_command_line(cli, workplace, command, line, message):
+    lines = ["dataset_name: train.jsonl", "main_model_name_or_path: main", line]
+    lines += ["policy: policy"] if command == "eval" else ["bf16: false", "output_dir: typed"]
+    (workplace / "typed.yaml").write_text("\n".join(lines))
+    code, _, err = cli(command, "--config", "typed.yaml")
+    assert code in (1, 2) and re.search(message, err.splitlines()[-1]) and "Traceback" not in err, err
+
+
+def test_one_value_of_a_list_is_a_list(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    (workplace / "one.yaml").write_text(
+        "dataset_name: train.jsonl\nmain_model_name_or_path: main\nreward_funcs: correctness_reward\n"
+        "reward_weights: '1.0'\nlearning_rate: 1e-4\nbf16: false\noutput_dir: x\nuse_cpu: true\nmodel_init_kwargs: {a: 1}\n"
+    )
+    script, training, _ = CommandParser(train_arguments, prog="").parse_args_and_config(["--config", "one.yaml"])
+    assert script.reward_funcs == ["correctness_reward"] and training.reward_weights == [1.0]
+    assert training.learning_rate == 1e-4 and training.model_init_kwargs == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["thinking", "main"])
+def test_what_is_no_policy_is_not_trained_on_as_one(cli, name):
+    code, _, err = cli("train", "--config", "run.yaml", "--policy", name, "--output_dir", "wrong")
+    assert code == 1 and f"{name!r} holds neither a policy" in err and not os.path.exists("wrong")
+
+
+def test_a_policy_without_a_tokenizer_is_told(cli, workplace):
+    (workplace / "bare").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (workplace / "bare" / file).write_bytes((workplace / "policy" / file).read_bytes())
+    code, _, err = cli("generate", "--policy", "bare", "--prompts", "A12")
+    assert code == 1 and "'bare' has a policy, and no tokenizer of its assistant" in err
 
 
 @pytest.mark.parametrize(

@@ -277,11 +277,23 @@ def test_a_policy_of_another_main_model_is_refused_unless_allowed():
         ({"injection_scale": float("nan")}, "injection_scale.*positive.*nan"),
         ({"latent_sampling": "sideways"}, "latent_sampling.*autoregressive, parallel.*sideways"),
         ({"injection": "magic"}, "injection.*anchors, components, trained.*magic"),
+        ({"anchor_text": None}, "`anchor_text` must be a text, got None"),
+        (
+            {"density": "gaussian", "latent_density": "soft_tokens"},
+            "`density='gaussian'` is the former name of `latent_d",
+        ),
     ],
 )
 def test_bad_configuration(kwargs, message):
     with pytest.raises(ValueError, match=message):
         LatentPolicyConfig(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["latnet_dim", "sampling"])
+def test_fields_that_there_are_not(name):
+    main_model = random_main_model()
+    with pytest.raises(ValueError, match=f"`LatentPolicyConfig` has no field {name}"):
+        LatentPolicyModel.from_assistant(main_model, main_model, tiny_tokenizer(), **{name: 3})
 
 
 @pytest.mark.parametrize("num_layers", [0, 3])

@@ -120,17 +120,29 @@ def test_a_configuration_comes_back_from_a_folder(tmp_path):
     assert ThinkingConfig.from_pretrained(str(tmp_path)) == config
 
 
+@pytest.mark.parametrize(("content", "message"), [("{", "damaged or cut off"), ("[1]", "must hold a dictionary")])
+def test_a_file_that_is_no_configuration_is_named(tmp_path, content, message):
+    (tmp_path / "thinking_config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ThinkingConfig.from_pretrained(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"latent_type": "words"}, "`latent_type` must be one of soft_tokens, hidden_states, got 'words'"),
         ({"num_latents": 0}, "`num_latents` must be at least 1, got 0"),
-        ({"soft_token_temperature": 0.0}, "`soft_token_temperature` must be a number above 0, got 0.0"),
+        ({"soft_token_temperature": 0.0}, "`soft_token_temperature` must be a positive number, got 0.0"),
         ({"noise_scale": -1.0}, "`noise_scale` must be a number of at least 0, got -1.0"),
         ({"latent_top_p": 0.0}, "`latent_top_p` must be above 0 and at most 1, got 0.0"),
         ({"latent_top_k": 100}, "`latent_top_k` must be at most the vocabulary's 25 tokens, got 100"),
         ({"min_candidates": 4, "latent_top_k": 3}, "`latent_top_k=3` must be at least `min_candidates=4`"),
         ({"mixture_size": 3}, "`mixture_size=3` must be at most `min_candidates=1`"),
+        (
+            {"latent_type": "hidden_states", "latent_top_k": 3},
+            "`latent_top_k=3` has no meaning for `latent_type='hidden",
+        ),
+        ({"latent_type": "hidden_states", "noise_scale": 0.5}, "`noise_scale=0.5` has no meaning"),
         ({"stop_at_end_marker": True}, "`stop_at_end_marker=True` needs an `end_marker`"),
         ({"end_marker": "<|end-latent|>"}, "a special one, got '<|end-latent|>'"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from transformers import HfArgumentParser
 
 from tests.tiny import tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import make_trainer
@@ -96,6 +97,11 @@ def test_arguments_leave_out_places_and_secrets(tmp_path):
 def test_only_fields_that_were_set_are_listed(tmp_path):
     on_cpu = {"use_cpu": True, "bf16": False}  # derived: steps_per_generation, generation_batch_size, logging_dir
     assert chosen_arguments(LatentGRPOConfig(str(tmp_path), **on_cpu)) == {"bf16": "False"}
+    (args,) = HfArgumentParser(LatentGRPOConfig).parse_dict({"output_dir": str(tmp_path), **on_cpu})
+    assert chosen_arguments(args) == {"bf16": "False"}
+    arguments = ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"]
+    (args,) = HfArgumentParser(LatentGRPOConfig).parse_args_into_dataclasses(arguments)
+    assert chosen_arguments(args) == {"bf16": "False"}
     args = LatentGRPOConfig(str(tmp_path), per_device_train_batch_size=8, num_generations=4, **on_cpu)
     assert chosen_arguments(args) == {"bf16": "False", "per_device_train_batch_size": "8", "num_generations": "4"}
 

@@ -321,7 +321,7 @@ def test_evaluation_reports_the_held_out_reward(tmp_path):
             "`generation_kwargs` must not set temperature",
         ),
         ({"generation_kwargs": {"repetition_penalty": 2}}, "`generation_kwargs` must not set repetition_penalty"),
-        ({"soft_token_temperature": 0.0}, "`soft_token_temperature` must be a number above 0, got 0.0"),
+        ({"soft_token_temperature": 0.0}, "`soft_token_temperature` must be a positive number, got 0.0"),
         ({"latent_top_k": 100}, "`latent_top_k` must be at most the vocabulary's 25 tokens, got 100"),
         ({"soft_token_score": "mine"}, "`soft_token_score` must be one of exact, lepo, latent_grpo, got 'mine'"),
         ({**EXACT, "latent_top_k": 5}, "so `latent_top_k` must be None, got 5"),

@@ -4,7 +4,7 @@
 
 import difflib
 import sys
-from argparse import Action, ArgumentParser
+from argparse import Action, ArgumentError, ArgumentParser
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,6 +52,24 @@ class CommandParser(TrlParser):
         if return_remaining_strings:
             return (*parsed, of_config, of_cli) if separate_remaining_strings else (*parsed, [*of_config, *of_cli])
         return tuple(parsed)
+
+    def set_defaults_with_config(self, **config) -> list[str]:
+        """As TRL's, with values of a YAML file read as those of the command line are: by the type of their option."""
+        typed = {
+            action.dest: self._typed(action, config[action.dest]) for action in self._actions if action.dest in config
+        }
+        return super().set_defaults_with_config(**(config | typed))
+
+    def _typed(self, action: Action, value: Any) -> Any:
+        is_list = action.nargs in ("+", "*")
+        if value is None or isinstance(value, dict) or (isinstance(value, list) and not is_list):
+            return value
+        try:
+            if is_list:
+                return [self._get_value(action, str(part)) for part in (value if isinstance(value, list) else [value])]
+            return self._get_value(action, str(value))
+        except ArgumentError as error:
+            self.error(str(error))
 
     def _read_config(self, args: list[str]) -> tuple[dict[str, Any], list[str]]:
         """What a YAML file holds that is named among the arguments, and the arguments without it."""

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..field_types import check_field_types
 from ..option_docs import described
 from .injection import INJECTIONS
-from .soft_tokens import SOFT_TOKEN_SCORES
+from .soft_tokens import SOFT_TOKEN_SCORES, SoftTokenOptions
 
 
 # Fields of a configuration that one density has and the others do not
@@ -29,7 +29,7 @@ DENSITIES = {
 
 @described
 @dataclass
-class LatentOptions:
+class LatentOptions(SoftTokenOptions):
     r"""
     What a latent policy is: fields of its [`LatentPolicyConfig`], and of the configurations of the trainers that build
     one.
@@ -58,19 +58,9 @@ class LatentOptions:
             Standard deviation σ of a Gaussian latent (its initial value if `learn_sigma`).
         learn_sigma (`bool`, *optional*, defaults to `False`):
             Whether σ is trained, one value per dimension.
-        soft_token_temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature τ of a soft token's mixture.
         soft_token_score (`str`, *optional*, defaults to `"lepo"`):
             What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or the surrogates
             of the papers, `"lepo"` and `"latent_grpo"`.
-        one_sided_noise (`bool`, *optional*, defaults to `False`):
-            Whether Gumbel noise is clamped and shifted to be at least 0, for `"latent_grpo"`.
-        latent_top_k (`int`, *optional*):
-            Most likely tokens that are candidates of a soft token. If `None`, all.
-        latent_top_p (`float`, *optional*, defaults to `1.0`):
-            Probability mass that the candidates must have.
-        mixture_size (`int`, *optional*):
-            Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all.
         injection (`str`, *optional*, defaults to `"anchors"`):
             How Gaussian latents become embeddings of the main model, see [`LatentInjector`]: `"anchors"` (offsets from
             the embeddings of `anchor_text`), `"components"` (principal components of the main model's embedding table)
@@ -92,12 +82,7 @@ class LatentOptions:
     latent_sampling: str = field(default="autoregressive", metadata={"choices": ["autoregressive", "parallel"]})
     sigma: float = 1.0
     learn_sigma: bool = False
-    soft_token_temperature: float = 1.0
     soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
-    one_sided_noise: bool = False
-    latent_top_k: int | None = None
-    latent_top_p: float = 1.0
-    mixture_size: int | None = None
     injection: str = field(default="anchors", metadata={"choices": list(INJECTIONS)})
     injection_scale: float = 0.3
     anchor_text: str = "Answer: "
@@ -110,12 +95,8 @@ class LatentOptions:
         for name in ("latent_dim", "num_latents", "min_latents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("latent_top_k", "mixture_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1 or unset, got {getattr(self, name)}.")
-        if not 0 < self.latent_top_p <= 1:
-            raise ValueError(f"`latent_top_p` must be above 0 and at most 1, got {self.latent_top_p}.")
-        for name in ("sigma", "injection_scale", "soft_token_temperature"):
+        self.check_soft_tokens()
+        for name in ("sigma", "injection_scale"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
         if self.learn_stop and self.min_latents >= self.num_latents:

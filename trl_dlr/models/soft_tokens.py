@@ -6,12 +6,51 @@ Gumbel noise. One exact density and two published surrogates for it.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
+
+from ..option_docs import described
 
 
 # Latent-GRPO (arXiv 2604.27998): Gumbel noise clamped to this range, then shifted by its lower end to be one-sided
 CLAMPED_GUMBEL = (-1.5, 3.0)
+
+
+@described
+@dataclass(kw_only=True)
+class SoftTokenOptions:
+    r"""
+    How a soft token is drawn, whichever model draws it.
+
+    Parameters:
+        soft_token_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature τ of a soft token's mixture.
+        one_sided_noise (`bool`, *optional*, defaults to `False`):
+            Whether Gumbel noise is clamped and shifted to be at least 0, for Latent-GRPO's score (`"latent_grpo"`).
+        latent_top_k (`int`, *optional*):
+            Most likely tokens that are candidates of a soft token. If `None`, all.
+        latent_top_p (`float`, *optional*, defaults to `1.0`):
+            Probability mass that the candidates must have.
+        mixture_size (`int`, *optional*):
+            Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all.
+    """
+
+    soft_token_temperature: float = 1.0
+    one_sided_noise: bool = False
+    latent_top_k: int | None = None
+    latent_top_p: float = 1.0
+    mixture_size: int | None = None
+
+    def check_soft_tokens(self) -> None:
+        """Refuse values that do not fit."""
+        for name in ("latent_top_k", "mixture_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1 or unset, got {value}.")
+        if not 0 < self.latent_top_p <= 1:
+            raise ValueError(f"`latent_top_p` must be above 0 and at most 1, got {self.latent_top_p}.")
+        if not (self.soft_token_temperature > 0 and math.isfinite(self.soft_token_temperature)):
+            raise ValueError(f"`soft_token_temperature` must be a positive number, got {self.soft_token_temperature}.")
 
 
 def gumbel_noise(shape: torch.Size, device: torch.device, is_one_sided: bool = False) -> torch.Tensor:

@@ -24,15 +24,75 @@ from ..field_types import check_field_types
 from ..option_docs import described
 from .hub import find_file, readable_damage
 from .main_model import CACHE_ARGUMENT, nothing_inherited
-from .soft_tokens import gumbel_noise, keep_candidates
+from .soft_tokens import SoftTokenOptions, gumbel_noise, keep_candidates
 
 
 THINKING_FILE = "thinking_config.json"
 
 
+class SoftTokenLatents:
+    """Latents that are mixtures of token embeddings, stored as the candidates' ids and perturbed log-probabilities."""
+
+    needs_hidden_states = False
+    is_scored = True
+
+    def __init__(self, config: "ThinkingConfig", vocab_size: int):
+        sizes = ("latent_top_k", "min_candidates", "mixture_size")
+        for name in sizes:
+            if (getattr(config, name) or 0) > vocab_size:
+                raise ValueError(
+                    f"`{name}` must be at most the vocabulary's {vocab_size} tokens, got {getattr(config, name)}."
+                )
+        self.config = config
+        self.num_stored = config.mixture_size or config.latent_top_k or vocab_size
+
+    def draw(self, logits: torch.Tensor, hidden_states: None, deterministic: bool) -> dict[str, torch.Tensor]:
+        """One latent for each row: `token_ids` and `perturbed`, shape `(batch_size, K)`, -inf where fewer remain."""
+        config = self.config
+        candidates = keep_candidates(logits, config.latent_top_k, config.latent_top_p, config.min_candidates)
+        perturbed = logits.float().log_softmax(-1).masked_fill(candidates.isneginf(), -torch.inf)
+        if not deterministic:
+            noise = gumbel_noise(perturbed.shape, perturbed.device, config.one_sided_noise)
+            perturbed = perturbed + config.noise_scale * noise
+        if self.num_stored == perturbed.size(-1):
+            token_ids = torch.arange(self.num_stored, device=logits.device).expand_as(perturbed)
+            return {"token_ids": token_ids, "perturbed": perturbed}
+        perturbed, token_ids = perturbed.topk(self.num_stored, dim=-1)
+        return {"token_ids": token_ids, "perturbed": perturbed}
+
+    def embed(self, embed_tokens: nn.Module, token_ids: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:
+        """Embeddings of stored latents: `(..., K)` to `(..., hidden_size)`."""
+        weights = (perturbed / self.config.soft_token_temperature).softmax(-1)
+        if self.num_stored == embed_tokens.num_embeddings:  # in the order of the table: no copy of it for each latent
+            return weights.to(embed_tokens.weight.dtype) @ embed_tokens.weight
+        mixed = embed_tokens(token_ids)
+        return (weights.to(mixed.dtype).unsqueeze(-1) * mixed).sum(-2)
+
+
+class HiddenStateLatents:
+    """
+    Latents that are the model's own last hidden states, stored as they are. Nothing is drawn, so nothing is scored.
+    """
+
+    needs_hidden_states = True
+    is_scored = False
+
+    def __init__(self, config: "ThinkingConfig", vocab_size: int):
+        pass
+
+    def draw(self, logits: torch.Tensor, hidden_states: torch.Tensor, deterministic: bool) -> dict[str, torch.Tensor]:
+        return {"states": hidden_states}
+
+    def embed(self, embed_tokens: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        return states.to(embed_tokens.weight.dtype)
+
+
+LATENT_TYPES = {"soft_tokens": SoftTokenLatents, "hidden_states": HiddenStateLatents}
+
+
 @described
 @dataclass
-class ThinkingOptions:
+class ThinkingOptions(SoftTokenOptions):
     r"""
     How a language model thinks: fields of its [`ThinkingConfig`], and of the configurations of the trainers of such
     models.
@@ -51,50 +111,30 @@ class ThinkingOptions:
         stop_at_end_marker (`bool`, *optional*, defaults to `False`):
             Whether thinking ends as soon as the first token of `end_marker` is the most likely one. A sample that has
             not ended after `num_latents` is made to, and is called invalid.
-        soft_token_temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature τ of the mixture.
         noise_scale (`float`, *optional*, defaults to `1.0`):
             Factor η of the Gumbel noise.
-        one_sided_noise (`bool`, *optional*, defaults to `False`):
-            Whether the noise is clamped and shifted to be at least 0, for Latent-GRPO's score.
-        latent_top_k (`int`, *optional*):
-            Most likely tokens that are candidates. If `None`, all.
-        latent_top_p (`float`, *optional*, defaults to `1.0`):
-            Probability mass that the candidates must have.
         min_candidates (`int`, *optional*, defaults to `1`):
             Candidates there are at least.
-        mixture_size (`int`, *optional*):
-            Number K of candidates that are mixed, those with the highest perturbed log-probabilities. If `None`, all
-            candidates.
     """
 
-    latent_type: str = field(default="soft_tokens", metadata={"choices": ["soft_tokens", "hidden_states"]})
+    latent_type: str = field(default="soft_tokens", metadata={"choices": list(LATENT_TYPES)})
     num_latents: int = 8
     start_marker: str | None = None
     end_marker: str | None = None
     stop_at_end_marker: bool = False
-    soft_token_temperature: float = 1.0
     noise_scale: float = 1.0
-    one_sided_noise: bool = False
-    latent_top_k: int | None = None
-    latent_top_p: float = 1.0
     min_candidates: int = 1
-    mixture_size: int | None = None
 
     def check_thinking(self) -> None:
         """Refuse values that do not fit, or not together."""
         if self.latent_type not in LATENT_TYPES:
             raise ValueError(f"`latent_type` must be one of {', '.join(LATENT_TYPES)}, got {self.latent_type!r}.")
-        for name in ("num_latents", "min_candidates", "latent_top_k", "mixture_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if not (self.soft_token_temperature > 0 and math.isfinite(self.soft_token_temperature)):
-            raise ValueError(f"`soft_token_temperature` must be a number above 0, got {self.soft_token_temperature}.")
+        self.check_soft_tokens()
+        for name in ("num_latents", "min_candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not (self.noise_scale >= 0 and math.isfinite(self.noise_scale)):
             raise ValueError(f"`noise_scale` must be a number of at least 0, got {self.noise_scale}.")
-        if not 0 < self.latent_top_p <= 1:
-            raise ValueError(f"`latent_top_p` must be above 0 and at most 1, got {self.latent_top_p}.")
         if self.latent_top_k is not None and self.latent_top_k < self.min_candidates:
             raise ValueError(
                 f"`latent_top_k={self.latent_top_k}` must be at least `min_candidates={self.min_candidates}`."
@@ -104,6 +144,13 @@ class ThinkingOptions:
                 f"`mixture_size={self.mixture_size}` must be at most `min_candidates={self.min_candidates}`, so that "
                 "there are as many candidates to choose from."
             )
+        if not LATENT_TYPES[self.latent_type].is_scored:
+            for name in (*SoftTokenOptions.__dataclass_fields__, "noise_scale", "min_candidates"):
+                if getattr(self, name) != (default := ThinkingOptions.__dataclass_fields__[name].default):
+                    raise ValueError(
+                        f"`{name}={getattr(self, name)}` has no meaning for `latent_type={self.latent_type!r}`: those "
+                        f"latents are not drawn. Leave it at {default}."
+                    )
         if self.stop_at_end_marker and not self.end_marker:
             raise ValueError("`stop_at_end_marker=True` needs an `end_marker`, got none.")
 
@@ -167,66 +214,6 @@ class ThinkingConfig(ThinkingOptions):
         if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
             raise ValueError(f"{path} has fields that this version does not know: {', '.join(unknown)}.")
         return cls(**values)
-
-
-class SoftTokenLatents:
-    """Latents that are mixtures of token embeddings, stored as the candidates' ids and perturbed log-probabilities."""
-
-    needs_hidden_states = False
-    is_scored = True
-
-    def __init__(self, config: ThinkingConfig, vocab_size: int):
-        sizes = ("latent_top_k", "min_candidates", "mixture_size")
-        for name in sizes:
-            if (getattr(config, name) or 0) > vocab_size:
-                raise ValueError(
-                    f"`{name}` must be at most the vocabulary's {vocab_size} tokens, got {getattr(config, name)}."
-                )
-        self.config = config
-        self.num_stored = config.mixture_size or config.latent_top_k or vocab_size
-
-    def draw(self, logits: torch.Tensor, hidden_states: None, deterministic: bool) -> dict[str, torch.Tensor]:
-        """One latent for each row: `token_ids` and `perturbed`, shape `(batch_size, K)`, -inf where fewer remain."""
-        config = self.config
-        candidates = keep_candidates(logits, config.latent_top_k, config.latent_top_p, config.min_candidates)
-        perturbed = logits.float().log_softmax(-1).masked_fill(candidates.isneginf(), -torch.inf)
-        if not deterministic:
-            noise = gumbel_noise(perturbed.shape, perturbed.device, config.one_sided_noise)
-            perturbed = perturbed + config.noise_scale * noise
-        if self.num_stored == perturbed.size(-1):
-            token_ids = torch.arange(self.num_stored, device=logits.device).expand_as(perturbed)
-            return {"token_ids": token_ids, "perturbed": perturbed}
-        perturbed, token_ids = perturbed.topk(self.num_stored, dim=-1)
-        return {"token_ids": token_ids, "perturbed": perturbed}
-
-    def embed(self, embed_tokens: nn.Module, token_ids: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:
-        """Embeddings of stored latents: `(..., K)` to `(..., hidden_size)`."""
-        weights = (perturbed / self.config.soft_token_temperature).softmax(-1)
-        if self.num_stored == embed_tokens.num_embeddings:  # in the order of the table: no copy of it for each latent
-            return weights.to(embed_tokens.weight.dtype) @ embed_tokens.weight
-        mixed = embed_tokens(token_ids)
-        return (weights.to(mixed.dtype).unsqueeze(-1) * mixed).sum(-2)
-
-
-class HiddenStateLatents:
-    """
-    Latents that are the model's own last hidden states, stored as they are. Nothing is drawn, so nothing is scored.
-    """
-
-    needs_hidden_states = True
-    is_scored = False
-
-    def __init__(self, config: ThinkingConfig, vocab_size: int):
-        pass
-
-    def draw(self, logits: torch.Tensor, hidden_states: torch.Tensor, deterministic: bool) -> dict[str, torch.Tensor]:
-        return {"states": hidden_states}
-
-    def embed(self, embed_tokens: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        return states.to(embed_tokens.weight.dtype)
-
-
-LATENT_TYPES = {"soft_tokens": SoftTokenLatents, "hidden_states": HiddenStateLatents}
 
 
 @dataclass

@@ -79,12 +79,11 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
                 f"`soft_token_score` must be one of {', '.join(SOFT_TOKEN_SCORES)}, got {self.soft_token_score!r}."
             )
         if not LATENT_TYPES[self.latent_type].is_scored:
-            for name in ("one_sided_noise", "first_latent_selection"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"`{name}=True` has no meaning for `latent_type={self.latent_type!r}`: those latents are not "
-                        "drawn, so they have neither noise nor advantages. Leave it at False."
-                    )
+            if self.first_latent_selection:
+                raise ValueError(
+                    f"`first_latent_selection=True` has no meaning for `latent_type={self.latent_type!r}`: those latents "
+                    "are not drawn, so they have no advantages. Leave it at False."
+                )
             return
         if self.soft_token_score == "exact":
             whole = {"noise_scale": 1.0, "one_sided_noise": False, "latent_top_k": None}
