@@ -4,7 +4,7 @@
 The demo beside what a user would take instead, TRL's `GRPOTrainer` with LoRA on SmolLM2 itself: the same questions, rewards
 and answers of at most 12 tokens, by CPU time.
 
-    OMP_NUM_THREADS=1 python examples/benchmarks/demo_rival.py                 # about an hour on one core
+    OMP_NUM_THREADS=1 python examples/benchmarks/demo_rival.py                 # more than an hour on one core
     python examples/benchmarks/demo_rival.py --arms dlr --seeds 0 --seconds 30 60
 
 Held-out questions are answered greedily, by DLR with the means of its latents and with those of other questions
