@@ -14,6 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..field_types import check_type
+from ..models.injection import embedding_device
 from .text import StopStrings, decode_completions
 
 
@@ -229,11 +230,11 @@ def prompt_embeds(
     """
     `[prompt embeddings ; latent embeddings]` of each row, shape `(length, hidden_size)`, in the embeddings' dtype.
     """
-    device = embed_tokens.weight.device
+    device = embedding_device(embed_tokens)
     embedded = {index: embed_tokens(torch.tensor(prompt_ids[index], device=device)) for index in set(rows)}
     if latent_embeds is None:
         return [embedded[index] for index in rows]
     return [
-        torch.cat([embedded[index], latents.to(embed_tokens.weight)])
+        torch.cat([embedded[index], latents.to(embedded[index])])
         for index, latents in zip(rows, latent_embeds, strict=True)
     ]

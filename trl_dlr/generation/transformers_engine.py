@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ..field_types import check_type
+from ..models.injection import embedding_device
 from ..models.main_model import CACHE_ARGUMENT, contiguous_lm_head, nothing_inherited
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling
 from .graphed_decoding import DecodingBatch, GraphedDecoding, can_be_graphed, is_plainly_greedy
@@ -120,7 +121,7 @@ class TransformersEngine(DecodingEngine):
     def _decode_batch(
         self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
     ) -> list[list[int]]:
-        device = self.model.device
+        device = embedding_device(self.model.get_input_embeddings())
         prompts = [prompt_ids[index] for index in dict.fromkeys(rows)]  # each once, in the order of the rows
         order = {index: i for i, index in enumerate(dict.fromkeys(rows))}
         length = max(map(len, prompts))
@@ -216,7 +217,8 @@ class TransformersEngine(DecodingEngine):
         with self.limited_to(max_new_tokens):
             self.check_length(len(prompt_ids), latent_embeds.size(1))
             limit = self.max_new_tokens
-        embeds = self.model.get_input_embeddings()(torch.tensor([prompt_ids], device=self.model.device))
+        embed = self.model.get_input_embeddings()
+        embeds = embed(torch.tensor([prompt_ids], device=embedding_device(embed)))
         embeds = torch.cat([embeds, latent_embeds.to(embeds)], dim=1)
         pieces, failure = CompletionStreamer(self.processing_class, self.eos_token_ids), []
         is_wanted = StillWanted()

@@ -12,6 +12,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 INJECTIONS = ("anchors", "components", "trained")
 
 
+@torch.no_grad()
+def embedding_device(embed_tokens: nn.Module) -> torch.device:
+    """
+    Where embeddings come out. With a `device_map` that is where they are looked up, which need not be where their
+    weights wait, nor the device of the model, which is that of its first weights.
+    """
+    is_offloaded = embed_tokens.weight.is_meta  # and fetched, with the indices, by accelerate
+    device = torch.device("cpu") if is_offloaded else embed_tokens.weight.device
+    return embed_tokens(torch.zeros(1, dtype=torch.long, device=device)).device
+
+
 class LatentInjector(nn.Module):
     r"""
     Maps latents to input embeddings of the main model (equation 5 and 10 of
@@ -57,7 +68,7 @@ class LatentInjector(nn.Module):
     ) -> None:
         """Measure the main model's embedding table and set RMS, anchors and W from it."""
         embed = main_model.get_input_embeddings()
-        device = embed.weight.device
+        device = embedding_device(embed)
         latent_dim, hidden_size = self.weight.shape
         # Through the module rather than its weight: some models scale embeddings on the way out
         table = torch.cat(
@@ -124,7 +135,7 @@ class SoftTokenInjector(nn.Module):
         """Take the input embeddings of `main_model`, which are not saved with the policy."""
         embed = main_model.get_input_embeddings()
         # Through the module rather than its weight: some models scale embeddings on the way out
-        ids = torch.arange(embed.weight.size(0), device=embed.weight.device)
+        ids = torch.arange(embed.weight.size(0), device=embedding_device(embed))
         self.embeddings = torch.cat([embed(part) for part in ids.split(8192)]).to(device)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from .hub import has_code_of_its_own
+from .injection import embedding_device
 
 
 # transformers 5.24 renamed this argument of every model and of `generate`; the old name works there, with a warning,
@@ -97,6 +98,8 @@ def weights_fingerprint(model: nn.Module) -> str:
     that quantization leaves alone, still identifies it. See [`fingerprints_match`].
     """
     names = {name for name, _ in model.named_parameters()}  # of tied weights only the first
+    tied = getattr(model, "all_tied_weights_keys", {})  # which are two tensors after accelerate has fetched them once
+    names -= {name for name, source in tied.items() if source in names}
     embeddings = model.get_input_embeddings()
     kept, floating = [], []
     for prefix, module in model.named_modules():
@@ -221,14 +224,17 @@ def teacher_forced_inputs(
             Latents of each row, the first ones, if not all.
 
     Returns:
-        `dict[str, Any]`: keyword arguments.
+        `dict[str, Any]`: keyword arguments, on the device of the main model's embeddings.
     """
+    embed = main_model.get_input_embeddings()
+    device = embedding_device(embed)
+    prompt_ids, prompt_mask, completion_ids = (part.to(device) for part in (prompt_ids, prompt_mask, completion_ids))
+    latent_embeds, num_latents = latent_embeds.to(device), None if num_latents is None else num_latents.to(device)
     size = latent_embeds.size(1)
     missing = torch.zeros_like(prompt_ids[:, 0]) if num_latents is None else size - num_latents
     # A row with fewer latents has them on the right: the completion's first token is read off the last of them
     index = torch.arange(size, device=prompt_ids.device) - missing.unsqueeze(1)
     latent_embeds = latent_embeds.gather(1, index.clamp(min=0).unsqueeze(2).expand_as(latent_embeds))
-    embed = main_model.get_input_embeddings()
     prompt_embeds = embed(prompt_ids)
     parts = [prompt_embeds, latent_embeds, embed(completion_ids.clamp(min=0))]
     mask = torch.cat([prompt_mask.long(), (index >= 0).long(), (completion_ids != -100).long()], dim=1)
@@ -268,21 +274,20 @@ def completion_log_probs(
         `tuple[list[torch.Tensor], list[bool]]`: float32 log-probability of each token of each completion, and whether
         greedy decoding would give the completion.
     """
-    embed, device = main_model.get_input_embeddings(), main_model.device
 
     def padded(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
-        return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, value, side).to(device)
+        return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, value, side)
 
     if latent_embeds is None:
-        latent_embeds = embed.weight.new_empty(len(prompt_ids), 0, embed.embedding_dim)
+        latent_embeds = torch.empty(len(prompt_ids), 0, main_model.get_input_embeddings().embedding_dim)
     prompts, completions = padded(prompt_ids, 0, "left"), padded(completion_ids, -100, "right")
     mask = padded([[1] * len(ids) for ids in prompt_ids], 0, "left")
-    num_latents = None if num_latents is None else num_latents.to(device)
-    inputs = teacher_forced_inputs(main_model, prompts, mask, latent_embeds.to(device), completions, num_latents)
+    inputs = teacher_forced_inputs(main_model, prompts, mask, latent_embeds, completions, num_latents)
     del inputs["labels"]
     # The last position before the completion gives its first token, and nothing is read off its last one
     with contiguous_lm_head(main_model):
         logits = main_model(**inputs, use_cache=False, logits_to_keep=completions.size(1) + 1).logits[:, :-1].float()
+    completions = completions.to(logits.device)
     targets = completions.clamp(min=0)
     log_probs = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     is_greedy = ((logits.argmax(-1) == targets) | (completions == -100)).all(1)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
+from accelerate.utils import align_module_device
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -64,7 +65,8 @@ class SoftTokenLatents:
         """Embeddings of stored latents: `(..., K)` to `(..., hidden_size)`."""
         weights = (perturbed / self.config.soft_token_temperature).softmax(-1)
         if self.num_stored == embed_tokens.num_embeddings:  # in the order of the table: no copy of it for each latent
-            return weights.to(embed_tokens.weight.dtype) @ embed_tokens.weight
+            with align_module_device(embed_tokens):  # its weights, if they are offloaded
+                return weights.to(embed_tokens.weight.dtype) @ embed_tokens.weight
         mixed = embed_tokens(token_ids)
         return (weights.to(mixed.dtype).unsqueeze(-1) * mixed).sum(-2)
 

@@ -210,7 +210,8 @@ class LatentReasoner:
                 main_model.to(device)
             options = {"batch_size": batch_size}
         else:  # vLLM holds the weights; of these, only the embeddings are needed
-            main_model.get_input_embeddings().to(device)
+            if not hasattr(main_model, "hf_device_map"):
+                main_model.get_input_embeddings().to(device)
             hub_of_main = hub_arguments({"revision": getattr(main_model.config, "_commit_hash", None), **load})
             options = {"llm_kwargs": {**vllm_hub_arguments(hub_of_main), **(vllm_kwargs or {})}}
             options = options if engine == "vllm" else {}

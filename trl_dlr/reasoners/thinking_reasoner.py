@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..generation import TransformersEngine
 from ..models.hub import DEFAULT_PROMPT, check_dtype, find_file, readable_damage
+from ..models.injection import embedding_device
 from ..models.latent_policy import LatentPolicyOutput
 from ..models.thinking import Thinker, ThinkingConfig
 from .latent_reasoner import LatentReasoner
@@ -35,7 +36,7 @@ class ThinkingPolicy:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return embedding_device(self.model.get_input_embeddings())
 
     @torch.no_grad()
     def sample(
@@ -62,7 +63,8 @@ class ThinkingPolicy:
     def zero_latents(self, num_rows: int) -> LatentPolicyOutput:
         """Latents of 0 between the markers, for a control."""
         embed_tokens = self.model.get_input_embeddings()
-        embeds = embed_tokens.weight.new_zeros(num_rows, self.config.num_latents, embed_tokens.embedding_dim)
+        shape = num_rows, self.config.num_latents, embed_tokens.embedding_dim
+        embeds = torch.zeros(shape, dtype=embed_tokens.weight.dtype, device=self.device)
         return self._between_markers(embeds, torch.full((num_rows,), embeds.size(1), device=embeds.device))
 
     def _between_markers(self, embeds: torch.Tensor, lengths: torch.Tensor) -> LatentPolicyOutput:

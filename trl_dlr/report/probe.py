@@ -14,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..generation import DecodingEngine, TransformersEngine
+from ..models.injection import embedding_device
 from ..reasoners.latent_reasoner import LatentReasoner
 
 
@@ -70,7 +71,7 @@ def nearest_tokens(reasoner: LatentReasoner, embeddings: torch.Tensor, number: i
         `list[list[dict[str, Any]]]`: `id`, `text` and `cosine` of the tokens of each embedding.
     """
     embed_tokens, tokenizer = embed_tokens_of(reasoner.engine), reasoner.main_processing_class
-    device = embed_tokens.weight.device
+    device = embedding_device(embed_tokens)
     size = min(embed_tokens.weight.size(0), len(tokenizer))  # a table may have rows beyond the vocabulary
     wanted = nn.functional.normalize(embeddings.to(device).float(), dim=-1)
     cosines = torch.empty(len(wanted), 0, device=device)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather
+from accelerate.utils import align_module_device, gather
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel
 from tqdm.auto import tqdm
@@ -705,7 +705,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         prompt_ids, prompt_mask, decoded_ids = (inputs[name][rows] for name in names)
         embeds, lengths = latent_embeds[rows], inputs["lengths"][rows]
         main_inputs = teacher_forced_inputs(self.main_model, prompt_ids, prompt_mask, embeds, decoded_ids, lengths)
-        log_probs = self.main_model(**main_inputs, fused_lm_head=True).log_probs.float()
+        with align_module_device(self.main_model.get_output_embeddings()):  # its weights, where they are offloaded
+            log_probs = self.main_model(**main_inputs, fused_lm_head=True).log_probs.float().to(embeds.device)
         means = log_probs.sum(1) / (decoded_ids != -100).sum(1).clamp(min=1)
         advantages = inputs.get("completion_advantages", inputs["advantages"])
         return torch.zeros_like(advantages).index_add(0, rows, -advantages[rows] * is_decoded[rows] * means)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -280,8 +281,13 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
         main_inputs = teacher_forced_inputs(
             self.main_model, prompt_ids, inputs["prompt_mask"], embeds, labels, num_latents
         )
-        with self._checkpointing_main_model():
-            loss = super().compute_loss(self.main_model, main_inputs, return_outputs, num_items_in_batch)
+        lm_head = self.main_model.get_output_embeddings()  # which is where the loss is calculated
+        with self._checkpointing_main_model(), align_module_device(lm_head):  # with its weights, if they are offloaded
+            if isinstance(num_items_in_batch, torch.Tensor):
+                num_items_in_batch = num_items_in_batch.to(lm_head.weight.device)
+            result = super().compute_loss(self.main_model, main_inputs, return_outputs, num_items_in_batch)
+        loss, *outputs = result if return_outputs else (result,)
+        loss = loss.to(embeds.device)
 
         is_used = torch.arange(shape[1], device=labels.device) < num_latents.unsqueeze(1)
         size = drawn.density.size()[is_used]
@@ -291,8 +297,8 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
             self._metrics[mode]["latent/mean_excess"].append(self.accelerator.gather(excess.detach()).mean().item())
             if mode == "train":
                 steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-                loss = (loss[0] + excess / steps, *loss[1:]) if return_outputs else loss + excess / steps
-        return loss
+                loss = loss + excess / steps
+        return (loss, *outputs) if return_outputs else loss
 
     @contextmanager
     def _checkpointing_main_model(self) -> Iterator[None]:
