@@ -20,10 +20,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.generation.test_vllm_server_engine import free_port
+from tests.generation.test_vllm_server_engine import free_port, gemma
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr.generation import TransformersEngine, VLLMEngine, VLLMServerEngine
-from trl_dlr.generation import vllm_engine as vllm_module
 
 
 ROOT = Path(__file__).parents[2]
@@ -138,12 +137,9 @@ def test_penalties_are_refused_before_vllm_is_looked_for(monkeypatch):
 
 
 class FakeLLM:
-    """A vLLM that multiplies embeddings by `scale` where it is given them."""
-
-    scale = 1.0
+    """A vLLM of `main_model` that multiplies embeddings by `scale` where it is given them."""
 
     def __init__(self, model, **kwargs):
-        self.main_model = random_main_model(initializer_range=0.2)
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64))
 
     def generate(self, inputs, params, use_tqdm):
@@ -153,26 +149,37 @@ class FakeLLM:
                 logits = self.main_model(inputs_embeds=self.scale * row["prompt_embeds"][None]).logits
             else:
                 logits = self.main_model(torch.tensor([row["prompt_token_ids"]])).logits
-            likely = logits[0, -1].topk(getattr(params, "logprobs", 1)).indices.tolist()
-            output = SimpleNamespace(token_ids=likely[:1], logprobs=[dict.fromkeys(likely)])
+            likeliest = logits[0, -1].log_softmax(-1).topk(getattr(params, "logprobs", 1))
+            log_probs = dict(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
+            entries = {token: SimpleNamespace(logprob=value) for token, value in log_probs.items()}
+            output = SimpleNamespace(token_ids=list(log_probs)[:1], logprobs=[entries])
             outputs.append(SimpleNamespace(outputs=[output]))
         return outputs
 
 
-@pytest.mark.parametrize("scale", [1.0, 45.0])
-def test_a_vllm_that_reads_embeddings_differently_than_tokens_is_refused(monkeypatch, scale):
+def test_what_a_vllm_does_to_embeddings_is_found_out(monkeypatch):
     fake = ModuleType("vllm")
     fake.LLM, fake.SamplingParams = FakeLLM, SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", fake)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: fake)
-    monkeypatch.setattr(FakeLLM, "scale", scale)
-    monkeypatch.setattr(vllm_module, "PROBE_TEXTS", ("A12", "B1", "C123456"))
-    arguments = named_main_model(initializer_range=0.2), tiny_tokenizer(), 12
-    if scale == 1.0:
-        assert VLLMEngine(*arguments).max_model_len == 64
-    else:  # as of Gemma, whose embeddings are scaled already
-        with pytest.raises(ValueError, match="differently from the main model's embeddings than from its tokens"):
-            VLLMEngine(*arguments)
+
+    def engine_of(main_model, scale):
+        main_model.config.name_or_path = "main"
+        monkeypatch.setattr(FakeLLM, "main_model", main_model, raising=False)
+        monkeypatch.setattr(FakeLLM, "scale", scale, raising=False)
+        return VLLMEngine(main_model, tiny_tokenizer(), 1)
+
+    assert engine_of(random_main_model(), scale=1.0).embedding_scale == 1.0
+    for scale in (1.0, 8.0):  # 8, which is its own: as vLLM did before it scaled tokens' embeddings alone
+        engine = engine_of(gemma(), scale)
+        assert engine.embedding_scale == pytest.approx(scale, rel=1e-3)
+        latents = torch.randn(2, 3, 64)
+        expected = TransformersEngine(gemma(), tiny_tokenizer(), 1).generate([[5, 6, 7], [8, 4]], latents)
+        assert engine.generate([[5, 6, 7], [8, 4]], latents) == expected
+    for main_model, scale in ((random_main_model(), 8.0), (gemma(), 64.0)):
+        message = f"embeddings than from its tokens.*use_vllm=False.*{main_model.config.model_type} model"
+        with pytest.raises(ValueError, match=message):
+            engine_of(main_model, scale)
 
 
 @pytest.mark.vllm

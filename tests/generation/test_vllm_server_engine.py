@@ -13,9 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfig
 
-from tests.tiny import random_main_model, tiny_tokenizer
-from trl_dlr.generation import TransformersEngine, VLLMServerEngine, vllm_engine, vllm_server_engine
+from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
+from trl_dlr.generation import TransformersEngine, VLLMServerEngine, vllm_server_engine
 
 
 PROMPTS = [[5, 6, 7], [8, 4], [5, 9, 10, 11, 12]]
@@ -26,11 +27,12 @@ class FakeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, main_model, port=0, max_model_len=64, takes_embeds=True):
+    def __init__(self, main_model, port=0, max_model_len=64, takes_embeds=True, scale=1.0):
         super().__init__(("127.0.0.1", port), Handler)
         self.main_model = main_model
         self.max_model_len = max_model_len
         self.takes_embeds = takes_embeds
+        self.scale = scale  # that it applies to embeddings
         self.faults = []
         self.bodies = []
         self.lock = threading.Lock()
@@ -77,7 +79,9 @@ class Handler(BaseHTTPRequestHandler):
                 return self.refuse(
                     "You must set `--enable-prompt-embeds` to input `prompt_embeds`. (parameter=prompt_embeds)"
                 )
-            rows = [torch.load(io.BytesIO(base64.b64decode(blob))) for blob in body["prompt_embeds"]]
+            rows = [
+                self.server.scale * torch.load(io.BytesIO(base64.b64decode(blob))) for blob in body["prompt_embeds"]
+            ]
             sizes = {rows[0].size(1), embed.embedding_dim}
             if len(sizes) > 1:
                 return self.refuse(
@@ -321,11 +325,57 @@ def test_a_server_without_the_flag_is_recognized(main_model):
         ({"seed": 7}, "serves 'main', which is not this main model: it continues a text differently"),
     ],
 )
-def test_another_main_model_is_recognized(main_model, monkeypatch, kwargs, message):
-    monkeypatch.setattr(vllm_engine, "PROBE_TEXTS", ("A12", "B3+", "C*4"))  # words of the tiny tokenizer
-    monkeypatch.setattr(vllm_server_engine, "PROBE_CANDIDATES", 1)
+def test_another_main_model_is_recognized(main_model, kwargs, message):
     with serve(random_main_model(**kwargs)) as server, pytest.raises(ValueError, match=message):
         connect(server.url, main_model)
+
+
+# ---- How it reads embeddings ----
+
+
+def gemma(**kwargs):
+    """A main model that scales embeddings on the way out, by 8."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": len(VOCABULARY), "max_position_embeddings": 64}
+    config = Gemma2Config(**sizes, pad_token_id=0, eos_token_id=1, bos_token_id=None, **kwargs)
+    return Gemma2ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("scale", "found"), [(1.0, 1.0), (8.0, 8.0)])
+def test_embeddings_are_scaled_once(scale, found, dtype):
+    main_model = gemma().to(dtype)
+    with serve(main_model, scale=scale) as server:
+        engine = connect(server.url, main_model)
+        assert engine.embedding_scale == pytest.approx(found, rel=1e-3)
+        if dtype == torch.float32:
+            assert engine.generate(*rollout()) == expected_tokens(main_model)
+
+
+def test_a_server_that_reads_embeddings_differently_is_refused(main_model):
+    for model, scale in ((main_model, 8.0), (main_model, 1.3), (gemma(), 64.0), (gemma(), 1.3)):
+        message = f"from its tokens.*cannot decode after latents of a {model.config.model_type} model.*use_vllm=False"
+        with serve(model, scale=scale) as server, pytest.raises(ValueError, match=message):
+            connect(server.url, model)
+
+
+def test_a_main_model_that_reads_more_than_embeddings_is_refused_at_once():
+    config = Gemma3nTextConfig(num_hidden_layers=2, layer_types=["full_attention"] * 2, num_kv_shared_layers=0)
+    with torch.device("meta"):
+        main_model = Gemma3nForCausalLM(config)
+    with pytest.raises(ValueError, match=r"gemma3n_text model .*hidden_size_per_layer_input=256.*use_vllm=False"):
+        connect("http://127.0.0.1:9", main_model)
+
+
+def test_a_main_model_that_nothing_can_be_told_of_is_refused():
+    main_model = random_main_model()
+    torch.nn.init.zeros_(main_model.lm_head.weight)
+    with serve(main_model) as server, pytest.raises(ValueError, match="'7 . 5 =' all alike, which does not tell"):
+        connect(server.url, main_model)
+
+
+# ----
 
 
 @pytest.mark.parametrize(

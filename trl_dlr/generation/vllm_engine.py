@@ -3,13 +3,18 @@
 """The frozen main model, decoding with vLLM inside the training process."""
 
 import importlib.util
+import itertools
 import os
 import random
+import statistics
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling, prompt_embeds
@@ -29,9 +34,10 @@ VLLM_FIELDS = {
 }
 
 
-# A main model is known by how it continues these
-PROBE_TEXTS = ("The capital of France is", "1, 2, 3, 4, 5,", "Once upon a")
+# A main model is known by how it continues these, and by the likeliest tokens that it would continue them with
+PROBE_TEXTS = ("The capital of France is", "1, 2, 3, 4, 5,", "7 + 5 =")
 PROBE_CANDIDATES = 5
+PROBE_TOLERANCE = 0.1  # of the difference between two texts: near ties may fall either way in bfloat16
 
 
 class VLLMEngine(DecodingEngine):
@@ -59,8 +65,9 @@ class VLLMEngine(DecodingEngine):
     Raises:
         `ImportError`: vLLM is not installed.
         `ValueError`: the main model has no name, `tensor_parallel_size` is above 1, `max_model_len` leaves no room for
-        `max_new_tokens`, `generation_kwargs` set what the engine sets, or vLLM reads embeddings of this main model
-        differently than tokens.
+        `max_new_tokens`, `generation_kwargs` set what the engine sets, the main model reads more of a token than its
+        embedding, vLLM reads embeddings of this main model differently than tokens, or it has to be served because
+        vLLM changes its class.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class VLLMEngine(DecodingEngine):
                 "`main_model` was built in memory, but vLLM in this process loads it by name. Save it with "
                 "`save_pretrained`, and load it from there."
             )
+        check_embeddings_suffice(main_model)
         self.fields = sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)
         dtype = str(main_model.get_input_embeddings().weight.dtype).removeprefix("torch.")
         llm_kwargs = {"enable_prompt_embeds": True, "dtype": dtype, **(llm_kwargs or {})}
@@ -101,31 +109,32 @@ class VLLMEngine(DecodingEngine):
 
         with _random_states_kept():
             self.llm = LLM(model=name, **llm_kwargs)
+        backbone = type(main_model.get_decoder())
+        if backbone.__call__ is not nn.Module.__call__:
+            raise ValueError(
+                f"vLLM runs a {main_model.config.model_type} model with transformers' own {backbone.__name__}, and "
+                "changes that class for this whole process, where the main model and its policy may need it as it is. "
+                f"Serve the main model with `vllm serve {name} --enable-prompt-embeds` and decode with the server."
+            )
         self.embed_tokens = main_model.get_input_embeddings()
         self.max_model_len = self.llm.llm_engine.model_config.max_model_len
         self.check_length(1, 0)
-        self._check_embeddings(processing_class)
+        self.embedding_scale = find_embedding_scale(self.embed_tokens, processing_class, self._next_log_probs)
+        if self.embedding_scale is None:
+            raise ValueError(
+                "vLLM continues a text differently from the main model's embeddings than from its tokens, and would "
+                f"decode nonsense after latents. Use the transformers engine (`use_vllm=False`) for this "
+                f"{main_model.config.model_type} model."
+            )
 
-    @torch.no_grad()
-    def _check_embeddings(self, processing_class: PreTrainedTokenizerBase) -> None:
-        """The next token after a prompt must be the same from its embeddings as from its tokens."""
+    def _next_log_probs(self, prompts: list[list[int]] | list[torch.Tensor]) -> list[dict[int, float]]:
         from vllm import SamplingParams
 
-        prompts, greedy = probe_prompts(processing_class), {"temperature": 0.0, "max_tokens": 1, "detokenize": False}
-        embeds = prompt_embeds(self.embed_tokens, prompts, range(len(prompts)), None)
-        candidates = SamplingParams(**greedy, logprobs=PROBE_CANDIDATES)
-        from_ids = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], candidates, use_tqdm=False)
-        from_embeds = self.llm.generate(
-            [{"prompt_embeds": row} for row in embeds], SamplingParams(**greedy), use_tqdm=False
-        )
-        for ids_output, embeds_output in zip(from_ids, from_embeds, strict=True):
-            # Near ties may fall either way in bfloat16
-            if embeds_output.outputs[0].token_ids[0] not in ids_output.outputs[0].logprobs[0]:
-                raise ValueError(
-                    "vLLM continues a text differently from the main model's embeddings than from its tokens. It "
-                    "scales those of some architectures, such as Gemma, once more, and would decode nonsense after "
-                    "latents. Use the transformers engine (`use_vllm=False`) for this main model."
-                )
+        key = "prompt_embeds" if isinstance(prompts[0], torch.Tensor) else "prompt_token_ids"
+        params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, logprobs=PROBE_CANDIDATES)
+        outputs = self.llm.generate([{key: prompt} for prompt in prompts], params, use_tqdm=False)
+        likeliest = [output.outputs[0].logprobs[0] for output in outputs]
+        return [{token: entry.logprob for token, entry in entries.items()} for entries in likeliest]
 
     def _describe_limit(self, length):
         return f"vLLM's `max_model_len={self.max_model_len}`. Set it to at least {length}."
@@ -134,16 +143,77 @@ class VLLMEngine(DecodingEngine):
         from vllm import SamplingParams
 
         embeds = prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)
-        inputs = [{"prompt_embeds": row} for row in embeds]
+        inputs = [{"prompt_embeds": row / self.embedding_scale} for row in embeds]
         fields = {**self.fields, "max_tokens": self.max_new_tokens, "detokenize": self.stop_strings is not None}
         sampling_params = SamplingParams(**fields)
         outputs = self.llm.generate(inputs, sampling_params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def probe_prompts(processing_class: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Tokens of [`PROBE_TEXTS`]."""
-    return [processing_class(text, add_special_tokens=False)["input_ids"] for text in PROBE_TEXTS]
+def check_embeddings_suffice(main_model: PreTrainedModel) -> None:
+    """Refuse a main model that reads more of a token than its embedding, which is all that vLLM takes."""
+    config = main_model.config.get_text_config()
+    if getattr(config, "hidden_size_per_layer_input", None):
+        raise ValueError(
+            f"`main_model` is a {config.model_type} model with inputs of every layer for each token "
+            f"(`hidden_size_per_layer_input={config.hidden_size_per_layer_input}`), but vLLM takes embeddings alone. "
+            "Use the transformers engine (`use_vllm=False`) for this main model."
+        )
+
+
+@torch.no_grad()
+def find_embedding_scale(
+    embed_tokens: nn.Module,
+    processing_class: PreTrainedTokenizerBase,
+    next_log_probs: Callable[[list[list[int]] | list[torch.Tensor]], list[dict[int, float]]],
+) -> float | None:
+    """
+    What embeddings have to be divided by for vLLM to continue texts as it does from their tokens: 1, or the scale that
+    the main model's embeddings have on the way out (Gemma), where vLLM applies it to what it is given.
+
+    Likelihoods of the next tokens are compared, relative to how they differ from text to text, so that neither small
+    models nor rounding mislead it. Another main model is noticed as far as its embeddings are others; what only shows
+    between latents, which are no tokens, is not.
+
+    Args:
+        embed_tokens (`nn.Module`):
+            Input embeddings of the main model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        next_log_probs (`Callable`):
+            Asks vLLM for the log-probabilities of the [`PROBE_CANDIDATES`] likeliest next tokens after prompts, given
+            as ids or as embeddings of shape `(length, hidden_size)`.
+
+    Returns:
+        `float`: the scale, or `None` if vLLM reads embeddings differently in either case.
+    """
+    prompts = [processing_class(text, add_special_tokens=False)["input_ids"] for text in PROBE_TEXTS]
+    embeds = prompt_embeds(embed_tokens, prompts, range(len(prompts)), None)
+    with align_module_device(embed_tokens):  # its weights, if they are offloaded
+        weights = torch.cat([embed_tokens.weight[torch.tensor(ids, device=embeds[0].device)] for ids in prompts])
+    weights, scaled = weights.float(), torch.cat(embeds).float()
+    scales = [1.0]
+    if not torch.equal(weights, scaled):
+        scales.append(((scaled * weights).sum() / weights.square().sum()).item())  # least squares: both are rounded
+    from_ids = next_log_probs(prompts)
+    between = statistics.mean(_difference(*pair) for pair in itertools.combinations(from_ids, 2))
+    if between == 0:
+        raise ValueError(
+            f"`main_model` continues {', '.join(map(repr, PROBE_TEXTS))} all alike, which does not tell whether vLLM "
+            "reads its embeddings as its tokens. Use the transformers engine (`use_vllm=False`)."
+        )
+    differences = {}
+    for scale in scales:
+        from_embeds = next_log_probs([row / scale for row in embeds])
+        differences[scale] = max(map(_difference, from_ids, from_embeds))
+    best = min(differences, key=differences.get)
+    return best if differences[best] <= PROBE_TOLERANCE * between else None
+
+
+def _difference(first: dict[int, float], second: dict[int, float]) -> float:
+    """Largest difference of log-probabilities; a token that is not among the likeliest has at most the lowest."""
+    lowest = min(first.values()), min(second.values())
+    return max(abs(first.get(token, lowest[0]) - second.get(token, lowest[1])) for token in first | second)
 
 
 def sampling_fields(max_new_tokens: int, eos_token_ids: list[int], generation_kwargs: dict | None) -> dict:

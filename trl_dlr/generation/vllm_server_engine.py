@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .engine import DecodingEngine, prompt_embeds
-from .vllm_engine import PROBE_CANDIDATES, probe_prompts, sampling_fields
+from .vllm_engine import PROBE_CANDIDATES, check_embeddings_suffice, find_embedding_scale, sampling_fields
 
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class VLLMServerEngine(DecodingEngine):
             raise ValueError("`base_url` must not hold a user name or a password: neither would be sent.")
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"`base_url` must look like 'http://localhost:8000', but is {base_url!r}.")
+        check_embeddings_suffice(main_model)
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.embed_tokens = main_model.get_input_embeddings()
         self.timeout = timeout
@@ -113,7 +114,7 @@ class VLLMServerEngine(DecodingEngine):
         self._send("/health", parse=lambda reply: None)
         self.model, self.max_model_len = self._send("/v1/models", parse=self._read_served_model)
         self.check_length(1, 0)
-        self._check_main_model(processing_class)
+        self.embedding_scale = self._check_main_model(main_model, processing_class)
 
     def _describe_limit(self, length):
         return (
@@ -122,23 +123,18 @@ class VLLMServerEngine(DecodingEngine):
         )
 
     def _decode(self, prompt_ids, rows, latent_embeds):
-        embeds = [row.cpu() for row in prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)]
+        embeds = prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)
+        embeds = [(row / self.embedding_scale).cpu() for row in embeds]
         batches = [embeds[start : start + self.batch_size] for start in range(0, len(embeds), self.batch_size)]
         fields = {**self.fields, "max_tokens": self.max_new_tokens}
         with ThreadPoolExecutor(self.num_concurrent) as pool:
             decoded = list(pool.map(lambda batch: self._complete(batch, fields), batches))
         return [choice["token_ids"] for choices in decoded for choice in choices]
 
-    @torch.no_grad()
-    def _check_main_model(self, processing_class: PreTrainedTokenizerBase) -> None:
-        """The next token after a prompt must be the same from its embeddings as from its tokens."""
-        prompts = probe_prompts(processing_class)
-        embeds = [row.cpu() for row in prompt_embeds(self.embed_tokens, prompts, range(len(prompts)), None)]
-        fields = {**NEUTRAL, "temperature": 0.0, "max_tokens": 1}
+    def _check_main_model(self, main_model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> float:
+        """The server must continue texts from embeddings as it does from tokens. Returns the embeddings' scale."""
         try:
-            from_embeds = self._complete(embeds, fields)
-            top_fields = {**fields, "logprobs": PROBE_CANDIDATES, "return_tokens_as_token_ids": True}
-            from_ids = self._complete(prompts, top_fields, "prompt")
+            scale = find_embedding_scale(self.embed_tokens, processing_class, self._next_log_probs)
         except RuntimeError as error:
             if "--enable-prompt-embeds" in str(error):
                 raise RuntimeError(
@@ -147,13 +143,25 @@ class VLLMServerEngine(DecodingEngine):
             if "hidden_size" in str(error) or "out of vocabulary" in str(error):
                 raise ValueError(self._describe_other_model(str(error))) from error
             raise
-        for embeds_choice, ids_choice in zip(from_embeds, from_ids, strict=True):
-            # Near ties may fall either way in bfloat16
-            likely = ids_choice["logprobs"]["top_logprobs"][0]
-            if f"token_id:{embeds_choice['token_ids'][0]}" not in likely:
-                raise ValueError(
-                    self._describe_other_model("it continues a text differently from this main model's embeddings")
+        if scale is None:
+            raise ValueError(
+                self._describe_other_model(
+                    "it continues a text differently from this main model's embeddings than from its tokens"
                 )
+                + f" If it does serve it, vLLM cannot decode after latents of a {main_model.config.model_type} model: "
+                "use the transformers engine (`use_vllm=False`)."
+            )
+        return scale
+
+    def _next_log_probs(self, prompts: list[list[int]] | list[torch.Tensor]) -> list[dict[int, float]]:
+        fields = {**NEUTRAL, "temperature": 0.0, "max_tokens": 1, "logprobs": PROBE_CANDIDATES}
+        fields["return_tokens_as_token_ids"] = True
+        if isinstance(prompts[0], torch.Tensor):
+            choices = self._complete([row.cpu() for row in prompts], fields)
+        else:
+            choices = self._complete(prompts, fields, "prompt")
+        likeliest = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
+        return [{int(name.removeprefix("token_id:")): value for name, value in row.items()} for row in likeliest]
 
     def _describe_other_model(self, seen: str) -> str:
         return (
