@@ -18,10 +18,16 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaModel,
+)
 
 from tests.generation.test_vllm_server_engine import free_port, gemma
-from tests.tiny import random_main_model, tiny_tokenizer
+from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
 from trl_dlr.generation import TransformersEngine, VLLMEngine, VLLMServerEngine
 
 
@@ -140,6 +146,7 @@ class FakeLLM:
     """A vLLM of `main_model` that multiplies embeddings by `scale` where it is given them."""
 
     def __init__(self, model, **kwargs):
+        self.kwargs = kwargs
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64))
 
     def generate(self, inputs, params, use_tqdm):
@@ -157,18 +164,23 @@ class FakeLLM:
         return outputs
 
 
-def test_what_a_vllm_does_to_embeddings_is_found_out(monkeypatch):
+@pytest.fixture
+def engine_of(monkeypatch):
     fake = ModuleType("vllm")
     fake.LLM, fake.SamplingParams = FakeLLM, SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", fake)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: fake)
 
-    def engine_of(main_model, scale):
+    def build(main_model, scale):
         main_model.config.name_or_path = "main"
         monkeypatch.setattr(FakeLLM, "main_model", main_model, raising=False)
         monkeypatch.setattr(FakeLLM, "scale", scale, raising=False)
         return VLLMEngine(main_model, tiny_tokenizer(), 1)
 
+    return build
+
+
+def test_what_a_vllm_does_to_embeddings_is_found_out(engine_of):
     assert engine_of(random_main_model(), scale=1.0).embedding_scale == 1.0
     for scale in (1.0, 8.0):  # 8, which is its own: as vLLM did before it scaled tokens' embeddings alone
         engine = engine_of(gemma(), scale)
@@ -180,6 +192,22 @@ def test_what_a_vllm_does_to_embeddings_is_found_out(monkeypatch):
         message = f"embeddings than from its tokens.*use_vllm=False.*{main_model.config.model_type} model"
         with pytest.raises(ValueError, match=message):
             engine_of(main_model, scale)
+
+
+def test_a_vllm_that_changes_the_main_models_class_is_refused(engine_of, monkeypatch):
+    monkeypatch.setattr(LlamaModel, "__call__", lambda self, *args, **kwargs: self.forward(*args, **kwargs), False)
+    with pytest.raises(ValueError, match="runs a llama model with transformers' own LlamaModel.*vllm serve main"):
+        engine_of(random_main_model(), scale=1.0)
+
+
+def test_text_of_a_multimodal_model_needs_no_processor_of_images(engine_of):
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": len(VOCABULARY)}
+    vision = {**sizes, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, eos_token_id=1)
+    engine = engine_of(Gemma3ForConditionalGeneration(config).eval(), scale=1.0)
+    assert engine.llm.kwargs["language_model_only"] and engine.embedding_scale == 1.0
+    assert "language_model_only" not in engine_of(random_main_model(), scale=1.0).llm.kwargs
 
 
 @pytest.mark.vllm

@@ -4,6 +4,7 @@
 
 import importlib.util
 import itertools
+import math
 import os
 import random
 import statistics
@@ -89,7 +90,9 @@ class VLLMEngine(DecodingEngine):
         check_embeddings_suffice(main_model)
         self.fields = sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)
         dtype = str(main_model.get_input_embeddings().weight.dtype).removeprefix("torch.")
-        llm_kwargs = {"enable_prompt_embeds": True, "dtype": dtype, **(llm_kwargs or {})}
+        is_multimodal = main_model.config.get_text_config() is not main_model.config
+        text_only = {"language_model_only": True} if is_multimodal else {}  # which needs no processor of images
+        llm_kwargs = {"enable_prompt_embeds": True, "dtype": dtype, **text_only, **(llm_kwargs or {})}
         if llm_kwargs.get("tensor_parallel_size", 1) > 1:
             raise ValueError(
                 f"`tensor_parallel_size={llm_kwargs['tensor_parallel_size']}` would let training processes share a "
@@ -197,10 +200,11 @@ def find_embedding_scale(
         scales.append(((scaled * weights).sum() / weights.square().sum()).item())  # least squares: both are rounded
     from_ids = next_log_probs(prompts)
     between = statistics.mean(_difference(*pair) for pair in itertools.combinations(from_ids, 2))
-    if between == 0:
+    if not 0 < between < math.inf:
         raise ValueError(
-            f"`main_model` continues {', '.join(map(repr, PROBE_TEXTS))} all alike, which does not tell whether vLLM "
-            "reads its embeddings as its tokens. Use the transformers engine (`use_vllm=False`)."
+            f"vLLM continues {', '.join(map(repr, PROBE_TEXTS))} all alike, or with no numbers, which does not tell "
+            "whether it reads the main model's embeddings as its tokens. Use the transformers engine "
+            "(`use_vllm=False`)."
         )
     differences = {}
     for scale in scales:
@@ -212,6 +216,8 @@ def find_embedding_scale(
 
 def _difference(first: dict[int, float], second: dict[int, float]) -> float:
     """Largest difference of log-probabilities; a token that is not among the likeliest has at most the lowest."""
+    if any(map(math.isnan, (*first.values(), *second.values()))):
+        return math.inf
     lowest = min(first.values()), min(second.values())
     return max(abs(first.get(token, lowest[0]) - second.get(token, lowest[1])) for token in first | second)
 
