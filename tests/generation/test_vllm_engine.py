@@ -196,7 +196,7 @@ def test_what_a_vllm_does_to_embeddings_is_found_out(engine_of):
 
 def test_a_vllm_that_changes_the_main_models_class_is_refused(engine_of, monkeypatch):
     monkeypatch.setattr(LlamaModel, "__call__", lambda self, *args, **kwargs: self.forward(*args, **kwargs), False)
-    with pytest.raises(ValueError, match="runs a llama model with transformers' own LlamaModel.*vllm serve main"):
+    with pytest.raises(ValueError, match="runs llama models with transformers' own LlamaModel.*vllm serve main"):
         engine_of(random_main_model(), scale=1.0)
 
 

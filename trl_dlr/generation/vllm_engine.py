@@ -115,7 +115,7 @@ class VLLMEngine(DecodingEngine):
         backbone = type(main_model.get_decoder())
         if backbone.__call__ is not nn.Module.__call__:
             raise ValueError(
-                f"vLLM runs a {main_model.config.model_type} model with transformers' own {backbone.__name__}, and "
+                f"vLLM runs {main_model.config.model_type} models with transformers' own {backbone.__name__}, and "
                 "changes that class for this whole process, where the main model and its policy may need it as it is. "
                 f"Serve the main model with `vllm serve {name} --enable-prompt-embeds` and decode with the server."
             )
