@@ -31,7 +31,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, first_layers
 from trl_dlr.evaluation import evaluate_latents
 from trl_dlr.generation import TransformersEngine, tokenize_prompts
-from trl_dlr.models.main_model import base_model_of
+from trl_dlr.models.architectures import base_model_of
 from trl_dlr.rewards import correctness_reward, get_pattern_reward
 from trl_dlr.scripts.questions import addition, with_prompts
 from trl_dlr.scripts.utils import fastest_dtype

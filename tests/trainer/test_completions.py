@@ -105,7 +105,7 @@ def test_special_tokens_reach_the_rewards_of_all_trainers(trainer_class, tmp_pat
             setattr(trainer, name, tokenizer)
     if trainer_class is LatentGRPOTrainer:
         trainer.engine.processing_class = tokenizer
-        trainer.engine._decode = lambda prompt_ids, rows, latent_embeds: [list(ids)] * len(rows)
+        trainer.engine._decode = lambda prompt_ids, rows, *latents: [list(ids)] * len(rows)
     else:
         trainer.thinker.answer = lambda model, prompt_ids, *args: torch.tensor([ids] * len(prompt_ids))
         trainer.model.resize_token_embeddings(len(tokenizer))

@@ -23,7 +23,8 @@ from trl import ModelConfig, get_peft_config
 
 from ..memory_plan import plan_memory
 from ..models import LatentPolicyConfig, LatentPolicyModel
-from ..models.hub import has_code_of_its_own, hub_arguments
+from ..models.architectures import has_code_of_its_own
+from ..models.hub import hub_arguments
 from ..models.main_model import with_few_layers
 from ..option_docs import described
 from ..scripts.latent_grpo import LatentGRPOScriptArguments

@@ -253,6 +253,7 @@ class LatentReasonerLM(TemplateLM):
                 [ids for ids in answer_ids for _ in range(num_samples)],
                 policy.inject(torch.cat(latents)),
                 torch.cat(lengths),
+                policy.config.anchor_ids,
             )
             sums = torch.stack([row.sum() for row in log_probs]).unflatten(0, (-1, num_samples))
             means = sums.logsumexp(1) - math.log(num_samples)  # of the likelihoods

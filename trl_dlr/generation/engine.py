@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..field_types import check_type
-from ..models.injection import embedding_device
+from ..models.architectures import embedding_device
 from .text import StopStrings, decode_completions
 
 
@@ -52,9 +52,6 @@ class DecodingEngine(ABC):
             Forward work since the start, in tokens of the main model.
     """
 
-    # Whether a prompt is encoded once however many trajectories follow it
-    shares_prompts = False
-
     def __init__(
         self,
         main_model: PreTrainedModel,
@@ -90,6 +87,7 @@ class DecodingEngine(ABC):
         latent_embeds: torch.Tensor | None = None,
         num_samples: torch.Tensor | None = None,
         num_latents: torch.Tensor | None = None,
+        latent_ids: list[int] | None = None,
     ) -> list[list[int]]:
         """
         Args:
@@ -101,6 +99,8 @@ class DecodingEngine(ABC):
                 Rows per prompt, a prompt's next to each other; one each if not given. They sum to `num_rows`.
             num_latents (`torch.Tensor` of shape `(num_rows,)`, *optional*):
                 Latents of each row, the first ones, if not all; at least one.
+            latent_ids (`list[int]`, *optional*):
+                Tokens that stand for the latents, see [`latent_token_ids`].
 
         Returns:
             `list[list[int]]`: completion tokens of each row, up to and with the end-of-sequence token or the one that
@@ -117,8 +117,8 @@ class DecodingEngine(ABC):
             latent_embeds = [embeds[:length] for embeds, length in zip(latent_embeds, lengths, strict=True)]
         num_latents = [0] if latent_embeds is None else [len(embeds) for embeds in latent_embeds]
         self.check_length(max(len(ids) for ids in prompt_ids), max(num_latents))
-        completions = [self._until_end(ids) for ids in self._decode(prompt_ids, rows, latent_embeds)]
-        read = set(rows) if self.shares_prompts else rows
+        completions = [self._until_end(ids) for ids in self._decode(prompt_ids, rows, latent_embeds, latent_ids)]
+        read = set(rows) if self._shares_prompts(num_latents) else rows
         num_tokens = sum(map(len, completions))
         self.num_decoded += len(rows)
         self.num_completion_tokens += num_tokens
@@ -144,9 +144,17 @@ class DecodingEngine(ABC):
         finally:
             self.max_new_tokens = before
 
+    def _shares_prompts(self, num_latents: list[int]) -> bool:
+        """Whether a prompt is encoded once however many trajectories, with so many latents each, follow it."""
+        return False
+
     @abstractmethod
     def _decode(
-        self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
+        self,
+        prompt_ids: list[list[int]],
+        rows: list[int],
+        latent_embeds: list[torch.Tensor] | None,
+        latent_ids: list[int] | None,
     ) -> list[list[int]]:
         """
         Completion tokens of each row; `rows` names the prompt of each, and `latent_embeds` are `(num_latents,

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
-from transformers.cache_utils import StaticLayer
 
-from ..models.main_model import CACHE_ARGUMENT
+from ..models.architectures import CACHE_ARGUMENT, gaps_are_exact, has_per_layer_inputs
 
 
 ROUNDING = 64  # of the length, so that prompts that are a little longer do not need another graph
@@ -29,10 +28,10 @@ def can_be_graphed(model: PreTrainedModel) -> bool:
         model._can_compile_fullgraph
         and model.config._attn_implementation == "sdpa"
         and len(set(getattr(model, "hf_device_map", {}).values())) <= 1
+        and not has_per_layer_inputs(model)
         and (quantizer is None or quantizer.is_compileable)
         and not any(kind in str(getattr(module, "rope_type", "")) for module in model.modules() for kind in LIVE_ROPE)
-        # Sliding windows count positions on the CPU
-        and all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
+        and gaps_are_exact(model)  # not with sliding windows, which count positions on the CPU
     )
 
 
@@ -63,6 +62,8 @@ class DecodingBatch:
             is read off the last one.
         latent_mask (`torch.Tensor` of shape `(num_rows, num_latents)`, *optional*):
             0 where a row has none.
+        latent_ids (`torch.Tensor` of shape `(num_rows, num_latents)`, *optional*):
+            Tokens that stand for the latents.
     """
 
     prompt_ids: torch.Tensor
@@ -70,6 +71,7 @@ class DecodingBatch:
     prompt_of: torch.Tensor
     latents: torch.Tensor | None = None
     latent_mask: torch.Tensor | None = None
+    latent_ids: torch.Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -82,6 +84,12 @@ class DecodingBatch:
         return mask if self.latents is None else torch.cat([mask, self.latent_mask], dim=1)
 
     @property
+    def token_ids(self) -> torch.Tensor:
+        """Of each row's prompt and latents, shape `(num_rows, prompt_length + num_latents)`."""
+        ids = self.prompt_ids[self.prompt_of]
+        return ids if self.latents is None else torch.cat([ids, self.latent_ids], dim=1)
+
+    @property
     def length(self) -> int:
         """Positions of prompt and latents, padding included."""
         return self.prompt_ids.size(1) + (0 if self.latents is None else self.latents.size(1))
@@ -89,8 +97,24 @@ class DecodingBatch:
     def padded(self, num_rows: int) -> "DecodingBatch":
         """The same rows, and the last one again up to `num_rows`."""
         rows = torch.arange(num_rows, device=self.prompt_of.device).clamp(max=self.num_rows - 1)
-        latents, latent_mask = (None if part is None else part[rows] for part in (self.latents, self.latent_mask))
-        return DecodingBatch(self.prompt_ids, self.prompt_mask, self.prompt_of[rows], latents, latent_mask)
+        of_rows = self.latents, self.latent_mask, self.latent_ids
+        latent_parts = (None if part is None else part[rows] for part in of_rows)
+        return DecodingBatch(self.prompt_ids, self.prompt_mask, self.prompt_of[rows], *latent_parts)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether rows have different numbers of latents, so that some have nothing between prompt and latents."""
+        return self.latents is not None and not bool(self.latent_mask.all())
+
+    def without_gaps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Where each row's prompt and latents come from, in positions that include the gap, so that all padding is before
+        them, and their mask; both of shape `(num_rows, prompt_length + num_latents)`.
+        """
+        gap = (self.latent_mask == 0).sum(1, keepdim=True)
+        place = torch.arange(self.length, device=gap.device)
+        index = torch.where(place < self.prompt_ids.size(1) + gap, place - gap, place)
+        return index.clamp(min=0), self.mask.gather(1, index.clamp(min=0)) * (index >= 0)
 
     def prompt_inputs(self) -> dict[str, torch.Tensor]:
         """Inputs of the model that read the prompts, each once."""

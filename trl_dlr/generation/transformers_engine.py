@@ -2,8 +2,10 @@
 
 """The frozen main model, decoding with transformers."""
 
+import inspect
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +21,18 @@ from transformers import (
 )
 
 from ..field_types import check_type
-from ..models.injection import embedding_device
-from ..models.main_model import CACHE_ARGUMENT, contiguous_lm_head, nothing_inherited
+from ..models.architectures import (
+    CACHE_ARGUMENT,
+    attention_layers,
+    check_family,
+    embedding_device,
+    gaps_are_exact,
+    latent_token_ids,
+    ready_to_generate,
+    takes_up_a_cache,
+    text_backbone,
+)
+from ..models.main_model import contiguous_lm_head
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling
 from .graphed_decoding import DecodingBatch, GraphedDecoding, can_be_graphed, is_plainly_greedy
 from .text import StopStrings, control_ids
@@ -51,7 +63,8 @@ class TransformersEngine(DecodingEngine):
     """
     Decodes with [`~transformers.GenerationMixin.generate`].
 
-    A prompt that several trajectories share is encoded once, and its KV cache repeated for each of them. Prompts of
+    A prompt that several trajectories share is encoded once, and its cache repeated for each of them, where that is
+    exact: with sliding windows or recurrent layers not if they have different numbers of latents. Prompts of
     similar length are decoded together, and rows that have finished leave the batch. On a GPU, greedy decoding of a
     model that allows it is a CUDA graph instead, see [`GraphedDecoding`].
 
@@ -69,8 +82,6 @@ class TransformersEngine(DecodingEngine):
             Rows decoded together at most. If `None`, all.
     """
 
-    shares_prompts = True
-
     def __init__(
         self,
         main_model: PreTrainedModel,
@@ -81,6 +92,7 @@ class TransformersEngine(DecodingEngine):
     ):
         generation_kwargs = dict(generation_kwargs or {})
         super().__init__(main_model, processing_class, max_new_tokens, generation_kwargs.get("stop_strings"))
+        check_family(main_model, "main_model")
         check_generation_kwargs(generation_kwargs, GENERATION_FIELDS, "`GenerationConfig`", max_new_tokens)
         if not generation_kwargs.get("do_sample"):
             check_sampling(generation_kwargs, SAMPLING_FIELDS, "Set `do_sample=True` as well")
@@ -104,22 +116,30 @@ class TransformersEngine(DecodingEngine):
         """Whether decoding is a CUDA graph."""
         return self.model.device.type == "cuda" and self.is_plainly_greedy and can_be_graphed(self.model)
 
-    def _decode(self, prompt_ids, rows, latent_embeds):
+    def _shares_prompts(self, num_latents):
+        return takes_up_a_cache(self.model) and (len(set(num_latents)) == 1 or gaps_are_exact(self.model))
+
+    def _decode(self, prompt_ids, rows, latent_embeds, latent_ids):
         # The longest first: what they take, the others fit into
         by_length = sorted(range(len(rows)), key=lambda index: (-len(prompt_ids[rows[index]]), rows[index]))
         batch_size = self.batch_size or len(rows)
         completions = [[]] * len(rows)
-        with contiguous_lm_head(self.model), nothing_inherited(self.model):
+        with contiguous_lm_head(self.model):
             for start in range(0, len(rows), batch_size):
                 indices = by_length[start : start + batch_size]
                 batch_embeds = None if latent_embeds is None else [latent_embeds[index] for index in indices]
-                decoded = self._decode_batch(prompt_ids, [rows[index] for index in indices], batch_embeds)
+                batch_rows = [rows[index] for index in indices]
+                decoded = self._decode_batch(prompt_ids, batch_rows, batch_embeds, latent_ids)
                 for index, ids in zip(indices, decoded, strict=True):
                     completions[index] = ids
         return completions
 
     def _decode_batch(
-        self, prompt_ids: list[list[int]], rows: list[int], latent_embeds: list[torch.Tensor] | None
+        self,
+        prompt_ids: list[list[int]],
+        rows: list[int],
+        latent_embeds: list[torch.Tensor] | None,
+        latent_ids: list[int] | None,
     ) -> list[list[int]]:
         device = embedding_device(self.model.get_input_embeddings())
         prompts = [prompt_ids[index] for index in dict.fromkeys(rows)]  # each once, in the order of the rows
@@ -133,10 +153,11 @@ class TransformersEngine(DecodingEngine):
             prompt_of=torch.tensor([order[index] for index in rows], device=device),
         )
         if latent_embeds is not None:
-            is_latent = [batch.prompt_mask.new_ones(len(latents)) for latents in latent_embeds]
-            batch.latent_mask = pad_sequence(is_latent, batch_first=True, padding_side="left")
-            latents = pad_sequence(latent_embeds, batch_first=True, padding_side="left")
-            batch.latents = latents.to(device, self.model.get_input_embeddings().weight.dtype)
+            pad = partial(pad_sequence, batch_first=True, padding_side="left")
+            batch.latents = pad(latent_embeds).to(device, self.model.get_input_embeddings().weight.dtype)
+            batch.latent_mask = pad([batch.prompt_mask.new_ones(len(latents)) for latents in latent_embeds])
+            stand_in = latent_token_ids(self.model, batch.latents[:1], latent_ids)[0]
+            batch.latent_ids = pad([stand_in[: len(latents)] for latents in latent_embeds])
         return self._decode_graphed(batch) if self.is_graphed else self._decode_with_generate(batch)
 
     @torch.inference_mode(False)  # of which tensors are kept
@@ -158,13 +179,20 @@ class TransformersEngine(DecodingEngine):
 
     def _decode_with_generate(self, batch: DecodingBatch) -> list[list[int]]:
         """Tokens of each row up to its end; the rows that have ended leave the batch when they are half of it."""
-        mask, embed = batch.mask, self.model.get_input_embeddings()
+        token_ids, mask, embed = batch.token_ids, batch.mask, self.model.get_input_embeddings()
         cache = DynamicCache(config=self.model.config)
         embeds = embed(batch.prompt_ids)[batch.prompt_of]
         if batch.latents is not None:
-            self.model.base_model(**batch.prompt_inputs(), **{CACHE_ARGUMENT: cache}, use_cache=True)
-            cache.reorder_cache(batch.prompt_of)
             embeds = torch.cat([embeds, batch.latents], dim=1)
+        if batch.has_gaps and not gaps_are_exact(self.model):  # each row reads its prompt by itself
+            index, mask = batch.without_gaps()
+            token_ids, embeds = token_ids.gather(1, index), embeds.gather(1, index.unsqueeze(2).expand_as(embeds))
+        elif batch.latents is not None and takes_up_a_cache(self.model):
+            inputs = batch.prompt_inputs()
+            if "position_ids" not in inspect.signature(self.model.forward).parameters:
+                del inputs["position_ids"]  # `generate` will give it none either
+            text_backbone(self.model)(**inputs, **{CACHE_ARGUMENT: cache}, use_cache=True)
+            cache.reorder_cache(batch.prompt_of)
 
         completions = [[]] * batch.num_rows
         alive = torch.arange(batch.num_rows, device=mask.device)  # rows that have not finished
@@ -177,14 +205,15 @@ class TransformersEngine(DecodingEngine):
             }
             ended = HalfEnded(self.eos_token_ids, self.stop_strings)
             # `generate` wants embeddings of the full length; those in the cache are only counted
-            completion_ids = self.model.generate(
-                input_ids=completion_ids,
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                **{CACHE_ARGUMENT: cache},
-                generation_config=GenerationConfig(**{**self.generation_kwargs, **limits}),
-                stopping_criteria=StoppingCriteriaList([ended]),
-            )
+            with ready_to_generate(self.model, token_ids):
+                completion_ids = self.model.generate(
+                    input_ids=completion_ids,
+                    inputs_embeds=embeds,
+                    attention_mask=mask,
+                    **{CACHE_ARGUMENT: cache},
+                    generation_config=GenerationConfig(**{**self.generation_kwargs, **limits}),
+                    stopping_criteria=StoppingCriteriaList([ended]),
+                )
             is_finished = ended.has_ended
             if completion_ids.size(1) >= self.max_new_tokens:
                 is_finished[:] = True
@@ -194,14 +223,22 @@ class TransformersEngine(DecodingEngine):
                 return completions
             keep = (~is_finished).nonzero().squeeze(1)
             alive, completion_ids = alive[keep], completion_ids[keep]
-            cache.reorder_cache(keep)
+            if any(attention_layers(self.model)):
+                cache.reorder_cache(keep)
+            else:
+                cache = DynamicCache(config=self.model.config)
             new_ids = completion_ids[:, done:]
+            token_ids = torch.cat([token_ids[keep], new_ids], dim=1)
             embeds = torch.cat([embeds[keep], embed(new_ids)], dim=1)
             mask = torch.cat([mask[keep], mask.new_ones(new_ids.shape)], dim=1)
 
     @torch.no_grad()
     def stream(
-        self, prompt_ids: list[int], latent_embeds: torch.Tensor, max_new_tokens: int | None = None
+        self,
+        prompt_ids: list[int],
+        latent_embeds: torch.Tensor,
+        max_new_tokens: int | None = None,
+        latent_ids: list[int] | None = None,
     ) -> Iterator[str]:
         """
         Decode one row and yield its text piece by piece.
@@ -213,20 +250,25 @@ class TransformersEngine(DecodingEngine):
                 Embeddings that follow the prompt.
             max_new_tokens (`int`, *optional*):
                 Tokens at most, if not as many as usual.
+            latent_ids (`list[int]`, *optional*):
+                Tokens that stand for the latents, see [`latent_token_ids`].
         """
         with self.limited_to(max_new_tokens):
             self.check_length(len(prompt_ids), latent_embeds.size(1))
             limit = self.max_new_tokens
         embed = self.model.get_input_embeddings()
-        embeds = embed(torch.tensor([prompt_ids], device=embedding_device(embed)))
+        token_ids = torch.tensor([prompt_ids], device=embedding_device(embed))
+        embeds = embed(token_ids)
         embeds = torch.cat([embeds, latent_embeds.to(embeds)], dim=1)
+        stand_in = latent_token_ids(self.model, latent_embeds, latent_ids).to(token_ids.device)
+        token_ids = torch.cat([token_ids, stand_in], dim=1)
         pieces, failure = CompletionStreamer(self.processing_class, self.eos_token_ids), []
         is_wanted = StillWanted()
         ended = HalfEnded(self.eos_token_ids, self.stop_strings)
 
         def write():
             try:
-                with nothing_inherited(self.model):
+                with ready_to_generate(self.model, token_ids):
                     self.model.generate(
                         inputs_embeds=embeds,
                         attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),

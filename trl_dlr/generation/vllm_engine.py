@@ -18,6 +18,7 @@ from accelerate.utils import align_module_device
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..models.architectures import has_per_layer_inputs
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling, prompt_embeds
 
 
@@ -142,7 +143,7 @@ class VLLMEngine(DecodingEngine):
     def _describe_limit(self, length):
         return f"vLLM's `max_model_len={self.max_model_len}`. Set it to at least {length}."
 
-    def _decode(self, prompt_ids, rows, latent_embeds):
+    def _decode(self, prompt_ids, rows, latent_embeds, latent_ids):
         from vllm import SamplingParams
 
         embeds = prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)
@@ -155,12 +156,10 @@ class VLLMEngine(DecodingEngine):
 
 def check_embeddings_suffice(main_model: PreTrainedModel) -> None:
     """Refuse a main model that reads more of a token than its embedding, which is all that vLLM takes."""
-    config = main_model.config.get_text_config()
-    if getattr(config, "hidden_size_per_layer_input", None):
+    if has_per_layer_inputs(main_model):
         raise ValueError(
-            f"`main_model` is a {config.model_type} model with inputs of every layer for each token "
-            f"(`hidden_size_per_layer_input={config.hidden_size_per_layer_input}`), but vLLM takes embeddings alone. "
-            "Use the transformers engine (`use_vllm=False`) for this main model."
+            f"`main_model` is a {main_model.config.get_text_config().model_type} model, which reads each token again "
+            "in every layer, but vLLM takes embeddings alone. Use the transformers engine (`use_vllm=False`) for it."
         )
 
 

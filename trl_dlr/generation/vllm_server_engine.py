@@ -122,7 +122,7 @@ class VLLMServerEngine(DecodingEngine):
             f"`--max-model-len {length}` or more."
         )
 
-    def _decode(self, prompt_ids, rows, latent_embeds):
+    def _decode(self, prompt_ids, rows, latent_embeds, latent_ids):
         embeds = prompt_embeds(self.embed_tokens, prompt_ids, rows, latent_embeds)
         embeds = [(row / self.embedding_scale).cpu() for row in embeds]
         batches = [embeds[start : start + self.batch_size] for start in range(0, len(embeds), self.batch_size)]

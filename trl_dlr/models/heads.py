@@ -23,7 +23,8 @@ def vocabulary_size(main_model: PreTrainedModel) -> int:
     if embed.shape != unembed.shape or not unembed.is_floating_point() or unembed.is_meta or embed.is_meta:
         raise ValueError(
             "`latent_density='soft_tokens'` needs a main model with input and output embeddings of one shape, in "
-            f"floating point and not offloaded; `main_model` has {tuple(embed.shape)} {embed.dtype} on {embed.device} "
+            f"floating point and not offloaded; `main_model`, a {main_model.config.get_text_config().model_type} model, "
+            f"has {tuple(embed.shape)} {embed.dtype} on {embed.device} "
             f"and {tuple(unembed.shape)} {unembed.dtype} on {unembed.device}. Use `latent_density='gaussian'`."
         )
     return embed.size(0)

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .main_model import CACHE_ARGUMENT, is_checkpointed
+from .architectures import CACHE_ARGUMENT
+from .main_model import is_checkpointed
 from .thinking import positions
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download, tr
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .latent_policy_config import LatentPolicyConfig
 
@@ -130,11 +130,6 @@ def hub_arguments(init_kwargs: dict[str, Any] | None, trust_remote_code: bool = 
     init_kwargs = init_kwargs or {}
     shared = {name: init_kwargs[name] for name in HUB_ARGUMENTS if name in init_kwargs}
     return {"trust_remote_code": init_kwargs.get("trust_remote_code", trust_remote_code), **shared}
-
-
-def has_code_of_its_own(config: PreTrainedConfig) -> bool:
-    """Whether a configuration was loaded with code that came with its model: that was admitted, and runs already."""
-    return type(config).__module__.startswith("transformers_modules.")
 
 
 # ---- The card ----

@@ -2,25 +2,17 @@
 
 """From latents to embeddings of the main model."""
 
+import itertools
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .architectures import embedding_table
+
 
 INJECTIONS = ("anchors", "components", "trained")
-
-
-@torch.no_grad()
-def embedding_device(embed_tokens: nn.Module) -> torch.device:
-    """
-    Where embeddings come out. With a `device_map` that is where they are looked up, which need not be where their
-    weights wait, nor the device of the model, which is that of its first weights.
-    """
-    is_offloaded = embed_tokens.weight.is_meta  # and fetched, with the indices, by accelerate
-    device = torch.device("cpu") if is_offloaded else embed_tokens.weight.device
-    return embed_tokens(torch.zeros(1, dtype=torch.long, device=device)).device
 
 
 class LatentInjector(nn.Module):
@@ -65,15 +57,14 @@ class LatentInjector(nn.Module):
     @torch.no_grad()
     def fit(
         self, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase, anchor_text: str
-    ) -> None:
-        """Measure the main model's embedding table and set RMS, anchors and W from it."""
-        embed = main_model.get_input_embeddings()
-        device = embedding_device(embed)
+    ) -> list[int] | None:
+        """
+        Measure the main model's embedding table and set RMS, anchors and W from it. Returns the tokens that are the
+        anchors, if there are any.
+        """
+        table = embedding_table(main_model.get_input_embeddings()).float()
         latent_dim, hidden_size = self.weight.shape
-        # Through the module rather than its weight: some models scale embeddings on the way out
-        table = torch.cat(
-            [embed(ids).float() for ids in torch.arange(embed.weight.size(0), device=device).split(8192)]
-        )
+        anchor_ids = None
         self.rms.copy_(table.square().mean().sqrt())
         if self.injection == "anchors":
             ids = main_processing_class(anchor_text, add_special_tokens=False)["input_ids"]
@@ -82,8 +73,8 @@ class LatentInjector(nn.Module):
                     f"`anchor_text` must hold at least one token of the main model, but {anchor_text!r} tokenizes to "
                     "nothing. Use a short text such as 'Answer: '."
                 )
-            repeated = torch.arange(self.anchors.size(0)) % len(ids)
-            self.anchors.copy_(embed(torch.tensor(ids, device=device)[repeated]).float())
+            anchor_ids = list(itertools.islice(itertools.cycle(ids), self.anchors.size(0)))
+            self.anchors.copy_(table[anchor_ids])
             basis = nn.init.orthogonal_(torch.empty(latent_dim, hidden_size))
         else:
             if latent_dim > hidden_size:
@@ -95,6 +86,7 @@ class LatentInjector(nn.Module):
             _, eigenvectors = torch.linalg.eigh(centered.T @ centered)  # ascending
             basis = eigenvectors.flip(1).T[:latent_dim]
         self.weight.copy_(basis * (hidden_size / latent_dim) ** 0.5)
+        return anchor_ids
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -133,10 +125,7 @@ class SoftTokenInjector(nn.Module):
     @torch.no_grad()
     def attach(self, main_model: PreTrainedModel, device: torch.device) -> None:
         """Take the input embeddings of `main_model`, which are not saved with the policy."""
-        embed = main_model.get_input_embeddings()
-        # Through the module rather than its weight: some models scale embeddings on the way out
-        ids = torch.arange(embed.weight.size(0), device=embedding_device(embed))
-        self.embeddings = torch.cat([embed(part) for part in ids.split(8192)]).to(device)
+        self.embeddings = embedding_table(main_model.get_input_embeddings()).detach().to(device)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """

@@ -23,19 +23,24 @@ from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
+from .architectures import (
+    CACHE_ARGUMENT,
+    attention_layers,
+    check_family,
+    check_stands_alone,
+    embedding_table,
+    has_code_of_its_own,
+    has_recurrent_state,
+    latent_token_ids,
+    per_layer_inputs,
+    text_backbone,
+)
 from .densities import DiagonalGaussian, SoftTokens, StoppedDensity, concatenate, take_rows
 from .heads import LatentHead, SoftTokenHead, StopHead, vocabulary_size
-from .hub import has_code_of_its_own, hub_name, location_of, name_or_model, readable_damage
+from .hub import hub_name, location_of, name_or_model, readable_damage
 from .injection import LatentInjector, SoftTokenInjector
 from .latent_policy_config import LatentPolicyConfig
-from .main_model import (
-    CACHE_ARGUMENT,
-    eval_mode,
-    fingerprints_match,
-    is_checkpointed,
-    warn_of_cast,
-    weights_fingerprint,
-)
+from .main_model import eval_mode, fingerprints_match, is_checkpointed, warn_of_cast, weights_fingerprint
 
 
 @dataclass
@@ -105,6 +110,9 @@ class LatentPolicyModel(PreTrainedModel):
         self.assistant = AutoModel.from_config(
             assistant_config, trust_remote_code=has_code_of_its_own(assistant_config)
         )
+        # Passes that are differentiated keep no cache of a state that the next position overwrites
+        self.has_recurrent_state = has_recurrent_state(self.assistant)
+        self.has_attention = any(attention_layers(self.assistant))
         if config.latent_density == "gaussian":
             sizes = config.latent_dim, config.num_latents, config.main_hidden_size or config.hidden_size
             self.latent_head = LatentHead(config)
@@ -169,13 +177,16 @@ class LatentPolicyModel(PreTrainedModel):
             kwargs = {"dtype": torch.float32, **(assistant_init_kwargs or {})}
             with readable_damage(assistant):
                 assistant = AutoModel.from_pretrained(assistant, **kwargs)
-        backbone = assistant.base_model
+        check_family(assistant, "assistant")
+        backbone = text_backbone(assistant)
         if any(tensor.is_meta or not tensor.is_floating_point() for tensor in backbone.parameters()):
             raise ValueError(
                 "`assistant` must hold trainable floating-point weights, but some are quantized or on the meta "
                 "device. Load it in float32 or bfloat16; `quantization_config` is for the frozen main model."
             )
+        check_stands_alone(backbone.config, "assistant")
         assistant_config = copy.deepcopy(backbone.config)
+        assistant_config.name_or_path = assistant.config.name_or_path  # which the text part of a wrapper has not
         if has_code_of_its_own(assistant_config):
             name = type(backbone).__name__
             warnings.warn(
@@ -208,7 +219,7 @@ class LatentPolicyModel(PreTrainedModel):
     @torch.no_grad()
     def _start_from(self, main_model: PreTrainedModel, main_processing_class: PreTrainedTokenizerBase) -> None:
         """Set what depends on the main model, and feed the assistant latents of the size of what it knows."""
-        rms = self.get_input_embeddings().weight.float().square().mean().sqrt()
+        rms = embedding_table(self.get_input_embeddings()).float().square().mean().sqrt()
         if self.config.latent_sampling == "parallel":
             nn.init.normal_(self.queries.weight, std=rms.item())
         elif self.config.latent_density == "gaussian":
@@ -216,10 +227,11 @@ class LatentPolicyModel(PreTrainedModel):
         elif self.latent_in.in_features == self.latent_in.out_features:
             nn.init.eye_(self.latent_in.weight)  # an assistant made from the main model has its embeddings
         else:
-            of_main = main_model.get_input_embeddings().weight.float().square().sum(-1).mean().sqrt()
+            of_main = embedding_table(main_model.get_input_embeddings()).float().square().sum(-1).mean().sqrt()
             nn.init.normal_(self.latent_in.weight, std=(rms / of_main).item())
         if self.config.latent_density == "gaussian":
-            self.injector.fit(main_model, main_processing_class, self.config.anchor_text)
+            anchor_text = self.config.anchor_text
+            self.config.anchor_ids = self.injector.fit(main_model, main_processing_class, anchor_text)
         self._take_vocabulary(main_model)
 
     @torch.no_grad()
@@ -334,11 +346,17 @@ class LatentPolicyModel(PreTrainedModel):
         self._init_weights(head)
         return head
 
-    def _run_assistant(self, attention_mask: torch.Tensor, **kwargs) -> Any:
+    def _run_assistant(self, attention_mask: torch.Tensor, token_ids: torch.Tensor | None = None, **kwargs) -> Any:
+        """The assistant's pass. Beside `inputs_embeds`, `token_ids` stand for them, if they are not all latents."""
+        length = kwargs["input_ids" if "input_ids" in kwargs else "inputs_embeds"].size(1)
         if "position_ids" in inspect.signature(self.assistant.forward).parameters:
             # Counted from the first real token, so that left padding changes nothing
-            length = kwargs["input_ids" if "input_ids" in kwargs else "inputs_embeds"].size(1)
             kwargs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        if not self.has_attention:  # padding that was read before is none of its business
+            attention_mask = attention_mask[:, -length:]
+        if (embeds := kwargs.get("inputs_embeds")) is not None:
+            token_ids = latent_token_ids(self.assistant, embeds) if token_ids is None else token_ids
+            kwargs |= per_layer_inputs(self.assistant, token_ids)
         return self.assistant(attention_mask=attention_mask, **kwargs)
 
     def forward(
@@ -396,7 +414,7 @@ class LatentPolicyModel(PreTrainedModel):
         Autoregressive sampling: all steps, each given the latents before it, from one pass over questions and latents.
         """
         fed = self._feed(latents[:, :-1])
-        if is_checkpointed(self):
+        if is_checkpointed(self) or self.has_recurrent_state:
             hidden_states = self._read_through(input_ids[rows], attention_mask[rows], fed)[:, input_ids.size(1) - 1 :]
         else:
             cache, attention_mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
@@ -470,7 +488,7 @@ class LatentPolicyModel(PreTrainedModel):
     ) -> LatentPolicyOutput:
         """Autoregressive sampling, until every trajectory has stopped."""
         cache, mask, hidden_states = None, attention_mask[rows], None
-        if not is_checkpointed(self):
+        if not (is_checkpointed(self) or (self.has_recurrent_state and torch.is_grad_enabled())):
             cache, mask, hidden_states = self._read_question(input_ids, attention_mask, rows)
         densities, latents, fed = [], [], self.latent_in.weight.new_empty(len(rows), 0, self.config.hidden_size)
         stop_logits, is_over = [], torch.zeros_like(rows, dtype=torch.bool)
@@ -507,6 +525,7 @@ class LatentPolicyModel(PreTrainedModel):
         prompt = self.get_input_embeddings()(input_ids)
         return self._run_assistant(
             F.pad(attention_mask, (0, fed.size(1)), value=1),
+            token_ids=torch.cat([input_ids, latent_token_ids(self.assistant, fed)], dim=1),
             inputs_embeds=torch.cat([prompt, fed.to(prompt.dtype)], dim=1),
             use_cache=False,
         ).last_hidden_state

@@ -168,6 +168,8 @@ class LatentPolicyConfig(LatentOptions, PreTrainedConfig):
             Dtype that the main model computed in when the policy was trained.
         main_hidden_size (`int`, *optional*):
             Size H of the main model's input embeddings.
+        anchor_ids (`list[int]`, *optional*):
+            Tokens of the main model whose embeddings the latents are offsets from, one each.
         max_completion_length (`int`, *optional*):
             Tokens that the main model wrote at most when the policy was trained.
         chat_template_kwargs (`dict`, *optional*):
@@ -183,6 +185,7 @@ class LatentPolicyConfig(LatentOptions, PreTrainedConfig):
     main_model_fingerprint: str | None = None
     main_model_dtype: str | None = None
     main_hidden_size: int | None = None
+    anchor_ids: list[int] | None = None
     max_completion_length: int | None = None
     chat_template_kwargs: dict | None = None
     pad_token_id: int | None = None

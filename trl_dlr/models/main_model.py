@@ -4,34 +4,30 @@
 
 import copy
 import hashlib
-import inspect
+import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from peft import PeftModel
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoModel,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModel, PreTrainedModel
 
-from .hub import has_code_of_its_own
-from .injection import embedding_device
-
-
-# transformers 5.24 renamed this argument of every model and of `generate`; the old name works there, with a warning,
-# until 5.40
-CACHE_ARGUMENT = (
-    "cache"
-    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-    else "past_key_values"
+from .architectures import (
+    NOT_CUT,
+    attention_layers,
+    check_family,
+    check_stands_alone,
+    embedding_device,
+    has_code_of_its_own,
+    latent_token_ids,
+    per_layer_inputs,
+    text_backbone,
 )
 
 
@@ -94,15 +90,20 @@ def weights_fingerprint(model: nn.Module) -> str:
     checkpoint shares one pair at least. Only loads of a float32 checkpoint in bfloat16 and in float16 do not recognize
     each other: each has lost what the other has kept.
 
+    Of a multimodal model only the text part counts, under the names that it has where it is loaded by itself.
+
     The second of a pair is `"quantized"` for a quantized model, whose matrices are packed; the first, over the tensors
     that quantization leaves alone, still identifies it. See [`fingerprints_match`].
     """
-    names = {name for name, _ in model.named_parameters()}  # of tied weights only the first
-    tied = getattr(model, "all_tied_weights_keys", {})  # which are two tensors after accelerate has fetched them once
-    names -= {name for name, source in tied.items() if source in names}
+    is_wrapper = model.config is not model.config.get_text_config()
+    parts = {"model": text_backbone(model), "lm_head": model.get_output_embeddings()} if is_wrapper else {"": model}
+    # Of tied weights only the first, also where they are two tensors after accelerate has fetched them once
+    names = {name for part, module in parts.items() for name, _ in module.named_parameters(part)}
+    tied = getattr(model, "all_tied_weights_keys", {})
+    names -= {name for name, source in tied.items() if source in names or is_wrapper}
     embeddings = model.get_input_embeddings()
     kept, floating = [], []
-    for prefix, module in model.named_modules():
+    for prefix, module in itertools.chain(*(module.named_modules(prefix=part) for part, module in parts.items())):
         with align_module_device(module):  # what accelerate has offloaded comes one module at a time
             for name, tensor in module.named_parameters(prefix, recurse=False):
                 if name in names and tensor.is_floating_point():
@@ -150,17 +151,52 @@ def fingerprints_match(first: str, second: str) -> bool:
 
 def with_few_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     """A backbone of the model's architecture, newly initialized in float32."""
-    total = model.config.get_text_config().num_hidden_layers
+    check_family(model, "main_model")
+    config = model.config.get_text_config()
+    check_stands_alone(config, "main_model")
+    family, total = config.model_type, config.num_hidden_layers
     if not 1 <= num_layers <= total:
         raise ValueError(f"`num_layers` must be between 1 and the main model's {total} layers, got {num_layers}.")
-    config = copy.deepcopy(model.config.get_text_config())
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.dtype = None
-    config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):  # one entry per layer
-        config.layer_types = config.layer_types[:num_layers]
-    return AutoModel.from_config(config, trust_remote_code=has_code_of_its_own(config)).float()
+    if family in NOT_CUT and num_layers < total:
+        raise ValueError(
+            f"`num_layers` must be {total} for this {family} model, whose layers run more than once, got {num_layers}: "
+            "a few of them are no model of their own. Take another assistant."
+        )
+    is_attention = attention_layers(model)
+    if any(is_attention) and not any(is_attention[:num_layers]):
+        raise ValueError(
+            f"`num_layers` must be at least {is_attention.index(True) + 1} for this {family} model, whose first layer "
+            f"with attention that is, got {num_layers}: positions are counted there."
+        )
+    values = config.to_dict() | {"num_hidden_layers": num_layers, "dtype": None}
+    values.pop("quantization_config", None)
+    for name, value in values.items():
+        if isinstance(value, list) and "token" not in name:
+            if len(value) == total:  # one entry per layer
+                values[name] = value[:num_layers]
+            elif "layer" in name and all(type(index) is int for index in value):  # numbers of layers
+                values[name] = [index for index in value if index < num_layers]
+    if per_layer := values.get("per_layer_config"):  # what some layers have of their own
+        values["per_layer_config"] = {index: own for index, own in per_layer.items() if int(index) < num_layers}
+    if num_shared := values.get("num_kv_shared_layers"):  # the last layers
+        values["num_kv_shared_layers"] = max(num_layers - (total - num_shared), 0)
+    try:
+        config = type(config).from_dict(values, name_or_path=model.config.name_or_path)
+        return AutoModel.from_config(config, trust_remote_code=has_code_of_its_own(config)).float()
+    except (ValueError, StrictDataclassError) as error:
+        raise ValueError(
+            f"`num_layers={num_layers}` of the {total} layers of this {family} model are no model that transformers "
+            f"builds by itself ({shorten(str(error), 200)}). Take more of them, or another assistant."
+        ) from error
+
+
+def check_not_offloaded(weights: Iterable[torch.Tensor]) -> None:
+    """Refuse to copy weights that are not in memory."""
+    if any(weight.is_meta for weight in weights):
+        raise ValueError(
+            "`main_model` has weights that are offloaded, which cannot be copied. Make the assistant of another load of "
+            "it, whole in memory, and save it."
+        )
 
 
 def first_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
@@ -172,10 +208,31 @@ def first_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedMode
             Causal LM to copy from, not quantized.
         num_layers (`int`):
             Number of layers to keep.
+
+    Raises:
+        `ValueError`: if they are no model of their own.
     """
     backbone = with_few_layers(main_model, num_layers)
-    source = main_model.base_model.state_dict()
-    backbone.load_state_dict({name: source[name] for name in backbone.state_dict()})
+    kinds, kinds_of_main = (
+        getattr(model.config.get_text_config(), "layer_types", None) or [] for model in (backbone, main_model)
+    )
+    source, copied = text_backbone(main_model).state_dict(), {}
+    check_not_offloaded(source.values())
+    differing = [f"layer_types: {kinds}"] if kinds != kinds_of_main[:num_layers] else []
+    for name, tensor in backbone.state_dict().items():
+        weight = source.get(name)
+        if weight is not None and "per_layer" in name:  # tables that hold all layers, one after the other
+            weight = weight[tuple(map(slice, tensor.shape))]
+        if weight is None or weight.shape != tensor.shape:
+            differing.append(name)
+        copied[name] = weight
+    if differing:
+        raise ValueError(
+            f"`num_layers={num_layers}` layers of this {backbone.config.model_type} model differ from the main model's "
+            f"({', '.join(differing)}): the last layer of this family is of a kind of its own. Take another number, or "
+            "`fresh_layers`."
+        )
+    backbone.load_state_dict(copied)
     return backbone
 
 
@@ -191,10 +248,32 @@ def fresh_layers(main_model: PreTrainedModel, num_layers: int) -> PreTrainedMode
             Number of layers.
     """
     backbone = with_few_layers(main_model, num_layers)
+    check_not_offloaded([main_model.get_input_embeddings().weight])
     embeddings: nn.Embedding = backbone.get_input_embeddings()
     with torch.no_grad():
         embeddings.weight.copy_(main_model.get_input_embeddings().weight)
     return backbone
+
+
+def moved_right(missing: torch.Tensor, mask: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """
+    Rows whose last positions are missing, begun so much further right: what follows them has no gap before it, in
+    which a window, a convolution or a recurrence would see something.
+
+    Args:
+        missing (`torch.Tensor` of shape `(batch_size,)`):
+            Number of missing positions of each row.
+        mask (`torch.Tensor` of shape `(batch_size, length)`):
+            0 on padding.
+        *parts (`torch.Tensor` of shape `(batch_size, length, ...)`):
+            What else the rows have.
+
+    Returns:
+        `tuple[torch.Tensor, ...]`: the mask, then the parts.
+    """
+    index = torch.arange(mask.size(1), device=mask.device) - missing.unsqueeze(1)
+    rows, place = torch.arange(len(mask), device=mask.device).unsqueeze(1), index.clamp(min=0)
+    return mask[rows, place] * (index >= 0), *(part[rows, place] for part in parts)
 
 
 def teacher_forced_inputs(
@@ -204,6 +283,7 @@ def teacher_forced_inputs(
     latent_embeds: torch.Tensor,
     completion_ids: torch.Tensor,
     num_latents: torch.Tensor | None = None,
+    latent_ids: list[int] | None = None,
 ) -> dict[str, Any]:
     """
     `[prompt ; latents ; completion]` as inputs of the main model, with labels on the completion. Their likelihood has
@@ -222,6 +302,8 @@ def teacher_forced_inputs(
             Completions, padded with -100 on the right.
         num_latents (`torch.Tensor` of shape `(batch_size,)`, *optional*):
             Latents of each row, the first ones, if not all.
+        latent_ids (`list[int]`, *optional*):
+            Tokens that stand for the latents, see [`latent_token_ids`].
 
     Returns:
         `dict[str, Any]`: keyword arguments, on the device of the main model's embeddings.
@@ -229,21 +311,22 @@ def teacher_forced_inputs(
     embed = main_model.get_input_embeddings()
     device = embedding_device(embed)
     prompt_ids, prompt_mask, completion_ids = (part.to(device) for part in (prompt_ids, prompt_mask, completion_ids))
-    latent_embeds, num_latents = latent_embeds.to(device), None if num_latents is None else num_latents.to(device)
-    size = latent_embeds.size(1)
-    missing = torch.zeros_like(prompt_ids[:, 0]) if num_latents is None else size - num_latents
-    # A row with fewer latents has them on the right: the completion's first token is read off the last of them
-    index = torch.arange(size, device=prompt_ids.device) - missing.unsqueeze(1)
-    latent_embeds = latent_embeds.gather(1, index.clamp(min=0).unsqueeze(2).expand_as(latent_embeds))
-    prompt_embeds = embed(prompt_ids)
-    parts = [prompt_embeds, latent_embeds, embed(completion_ids.clamp(min=0))]
-    mask = torch.cat([prompt_mask.long(), (index >= 0).long(), (completion_ids != -100).long()], dim=1)
-    before = completion_ids.new_full((len(prompt_ids), prompt_ids.size(1) + size), -100)
+    latent_embeds, size = latent_embeds.to(device), prompt_ids.size(1) + latent_embeds.size(1)
+    completion_embeds = embed(completion_ids.clamp(min=0))
+    before = torch.cat([embed(prompt_ids), latent_embeds.to(completion_embeds.dtype)], dim=1)
+    token_ids = torch.cat([prompt_ids, latent_token_ids(main_model, latent_embeds, latent_ids)], dim=1)
+    mask = torch.cat([prompt_mask.long(), torch.ones_like(token_ids[:, prompt_ids.size(1) :])], dim=1)
+    if num_latents is not None:
+        # The completion's first token is read off the last latent of every row
+        missing = latent_embeds.size(1) - num_latents.to(device)
+        mask, before, token_ids = moved_right(missing, mask, before, token_ids)
+    mask = torch.cat([mask, (completion_ids != -100).long()], dim=1)
     return {
-        "inputs_embeds": torch.cat([part.to(prompt_embeds.dtype) for part in parts], dim=1),
+        "inputs_embeds": torch.cat([before, completion_embeds], dim=1),
         "attention_mask": mask,
         "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-        "labels": torch.cat([before, completion_ids], dim=1),
+        "labels": torch.cat([completion_ids.new_full((len(prompt_ids), size), -100), completion_ids], dim=1),
+        **per_layer_inputs(main_model, torch.cat([token_ids, completion_ids.clamp(min=0)], dim=1)),
     }
 
 
@@ -254,6 +337,7 @@ def completion_log_probs(
     completion_ids: list[list[int]],
     latent_embeds: torch.Tensor | None = None,
     num_latents: torch.Tensor | None = None,
+    latent_ids: list[int] | None = None,
 ) -> tuple[list[torch.Tensor], list[bool]]:
     """
     Log-probabilities of given completions, without gradient.
@@ -269,6 +353,8 @@ def completion_log_probs(
             Embeddings between prompt and completion. Without them the main model is on its own.
         num_latents (`torch.Tensor` of shape `(len(prompt_ids),)`, *optional*):
             Latents of each row, the first ones, if not all.
+        latent_ids (`list[int]`, *optional*):
+            Tokens that stand for the latents, see [`latent_token_ids`].
 
     Returns:
         `tuple[list[torch.Tensor], list[bool]]`: float32 log-probability of each token of each completion, and whether
@@ -282,7 +368,7 @@ def completion_log_probs(
         latent_embeds = torch.empty(len(prompt_ids), 0, main_model.get_input_embeddings().embedding_dim)
     prompts, completions = padded(prompt_ids, 0, "left"), padded(completion_ids, -100, "right")
     mask = padded([[1] * len(ids) for ids in prompt_ids], 0, "left")
-    inputs = teacher_forced_inputs(main_model, prompts, mask, latent_embeds, completions, num_latents)
+    inputs = teacher_forced_inputs(main_model, prompts, mask, latent_embeds, completions, num_latents, latent_ids)
     del inputs["labels"]
     # The last position before the completion gives its first token, and nothing is read off its last one
     with contiguous_lm_head(main_model):
@@ -306,20 +392,3 @@ def contiguous_lm_head(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         contiguous.remove()
-
-
-def base_model_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model below an adapter, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-@contextmanager
-def nothing_inherited(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills what a configuration leaves open from the model's own, which is put aside for the while."""
-    model = base_model_of(model)
-    generation_config = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = generation_config

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
-from accelerate.utils import align_module_device
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -23,8 +22,9 @@ from transformers.cache_utils import DynamicCache
 
 from ..field_types import check_field_types
 from ..option_docs import described
+from .architectures import CACHE_ARGUMENT, attention_layers, embedding_table, ready_to_generate
 from .hub import find_file, readable_damage
-from .main_model import CACHE_ARGUMENT, nothing_inherited
+from .main_model import moved_right
 from .soft_tokens import SoftTokenOptions, gumbel_noise, keep_candidates
 
 
@@ -65,8 +65,8 @@ class SoftTokenLatents:
         """Embeddings of stored latents: `(..., K)` to `(..., hidden_size)`."""
         weights = (perturbed / self.config.soft_token_temperature).softmax(-1)
         if self.num_stored == embed_tokens.num_embeddings:  # in the order of the table: no copy of it for each latent
-            with align_module_device(embed_tokens):  # its weights, if they are offloaded
-                return weights.to(embed_tokens.weight.dtype) @ embed_tokens.weight
+            table = embedding_table(embed_tokens)
+            return weights.to(table.dtype) @ table
         mixed = embed_tokens(token_ids)
         return (weights.to(mixed.dtype).unsqueeze(-1) * mixed).sum(-2)
 
@@ -86,7 +86,7 @@ class HiddenStateLatents:
         return {"states": hidden_states}
 
     def embed(self, embed_tokens: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        return states.to(embed_tokens.weight.dtype)
+        return states.to(embed_tokens.weight.dtype, copy=True)  # CTRL scales in place what it is given
 
 
 LATENT_TYPES = {"soft_tokens": SoftTokenLatents, "hidden_states": HiddenStateLatents}
@@ -184,6 +184,10 @@ class ThinkingConfig(ThinkingOptions):
     def has_anchors(self) -> bool:
         """Latents are what they are, no offsets."""
         return False
+
+    @property
+    def anchor_ids(self) -> None:
+        return None
 
     def save_pretrained(self, save_directory: str) -> None:
         """Write `thinking_config.json` to a folder."""
@@ -290,13 +294,13 @@ class Thinker:
         prompts, rows = torch.stack([input_ids, attention_mask], 1).unique(dim=0, return_inverse=True)
         prompt_ids, mask = prompts.unbind(1)
         cache = DynamicCache(config=model.config.get_text_config())
-        inputs = {"input_ids": prompt_ids}
+        inputs, has_attention = {"input_ids": prompt_ids}, any(attention_layers(model))
         is_thinking = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         drawn, was_thinking = [], []
         while True:
             output = model(
                 **inputs,
-                attention_mask=mask,
+                attention_mask=mask if has_attention or not drawn else mask[:, -1:],
                 position_ids=positions(mask)[:, -1:] if drawn else positions(mask),
                 use_cache=True,
                 logits_to_keep=1,
@@ -366,12 +370,14 @@ class Thinker:
         thought, max_new_tokens = latent_embeds.size(1) + len(self.end_ids), generation_config.max_new_tokens
         check_positions(model.config, input_ids.size(1), thought, max_new_tokens)
         end = torch.tensor(self.end_ids, dtype=torch.long, device=input_ids.device).expand(len(input_ids), -1)
-        is_there = torch.arange(latent_embeds.size(1), device=lengths.device) < lengths.unsqueeze(1)
-        parts = embed_tokens(input_ids), latent_embeds, embed_tokens(end)
-        with nothing_inherited(model):
+        prompt = embed_tokens(input_ids)
+        embeds = torch.cat([prompt, latent_embeds.to(prompt.dtype)], dim=1)
+        mask = nn.functional.pad(attention_mask, (0, latent_embeds.size(1)), value=1)
+        mask, embeds = moved_right(latent_embeds.size(1) - lengths, mask, embeds)
+        with ready_to_generate(model):
             return model.generate(
-                inputs_embeds=torch.cat([part.to(parts[0].dtype) for part in parts], dim=1),
-                attention_mask=torch.cat([attention_mask, is_there.to(attention_mask), torch.ones_like(end)], dim=1),
+                inputs_embeds=torch.cat([embeds, embed_tokens(end)], dim=1),
+                attention_mask=torch.cat([mask, torch.ones_like(end)], dim=1),
                 generation_config=generation_config,
                 stopping_criteria=StoppingCriteriaList([] if stopping_criteria is None else [stopping_criteria]),
             )

@@ -30,6 +30,7 @@ from ..generation import (
 )
 from ..generation.text import check_tokenizers
 from ..generation.vllm_engine import vllm_hub_arguments
+from ..models.architectures import base_model_of
 from ..models.hub import (
     find_file,
     hub_arguments,
@@ -42,7 +43,6 @@ from ..models.hub import (
 )
 from ..models.latent_policy import LatentPolicyModel, LatentPolicyOutput
 from ..models.loading import BASE_POLICY, load_main_model_of, load_policy, name_base_policy_beside, policy_below
-from ..models.main_model import base_model_of
 from ..models.value_head import VALUE_HEAD_FILE, ValueHead
 from ..rewards import majority_vote
 
@@ -452,7 +452,8 @@ class LatentReasoner:
             )
         ids = self.tokenize_for_main_model([prompt])[0]
         latents, lengths = self.sample_latents([prompt], deterministic=not do_sample)
-        return self.engine.stream(ids, self.policy.inject(latents[:, : lengths[0]]), max_new_tokens)
+        latent_embeds = self.policy.inject(latents[:, : lengths[0]])
+        return self.engine.stream(ids, latent_embeds, max_new_tokens, self.policy.config.anchor_ids)
 
     # ---- Its two halves ----
 
@@ -503,5 +504,6 @@ class LatentReasoner:
             completion_ids = self.engine.generate(ids)
         else:
             num_samples = torch.full((len(prompts),), latents.size(0) // len(prompts))
-            completion_ids = self.engine.generate(ids, self.policy.inject(latents), num_samples, lengths)
+            latent_embeds, anchor_ids = self.policy.inject(latents), self.policy.config.anchor_ids
+            completion_ids = self.engine.generate(ids, latent_embeds, num_samples, lengths, anchor_ids)
         return self.engine.decode(completion_ids)

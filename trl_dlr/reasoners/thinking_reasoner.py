@@ -11,8 +11,8 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import TransformersEngine
+from ..models.architectures import check_can_think, embedding_device
 from ..models.hub import DEFAULT_PROMPT, check_dtype, find_file, readable_damage
-from ..models.injection import embedding_device
 from ..models.latent_policy import LatentPolicyOutput
 from ..models.thinking import Thinker, ThinkingConfig
 from .latent_reasoner import LatentReasoner
@@ -136,6 +136,7 @@ class ThinkingReasoner(LatentReasoner):
         batch_size: int | None = None,
         model_card: str | None = None,
     ):
+        check_can_think(model)
         thinker = Thinker(config, processing_class, model.get_output_embeddings().weight.size(0))
         if max_new_tokens is None:
             max_new_tokens = config.max_completion_length or 256

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..generation import DecodingEngine, TransformersEngine
-from ..models.injection import embedding_device
+from ..models.architectures import embedding_device
 from ..reasoners.latent_reasoner import LatentReasoner
 
 

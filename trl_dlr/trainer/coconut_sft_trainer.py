@@ -30,9 +30,10 @@ from ..evaluation.controls import score_answers
 from ..generation import tokenize_prompts
 from ..generation.engine import end_token_ids
 from ..generation.text import check_tokenizers, decode_completions
+from ..models.architectures import base_model_of, check_can_think
 from ..models.hidden_thoughts import add_hidden_thoughts
 from ..models.hub import hub_arguments, name_or_model, readable_damage
-from ..models.main_model import base_model_of, eval_mode
+from ..models.main_model import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig, check_positions, positions
 from ..rewards import correctness_reward
 from .checkpoints import CheckpointsMixin
@@ -193,6 +194,7 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
                 )
             with readable_damage(name):
                 processing_class = AutoTokenizer.from_pretrained(name, **hub)
+        check_can_think(model)
         check_vocabulary(model, processing_class, "processing_class")
         if processing_class.eos_token is None:
             raise ValueError("`processing_class` has no `eos_token`, which ends an answer. Set one.")

@@ -23,9 +23,10 @@ from trl.trainer.utils import add_fused_lm_head, pad, use_adapter
 
 from ..generation.text import as_completions, check_prompts
 from ..models import LatentPolicyOutput
+from ..models.architectures import base_model_of
 from ..models.densities import Density, concatenate, put_rows
 from ..models.hub import name_or_model
-from ..models.main_model import base_model_of, disable_dropout, teacher_forced_inputs
+from ..models.main_model import disable_dropout, teacher_forced_inputs
 from ..models.value_head import ValueHead
 from .callbacks import EpochOrderCallback, ExplorationCheckCallback, fraction_mixed
 from .checkpoints import CheckpointsMixin, rollout_from_tensors, rollout_tensors, share_weights, with_prefix
@@ -370,7 +371,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         sampled = time.perf_counter()
         tokens_before = self.engine.num_forward_tokens
         main_ids, lengths = [list(main) for (main, _), _ in runs], drawn.lengths[is_decoded]
-        decoded_ids = iter(self.engine.generate(main_ids, latent_embeds, num_decoded, lengths))
+        anchor_ids = policy.config.anchor_ids
+        decoded_ids = iter(self.engine.generate(main_ids, latent_embeds, num_decoded, lengths, anchor_ids))
         decoded = time.perf_counter()
 
         # TRL wants a completion in every row: an empty one where nothing was decoded
@@ -704,7 +706,10 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         names = "main_prompt_ids", "main_prompt_mask", "decoded_ids"
         prompt_ids, prompt_mask, decoded_ids = (inputs[name][rows] for name in names)
         embeds, lengths = latent_embeds[rows], inputs["lengths"][rows]
-        main_inputs = teacher_forced_inputs(self.main_model, prompt_ids, prompt_mask, embeds, decoded_ids, lengths)
+        anchor_ids = self.policy.config.anchor_ids
+        main_inputs = teacher_forced_inputs(
+            self.main_model, prompt_ids, prompt_mask, embeds, decoded_ids, lengths, anchor_ids
+        )
         with align_module_device(self.main_model.get_output_embeddings()):  # its weights, where they are offloaded
             log_probs = self.main_model(**main_inputs, fused_lm_head=True).log_probs.float().to(embeds.device)
         means = log_probs.sum(1) / (decoded_ids != -100).sum(1).clamp(min=1)

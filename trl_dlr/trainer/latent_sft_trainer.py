@@ -17,8 +17,9 @@ from trl.trainer.utils import add_fused_lm_head, pad
 
 from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
+from ..models.architectures import base_model_of
 from ..models.hub import name_or_model
-from ..models.main_model import base_model_of, disable_dropout, teacher_forced_inputs
+from ..models.main_model import disable_dropout, teacher_forced_inputs
 from ..reasoners.latent_reasoner import LatentReasoner
 from ..rewards import correctness_reward
 from .checkpoints import CheckpointsMixin
@@ -279,7 +280,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
 
         embeds = drawn.latent_embeds
         main_inputs = teacher_forced_inputs(
-            self.main_model, prompt_ids, inputs["prompt_mask"], embeds, labels, num_latents
+            self.main_model, prompt_ids, inputs["prompt_mask"], embeds, labels, num_latents, config.anchor_ids
         )
         lm_head = self.main_model.get_output_embeddings()  # which is where the loss is calculated
         with self._checkpointing_main_model(), align_module_device(lm_head):  # with its weights, if they are offloaded

@@ -27,6 +27,7 @@ from ..generation import DecodingEngine, create_engine, tokenize_prompts
 from ..generation.text import check_tokenizers
 from ..generation.vllm_engine import vllm_hub_arguments
 from ..models import LatentPolicyConfig, LatentPolicyModel
+from ..models.architectures import base_model_of
 from ..models.hub import (
     DEFAULT_PROMPT,
     check_location,
@@ -37,7 +38,6 @@ from ..models.hub import (
     readable_damage,
 )
 from ..models.loading import BASE_POLICY, load_policy, name_base_policy_beside, policy_below
-from ..models.main_model import base_model_of
 from ..reasoners.latent_reasoner import LatentReasoner
 from .arguments import LatentPolicyArguments
 from .callbacks import EngineCheckCallback

@@ -22,6 +22,7 @@ from ..generation.text import (
     decode_completions,
     tokenize_prompts,
 )
+from ..models.architectures import check_can_think
 from ..models.hub import hub_arguments, name_or_model
 from ..models.main_model import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
@@ -160,6 +161,7 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         is_named = isinstance(model, str)
         if is_named:
             model, quantization_config = load_causal_lm(model, args, quantization_config), None
+        check_can_think(model)
         check_vocabulary(model, processing_class, "processing_class")
         config = model.config.get_text_config()
         self.thinker = Thinker(args.thinking_config(), processing_class, config.vocab_size)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel, TrainerCallback
 
+from ...models.architectures import base_model_of
 from ...models.hidden_thoughts import add_hidden_thoughts
 from ...models.hub import name_or_model
-from ...models.main_model import base_model_of
 from ...models.value_head import VALUE_HEAD_FILE, StateValueHead
 from ...trainer.checkpoints import load_moments, moments_of, whole_files, with_prefix
 from ...trainer.inputs import config_or_default
