@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-numeric test-slow test-vllm test-gpu test-versions test-lowest test-newest lint clean
+.PHONY: demo docs models test test-numeric test-slow test-vllm test-gpu test-versions test-lowest test-newest lint clean
 
 # The torch that the tests run with. Which build it is, CPU or CUDA, is up to your package index; TORCH=... takes another.
 TORCH ?= torch==2.13.0
@@ -74,6 +74,10 @@ test-vllm: $(VLLM_VENV)/.ready
 # One NVIDIA GPU with 80 GB: what only it can show, in outputs/gpu/gpu.json. Without one, the same at small sizes.
 test-gpu: $(VENV)/.ready
 	$(BIN)/python examples/benchmarks/gpu.py --output_dir outputs/gpu
+
+# Which families of models work in which role: docs/models.md
+models: $(VENV)/.ready
+	$(BIN)/python -m tests.models.test_families
 
 # The site, in site/
 docs: $(VENV)/.ready
