@@ -2,6 +2,7 @@
 
 """What a run of [`LatentGRPOTrainer`] takes of a GPU's memory, from the models' shapes alone."""
 
+import copy
 import itertools
 import math
 from collections import defaultdict
@@ -12,7 +13,7 @@ from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
 from .generation.graphed_decoding import can_be_graphed, is_plainly_greedy, static_length
-from .models.main_model import CACHE_ARGUMENT
+from .models.architectures import CACHE_ARGUMENT, text_backbone
 from .models.value_head import ValueHead
 from .trainer import LatentGRPOConfig, LatentGRPOTrainer
 from .trainer.prescreening import REPLAY_SIZE
@@ -39,13 +40,22 @@ class MemoryPlan:
         return max(self.rollout_peak, self.update_peak)
 
 
+KEPT_BY_LAYERS = ("keys", "values", "conv_states", "recurrent_states")
+
+
 def cache_tensors(model: PreTrainedModel, rows: int, length: int, element: int) -> list[int]:
-    """Bytes of each layer's keys and of its values for `rows` of `length` tokens, of `element` bytes a number."""
-    cache = DynamicCache(config=model.config)
+    """Bytes of what each layer keeps of `rows` of `length` tokens, computed in `element` bytes a number."""
+    config = copy.deepcopy(model.config.get_text_config())
+    config._experts_implementation = "batched_mm"  # which runs on the meta device, in every precision
+    config.pad_token_id = None  # which GPT-2 would look for, among numbers that are not there
+    cache = DynamicCache(config=config)
     with torch.device("meta"), torch.no_grad():
+        backbone = type(text_backbone(model))(config).to(torch.float32 if element == 4 else torch.bfloat16)
         ids = torch.zeros(rows, length, dtype=torch.long)
-        type(model.base_model)(model.config)(input_ids=ids, use_cache=True, **{CACHE_ARGUMENT: cache})
-    return [states.numel() * element for layer in cache.layers for states in (layer.keys, layer.values)]
+        backbone(input_ids=ids, use_cache=True, **{CACHE_ARGUMENT: cache})
+    kept = [getattr(layer, name, None) for layer in cache.layers for name in KEPT_BY_LAYERS]
+    kept = [states for part in kept for states in (part.values() if isinstance(part, dict) else [part])]
+    return [states.nbytes for states in kept if states is not None]
 
 
 def zero2_partitions(groups: list[list[int]], num_processes: int) -> tuple[list[int], int]:
@@ -251,13 +261,19 @@ def backward_memory(
     element, num_latents = trained.element, policy.config.num_latents
     assistant = policy.assistant.config.get_text_config()
     num_layers, hidden = assistant.num_hidden_layers, assistant.hidden_size * element
-    num_heads = assistant.num_attention_heads
-    heads = element * num_heads * (getattr(assistant, "head_dim", None) or assistant.hidden_size // num_heads)
-    inner = element * (getattr(assistant, "intermediate_size", None) or 4 * assistant.hidden_size)
+    attentions = [layer for layer in assistant.per_layer_config if getattr(layer, "num_attention_heads", None)]
+    sizes = [
+        layer.num_attention_heads
+        * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
+        for layer in attentions
+    ]
+    heads = element * max(sizes, default=assistant.hidden_size)
+    inner = getattr(assistant, "intermediate_size", None) or 4 * assistant.hidden_size
+    inner = element * (max(inner) if isinstance(inner, list) else inner)
     saved_token = 6 * hidden + 4 * heads + 4 * inner
     accumulated = trained.gradients if args.gradient_accumulation_steps > 1 else 0
     feeds_latents = policy.config.latent_sampling == "autoregressive"
-    if feeds_latents and not args.gradient_checkpointing:
+    if feeds_latents and not args.gradient_checkpointing and not policy.has_recurrent_state:
         # Latents attend to keys and values that are repeated for each row. Autograd holds the gradients of the pass
         # over latents until it has been back through the one over questions, where the same weights were used
         last = num_layers * saved_token * num_readings * prompt_length
