@@ -23,9 +23,9 @@ import trl
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -50,6 +50,21 @@ SHAPES = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": 1024,
+    },
+    "hybrid": {  # three layers of linear attention to one of attention, as Qwen3.5 has them
+        "model_type": "qwen3_5_text",
+        "vocab_size": 8192,
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "linear_num_key_heads": 8,
+        "linear_num_value_heads": 8,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+        "max_position_embeddings": 2048,
     },
     "llama-1.3b": {
         "vocab_size": 32000,
@@ -145,7 +160,8 @@ def device() -> torch.device:
 
 def random_model(shape: str, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
-    config = LlamaConfig(**SHAPES[shape], pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    fields = {"model_type": "llama", **SHAPES[shape], "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    config = AutoConfig.for_model(**fields)
     with device():  # where drawing billions of weights takes seconds
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
