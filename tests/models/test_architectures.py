@@ -36,6 +36,13 @@ def test_layers_that_are_no_model_of_their_own_are_refused(tmp_path):
         fresh_layers(tiny_family("rwkv"), 1)
 
 
+def test_layers_attend_as_the_main_model_does():
+    wrapper = tiny_family("gemma3")
+    assert first_layers(wrapper, 2).config._attn_implementation == "sdpa"
+    wrapper.set_attn_implementation("eager")
+    assert first_layers(wrapper, 2).config._attn_implementation == "eager"
+
+
 def test_lists_with_an_entry_for_each_layer_are_cut():
     jamba = first_layers(tiny_family("jamba"), 2)
     assert (jamba.config.num_hidden_layers, len(jamba.config.layer_types), len(jamba.layers)) == (2, 2, 2)

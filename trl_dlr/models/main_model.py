@@ -181,7 +181,9 @@ def with_few_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     if num_shared := values.get("num_kv_shared_layers"):  # the last layers
         values["num_kv_shared_layers"] = max(num_layers - (total - num_shared), 0)
     try:
+        implementation = config._attn_implementation  # which is not in the dictionary
         config = type(config).from_dict(values, name_or_path=model.config.name_or_path)
+        config._attn_implementation = implementation
         return AutoModel.from_config(config, trust_remote_code=has_code_of_its_own(config)).float()
     except (ValueError, StrictDataclassError) as error:
         raise ValueError(
