@@ -32,7 +32,7 @@ def test_layers_that_are_no_model_of_their_own_are_refused(tmp_path):
     for make in (first_layers, fresh_layers):
         with pytest.raises(ValueError, match="`main_model` has weights that are offloaded"):
             make(offloaded, 2)
-    with pytest.raises(ValueError, match=r"`main_model` is a rwkv model, .*cache of its own"):
+    with pytest.raises(ValueError, match=r"`main_model` is of the family rwkv, .*cache of its own"):
         fresh_layers(tiny_family("rwkv"), 1)
 
 
@@ -123,6 +123,6 @@ def test_a_wrapper_is_taken_for_its_text():
 
 @pytest.mark.parametrize("argument", ["main_model", "assistant"])
 def test_a_refusal_names_family_reason_and_remedy(argument):
-    with pytest.raises(ValueError, match=rf"`{argument}` is a recurrent_gemma model, .*padding.*another family"):
+    with pytest.raises(ValueError, match=rf"`{argument}` is of the family recurrent_gemma, .*padding.*another family"):
         check_family(tiny_family("recurrent_gemma"), argument)
     assert check_family(llama(), argument) is None

@@ -33,15 +33,15 @@ CACHE_ARGUMENT = (
 OWN_CACHE = "it keeps what it has read in a cache of its own, which cannot be shared by rows or continued with latents"
 NO_CACHE = "it keeps no cache of what it has read, which latents could continue"
 NOT_MASKED = "it reads padding as text, so that a row alone differs from the row in a batch"
-TOKENS_THEMSELVES = "it computes with the numbers of tokens, not with their embeddings alone, and latents have none"
+TOKEN_IDS = "it needs the ids of its tokens beside their embeddings, and latents have none"
 UNFIT_FAMILIES = {
-    "blt": TOKENS_THEMSELVES,
-    "deepseek_v4": TOKENS_THEMSELVES,
+    "blt": TOKEN_IDS,
+    "deepseek_v4": TOKEN_IDS,
     "falcon_h1": "it scales embeddings that it looks up, and not those that it is given",
     "minimax": OWN_CACHE,
     "minimax_m3_vl_text": NOT_MASKED,
     "openai-gpt": NO_CACHE,
-    "qwen4_exp_text": TOKENS_THEMSELVES,
+    "qwen4_exp_text": TOKEN_IDS,
     "recurrent_gemma": NOT_MASKED,
     "rwkv": OWN_CACHE,
     "xlstm": OWN_CACHE,
@@ -76,7 +76,7 @@ def check_family(model: PreTrainedModel, name: str) -> None:
             )
     if reason is not None:
         raise ValueError(
-            f"`{name}` is a {family} model, with which transformers {transformers.__version__} cannot read latents: "
+            f"`{name}` is of the family {family}, which transformers {transformers.__version__} cannot run on latents: "
             f"{reason}. Take a model of another family."
         )
 
@@ -90,7 +90,7 @@ def check_stands_alone(config: PreTrainedConfig, name: str) -> None:
     """Refuse a model whose text part transformers does not build by itself, as a policy does when it is loaded."""
     if type(config) not in MODEL_MAPPING and not has_code_of_its_own(config):
         raise ValueError(
-            f"`{name}` is a {config.model_type} model, and no assistant can be made of it: transformers does not "
+            f"`{name}` is of the family {config.model_type}, of which no assistant can be made: transformers does not "
             "build its text part by itself. Take an assistant of another family."
         )
 
@@ -101,8 +101,8 @@ def check_can_think(model: PreTrainedModel) -> None:
     if has_per_layer_inputs(model):
         family = model.config.get_text_config().model_type
         raise ValueError(
-            f"`model` is a {family} model that reads each token again in every layer, and its latents are no tokens. "
-            "Take a model of another family, or this one as the main model of a `LatentGRPOTrainer`."
+            f"`model` is of the family {family}, which reads each token again in every layer, and its latents are no "
+            "tokens. Take a model of another family, or this one as the main model of a `LatentGRPOTrainer`."
         )
 
 
