@@ -11,6 +11,8 @@ from transformers import AutoModelForImageTextToText
 from tests.families import tiny_family
 from tests.tiny import tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, make_trainer
+from tests.trainer.test_soft_token_grpo_trainer import EXACT
+from tests.trainer.test_soft_token_grpo_trainer import make_trainer as make_thinking_trainer
 from trl_dlr import LatentReasoner, first_layers
 
 
@@ -57,3 +59,36 @@ def test_a_wrapper_trains_and_answers_as_a_text_model(tmp_path, family, given):
     texts = reasoner.generate(["A12", "B345"]).texts
     assert texts == [reasoner.generate([prompt]).texts[0] for prompt in ("A12", "B345")]
     assert "".join(reasoner.stream("A12")) == texts[0]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoehybrid"])
+@pytest.mark.parametrize("trains", ["a policy", "a model that thinks"])
+def test_a_resumed_run_has_the_experts_that_were_trained(tmp_path, family, trains):
+    """They are saved one by one, under other names than they have in the model."""
+
+    def train(**kwargs):
+        torch.manual_seed(0)
+        model, options = tiny_family(family), {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+        if trains == "a policy":
+            trainer = make_trainer(tmp_path, model=first_layers(model, 2), main_model=model, latent_dim=4, **options)
+        else:
+            trainer = make_thinking_trainer(tmp_path, model=model, **EXACT, **options)
+        trainer.train(**kwargs)
+        return trainer
+
+    trainer = train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    resumed = train(resume_from_checkpoint=True)
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+    at_end = {name: tensor.clone() for name, tensor in resumed.model.state_dict().items()}
+    resumed.state.best_model_checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    resumed._load_best_model()
+    best = resumed.model.state_dict()
+    resumed.state.best_model_checkpoint = str(tmp_path / "run" / "checkpoint-4")
+    experts = [name for name in at_end if name.endswith(".experts.down_proj") or "input_linear" in name]
+    assert experts and not any(torch.equal(best[name], at_end[name]) for name in experts)
+    resumed._load_best_model()
+    for name, tensor in at_end.items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name

@@ -21,6 +21,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, HubStrategy
@@ -266,6 +267,31 @@ class CheckpointsMixin:
         if os.path.isfile(path):
             # safetensors does not know every name of a device, `cpu:0` for one
             self._load_extra_state({n: tensor.to(self.accelerator.device) for n, tensor in load_file(path).items()})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_renamed_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_renamed_weights(self.state.best_model_checkpoint)
+
+    def _load_renamed_weights(self, folder: str) -> None:
+        """
+        Weights that transformers saves under other names than they have in the model, as experts are, one by one:
+        Trainer looks for the model's names alone, and would leave these as they are without a word.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if self.is_deepspeed_enabled or isinstance(model, PeftModel):
+            return
+        saved = set()
+        for path in Path(folder).glob("model*.safetensors"):
+            with safe_open(path, "pt") as file:
+                saved.update(file.keys())
+        renamed = model.state_dict().keys() - saved - getattr(model, "all_tied_weights_keys", {}).keys()
+        if renamed:
+            weights = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+            model.load_state_dict({name: weights[name] for name in renamed}, strict=False)
 
     def _get_output_dir(self, trial):
         return self._staging_dir or super()._get_output_dir(trial)
