@@ -25,6 +25,7 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests.families import tiny_family
 from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
 from tests.trainer.test_arguments import ROWS, TRAINERS
 from tests.trainer.test_inputs import ON_PROMPTS, make_trainer
@@ -85,6 +86,15 @@ def test_an_assistant_whose_layers_are_no_linear_ones(target_modules):
     expected = {"c_attn"} if target_modules is None else {"c_attn", "c_proj", "c_fc"}
     assert {name.split(".")[-1] for name in adapted(model)} == expected
     assert all("assistant" in name for name in adapted(model))
+
+
+@pytest.mark.parametrize("family", ["zamba2", "gemma3n_text"])
+def test_all_linear_layers_are_no_layers_that_bear_the_same_number(family):
+    """Linear layers in a list are named by their place in it, as the assistant's layers are."""
+    policy = make_policy(random_main_model(), assistant=tiny_family(family))
+    model = get_peft_model(policy, adapter_for_policy(policy, LoraConfig(r=2, target_modules="all-linear")))
+    names = {name.partition("assistant.")[2] for name in adapted(model)}
+    assert names and not any(name.split(".")[-2:-1] == ["layers"] for name in names)
 
 
 NO_ADAPTERS_OF_MODULES = [

@@ -424,8 +424,13 @@ def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> Pe
             )
         peft_config.target_modules = set(defaults[model_type])
     elif peft_config.target_modules == "all-linear":  # of the assistant
-        modules = policy.assistant.named_modules()
-        peft_config.target_modules = {name.split(".")[-1] for name, m in modules if isinstance(m, (nn.Linear, Conv1D))}
+        modules = dict(policy.assistant.named_modules())
+        linear = {name for name, module in modules.items() if isinstance(module, (nn.Linear, Conv1D))}
+        others = {name.split(".")[-1] for name in modules.keys() - linear}  # the number of a layer may be a name, too
+        endings = {name: name.split(".")[-1] for name in linear}
+        peft_config.target_modules = {
+            f"assistant.{name}" if ending in others else ending for name, ending in endings.items()
+        }
     return peft_config
 
 
