@@ -91,6 +91,19 @@ def test_latents_are_fed_in_the_size_that_the_assistant_reads_tokens_in():
     assert all(0.7 < size < 1.4 for size in sizes.values()), sizes
 
 
+def test_latents_after_a_stop_leave_gradients_finite():
+    """Gemma 3n divides by the size of what it reads, and what follows a stop is 0."""
+    policy = policy_of(tiny_family("gemma3n_text"), llama(), learn_stop=True)
+    ids = torch.tensor([PROMPTS[1]] * 3)
+    latents, lengths = torch.randn(3, 3, 4), torch.tensor([1, 2, 3])
+    latents = latents.masked_fill((torch.arange(3) >= lengths.unsqueeze(1)).unsqueeze(-1), 0.0)
+    output = policy(ids, torch.ones_like(ids), latents=latents, lengths=lengths)
+    output.density.log_prob(latents).sum().backward()
+    gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    assert gradients["latent_in.weight"].any()
+    assert [name for name, gradient in gradients.items() if not gradient.isfinite().all()] == []
+
+
 def test_nothing_is_left_of_a_call_of_generate():
     model = tiny_family("qwen3_5 with images")
     configuration = model.generation_config

@@ -399,7 +399,7 @@ class LatentPolicyModel(PreTrainedModel):
             if self.config.latent_sampling == "parallel":
                 output = self._density_of_queries(*questions, self.config.num_latents)
             else:
-                output = self._density_of_latents(*questions, latents)
+                output = self._density_of_latents(*questions, latents, lengths)
             output.lengths = torch.full_like(rows, self.config.num_latents) if lengths is None else lengths
             if noise is not None:
                 output.latents = output.density.rsample(noise)
@@ -408,12 +408,20 @@ class LatentPolicyModel(PreTrainedModel):
         return output
 
     def _density_of_latents(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, latents: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        rows: torch.Tensor,
+        latents: torch.Tensor,
+        lengths: torch.Tensor | None = None,
     ) -> LatentPolicyOutput:
         """
         Autoregressive sampling: all steps, each given the latents before it, from one pass over questions and latents.
         """
         fed = self._feed(latents[:, :-1])
+        if lengths is not None:  # Gemma 3n takes roots of sizes, which have no gradient at 0
+            is_taken = torch.arange(fed.size(1), device=fed.device) < lengths.unsqueeze(1)
+            fed = fed.masked_fill(~is_taken.unsqueeze(-1), 1.0)
         if is_checkpointed(self) or self.has_recurrent_state:
             hidden_states = self._read_through(input_ids[rows], attention_mask[rows], fed)[:, input_ids.size(1) - 1 :]
         else:
