@@ -27,6 +27,7 @@ from trl_dlr.generation import TransformersEngine
 from trl_dlr.models.architectures import text_backbone
 from trl_dlr.models.hidden_thoughts import read_with_thoughts
 from trl_dlr.models.main_model import completion_log_probs, disable_dropout, teacher_forced_inputs
+from trl_dlr.trainer.losses import add_likelihoods
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -198,11 +199,16 @@ def check_supervised(model: PreTrainedModel) -> None:
             model, prompt_ids, (prompt_ids > 0).long(), latents, completion_ids, num_latents, ids[0].tolist()
         )
         labels = inputs.pop("labels")
+        embeds_again = inputs["inputs_embeds"].clone()  # which CTRL scales in place
+        trained_with = model(**{**inputs, "inputs_embeds": embeds_again}, labels=labels, fused_lm_head=True).log_probs
         log_probs = model(**inputs, use_cache=False).logits[:, :-1].float().log_softmax(-1)
         log_probs = log_probs.gather(2, labels[:, 1:, None].clamp(min=0)).squeeze(2)
+        is_target = labels[:, 1:] != -100
+        assert_close(trained_with[is_target], log_probs[is_target], "log-likelihood that trainers use")
         (log_probs * (labels[:, 1:] != -100)).sum().backward()
         return latents.grad
 
+    add_likelihoods(model)
     together = gradient([0, 2], NUM_LATENTS[[0, 2]], 6)
     assert together.abs().amax(2)[0].min() > 1e-6 and (together[1, 4:] == 0).all()
     for place, i in enumerate((0, 2)):

@@ -19,7 +19,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import add_fused_lm_head, pad, use_adapter
+from trl.trainer.utils import pad, use_adapter
 
 from ..generation.text import as_completions, check_prompts
 from ..models import LatentPolicyOutput
@@ -32,7 +32,7 @@ from .callbacks import EpochOrderCallback, ExplorationCheckCallback, fraction_mi
 from .checkpoints import CheckpointsMixin, rollout_from_tensors, rollout_tensors, share_weights, with_prefix
 from .inputs import as_reward_funcs, check_datasets, check_gold_answers, config_or_default, refuse_arguments
 from .latent_grpo_config import LatentGRPOConfig
-from .losses import Scoring, clamp_log_ratio, contrastive_loss, shape_advantages
+from .losses import Scoring, add_likelihoods, clamp_log_ratio, contrastive_loss, shape_advantages
 from .policy_training import (
     PolicyTrainingMixin,
     adapter_for_policy,
@@ -262,7 +262,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             # All of it if it decodes; vLLM has weights of its own, and is given embeddings
             (self.main_model.get_input_embeddings() if use_vllm else self.main_model).to(self.accelerator.device)
         if args.hybrid_coef > 0:
-            add_fused_lm_head(self.main_model)  # log-likelihoods without the logits of a whole vocabulary
+            add_likelihoods(self.main_model)
         self.engine = engine
         self.prescreener = None if prescreener is None else prescreener.to(self.accelerator.device)
         self.eos_token_ids = engine.eos_token_ids

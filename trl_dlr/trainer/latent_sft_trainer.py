@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.data.data_collator import DataCollatorMixin
 from trl import SFTTrainer
-from trl.trainer.utils import add_fused_lm_head, pad
+from trl.trainer.utils import pad
 
 from ..evaluation.controls import evaluate_latents
 from ..generation import TransformersEngine, tokenize_prompts
@@ -33,6 +33,7 @@ from .curriculum import (
 )
 from .inputs import check_chat_templates, config_or_default
 from .latent_sft_config import LatentSFTConfig
+from .losses import add_likelihoods
 from .policy_training import PolicyTrainingMixin, adapter_for_policy, assemble, check_optimizer
 
 
@@ -203,7 +204,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
         if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
             self.main_model.to(self.accelerator.device)
         # Per-token log-likelihoods in TRL's form, and gradient checkpointing where the gradient passes
-        add_fused_lm_head(self.main_model, outputs=("log_probs", "entropy", "is_top1"))
+        add_likelihoods(self.main_model, outputs=("log_probs", "entropy", "is_top1"))
         if args.gradient_checkpointing:
             disable_dropout(self.main_model)
             self.main_model.gradient_checkpointing_enable({"use_reentrant": False})

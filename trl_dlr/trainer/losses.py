@@ -5,14 +5,18 @@ Group advantages and Latent-GRPO's changes to them (arXiv 2604.27998), contrasti
 of one question (equation 8 and its stated alternatives), and log-ratios.
 """
 
+import functools
 from collections import deque
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 from trl import GRPOConfig
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from ..models.densities import Density
 
@@ -284,3 +288,44 @@ def shape_advantages(
         output["completion_advantages"] = output["advantages"]
         selected = select_first_latent(groups(output["advantages"]), groups(log_probs), groups(mask))
         output["advantages"] = of_process(selected)[:, : mask.size(1)]
+
+
+# Their logits are more, or less, of their hidden states than TRL's fused head makes of them
+OWN_LOGITS = ("inkling_text", "llama4_text", "mllama_text_model", "modernbert-decoder", "mpt")
+
+
+def add_likelihoods(main_model: PreTrainedModel, outputs: tuple[str, ...] = ("log_probs",)) -> None:
+    """
+    Let `main_model(..., labels=labels, fused_lm_head=True)` return likelihoods, without the logits of a whole
+    vocabulary where TRL knows how.
+
+    Args:
+        main_model ([`~transformers.PreTrainedModel`]):
+            Frozen causal LM, whose forward is patched in place.
+        outputs (`tuple[str, ...]`, *optional*, defaults to `("log_probs",)`):
+            As for TRL's `add_fused_lm_head`, of `"log_probs"`, `"entropy"` and `"is_top1"`.
+    """
+    if main_model.config.get_text_config().model_type not in OWN_LOGITS:
+        add_fused_lm_head(main_model, outputs=outputs)
+        return
+    forward = main_model.forward
+
+    @functools.wraps(type(main_model).forward)
+    def forward_with_likelihoods(self, *args, fused_lm_head=False, num_items_in_batch=None, **kwargs):
+        if not fused_lm_head:
+            return forward(*args, **kwargs)
+        labels = kwargs.pop("labels")[:, 1:]
+        logits = forward(*args, **{**kwargs, "use_cache": False}).logits[:, :-1].float()
+        labels = labels.to(logits.device)
+        is_target, every = labels != -100, logits.log_softmax(-1)
+        log_probs = every.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(~is_target, 0.0)
+        num_items = is_target.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return FusedCausalLMOutput(
+            loss=-log_probs.sum() / num_items,
+            log_probs=log_probs,
+            entropy=-(every.exp() * every).sum(-1).detach().masked_fill(~is_target, 0.0),
+            is_top1=(logits.argmax(-1) == labels) & is_target,
+            label_mask=is_target,
+        )
+
+    main_model.forward = MethodType(forward_with_likelihoods, main_model)
