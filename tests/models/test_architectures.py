@@ -5,11 +5,12 @@
 import pytest
 import torch
 from accelerate import disk_offload
-from transformers import GenerationConfig, LlamaConfig, LlamaModel
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaModel
 
 from tests.families import tiny_family
 from tests.models.test_families import PROMPTS, engine_of, llama, tokenizer
 from trl_dlr import LatentPolicyModel, first_layers, fresh_layers
+from trl_dlr.generation import TransformersEngine
 from trl_dlr.models.architectures import check_family, ready_to_generate, text_backbone
 from trl_dlr.models.main_model import completion_log_probs
 
@@ -132,6 +133,16 @@ def test_a_wrapper_is_taken_for_its_text():
         LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     )
     assert text_backbone(backbone) is backbone
+
+
+def test_a_hybrid_without_attention_is_refused():
+    config = tiny_family("lfm2").config
+    config.layer_types = ["conv"] * config.num_hidden_layers
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match="`main_model` is a lfm2 model, .*none of its layers has attention"):
+        TransformersEngine(model, tokenizer(), 4)
+    with pytest.raises(ValueError, match="`assistant` is a lfm2 model, .*none of its layers has attention"):
+        policy_of(model, llama())
 
 
 @pytest.mark.parametrize("argument", ["main_model", "assistant"])

@@ -74,6 +74,8 @@ def check_family(model: PreTrainedModel, name: str) -> None:
             reason = (
                 "beside images it takes no inputs of layers before version 5.23, as the model of its text alone does"
             )
+    elif reason is None and "position_ids" in parameters and not any(attention_layers(model)):
+        reason = "none of its layers has attention, in which its positions are counted"
     if reason is not None:
         raise ValueError(
             f"`{name}` is of the family {family}, which transformers {transformers.__version__} cannot run on latents: "
