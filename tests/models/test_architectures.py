@@ -54,7 +54,7 @@ def test_lists_with_an_entry_for_each_layer_are_cut():
     assert torch.equal(first_layers(gemma, 2).embed_tokens_per_layer.weight, of_all[:, : of_all.size(1) // 2])
 
 
-@pytest.mark.parametrize("family", ["gemma4_text", "gemma3n"])
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma3n_text"])
 def test_latents_at_their_anchors_are_the_anchor_tokens(family):
     """In every layer that reads tokens again, too; and elsewhere the padding token stands for latents."""
     main_model = tiny_family(family)
@@ -139,7 +139,7 @@ def test_a_hybrid_without_attention_is_refused():
     config = tiny_family("lfm2").config
     config.layer_types = ["conv"] * config.num_hidden_layers
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match="`main_model` is a lfm2 model, .*none of its layers has attention"):
+    with pytest.raises(ValueError, match="`main_model` is of the family lfm2, .*none of its layers has attention"):
         TransformersEngine(model, tokenizer(), 4)
     with pytest.raises(ValueError, match="`assistant` is a lfm2 model, .*none of its layers has attention"):
         policy_of(model, llama())

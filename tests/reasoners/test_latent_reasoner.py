@@ -585,3 +585,11 @@ def test_a_policy_without_its_main_model_is_saved_as_with_it(policy_folder, tmp_
     names = {path.name for path in Path(policy_folder).iterdir()}
     assert names <= {path.name for path in tmp_path.iterdir()} and reasoner.engine is None
     assert (tmp_path / "model.safetensors").read_bytes() == Path(policy_folder, "model.safetensors").read_bytes()
+
+
+def test_conversations_without_a_chat_template_are_refused(main_folder):
+    plain = make_reasoner(main_folder)
+    plain.processing_class.chat_template = plain.main_processing_class.chat_template = None
+    with pytest.raises(ValueError, match="no chat template.*--is_chat false"):
+        plain.generate([[{"role": "user", "content": "A12"}]])
+    assert plain.generate(["A12"]).texts

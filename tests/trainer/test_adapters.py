@@ -88,13 +88,13 @@ def test_an_assistant_whose_layers_are_no_linear_ones(target_modules):
     assert all("assistant" in name for name in adapted(model))
 
 
-@pytest.mark.parametrize("family", ["zamba2", "gemma3n_text"])
-def test_all_linear_layers_are_no_layers_that_bear_the_same_number(family):
+@pytest.mark.parametrize("family", ["zamba2", "gemma3n_text", "llama4_text"])
+def test_all_linear_layers_are_no_layers_that_bear_the_same_number_and_no_routers(family):
     """Linear layers in a list are named by their place in it, as the assistant's layers are."""
     policy = make_policy(random_main_model(), assistant=tiny_family(family))
     model = get_peft_model(policy, adapter_for_policy(policy, LoraConfig(r=2, target_modules="all-linear")))
     names = {name.partition("assistant.")[2] for name in adapted(model)}
-    assert names and not any(name.split(".")[-2:-1] == ["layers"] for name in names)
+    assert names and not any(name.split(".")[-2:-1] == ["layers"] or name.endswith(".router") for name in names)
 
 
 NO_ADAPTERS_OF_MODULES = [

@@ -7,6 +7,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
+from tests.families import tiny_family
 from tests.tiny import VOCABULARY, random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, length_reward
 from trl_dlr import LatentReportCallback, SoftTokenGRPOConfig, SoftTokenGRPOTrainer, ThinkingReasoner
@@ -370,3 +371,9 @@ def test_a_report_is_written(tmp_path, method):
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert "SoftTokenGRPOTrainer" in page and f"3 {trainer.args.latent_type.replace('_', ' ')}" in page
     assert {"rewards.png", "latent_map.png"} <= {path.name for path in (tmp_path / "run" / "report").iterdir()}
+
+
+def test_a_mixture_of_experts_without_a_balancing_loss_is_refused_one(tmp_path):
+    with pytest.raises(ValueError, match="`router_aux_loss_coef` must be 0 for a model of the family llama4_text"):
+        make_trainer(tmp_path, model=tiny_family("llama4_text"))
+    assert not make_trainer(tmp_path, model=tiny_family("llama4_text"), router_aux_loss_coef=0.0).aux_loss_enabled

@@ -72,6 +72,7 @@ def test_a_resumed_run_has_the_experts_that_were_trained(tmp_path, family, train
         if trains == "a policy":
             trainer = make_trainer(tmp_path, model=first_layers(model, 2), main_model=model, latent_dim=4, **options)
         else:
+            options["router_aux_loss_coef"] = 0.0  # transformers 5.17 computes none for Granite
             trainer = make_thinking_trainer(tmp_path, model=model, **EXACT, **options)
         trainer.train(**kwargs)
         return trainer

@@ -75,6 +75,11 @@ def tokenize_prompts(
     """
     check_prompts(prompts, "`prompts`")
     if is_conversational({"prompt": prompts[0]}):
+        if processing_class.chat_template is None:
+            raise ValueError(
+                "`prompts` are conversations, but the tokenizer has no chat template. Give texts (`--is_chat false` of "
+                "a command), or set the tokenizer's `chat_template`."
+            )
         return processing_class.apply_chat_template(
             prompts, add_generation_prompt=True, return_dict=True, **(chat_template_kwargs or {})
         )["input_ids"]

@@ -66,20 +66,18 @@ def check_family(model: PreTrainedModel, name: str) -> None:
         `ValueError`: with the reason.
     """
     family, parameters = model.config.get_text_config().model_type, inspect.signature(model.forward).parameters
-    reason = UNFIT_FAMILIES.get(family)
+    reason, newer = UNFIT_FAMILIES.get(family), ""
     if "cache_params" in parameters:
-        reason = "its cache has a name of its own before version 5.24"
+        reason, newer = "its cache has a name of its own there", "transformers 5.24 or "
     elif name == "main_model" and has_per_layer_inputs(model) and model.config is not model.config.get_text_config():
         if "per_layer_inputs" not in parameters:
-            reason = (
-                "beside images it takes no inputs of layers before version 5.23, as the model of its text alone does"
-            )
+            reason, newer = "it takes no inputs of layers there, as its text model alone does", "transformers 5.23 or "
     elif reason is None and "position_ids" in parameters and not any(attention_layers(model)):
         reason = "none of its layers has attention, in which its positions are counted"
     if reason is not None:
         raise ValueError(
             f"`{name}` is of the family {family}, which transformers {transformers.__version__} cannot run on latents: "
-            f"{reason}. Take a model of another family."
+            f"{reason}. Take {newer}a model of another family."
         )
 
 

@@ -425,7 +425,7 @@ def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> Pe
         peft_config.target_modules = set(defaults[model_type])
     elif peft_config.target_modules == "all-linear":  # of the assistant
         modules = dict(policy.assistant.named_modules())
-        linear = {name for name, module in modules.items() if isinstance(module, (nn.Linear, Conv1D))}
+        linear = {name for name, module in modules.items() if type(module) in (nn.Linear, Conv1D)}  # no routers
         others = {name.split(".")[-1] for name in modules.keys() - linear}  # the number of a layer may be a name, too
         endings = {name: name.split(".")[-1] for name in linear}
         peft_config.target_modules = {

@@ -187,6 +187,15 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
             )
         if args.disable_dropout:
             disable_dropout(self.model)
+        if self.aux_loss_enabled:
+            with torch.no_grad():
+                token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+                aux_loss = getattr(self.model(input_ids=token, output_router_logits=True), "aux_loss", None)
+            if not isinstance(aux_loss, torch.Tensor):
+                raise ValueError(
+                    f"`router_aux_loss_coef` must be 0 for a model of the family {config.model_type}, got "
+                    f"{self.router_aux_loss_coef}: transformers computes no balancing loss for it."
+                )
         if self.ref_model is not None:
             share_weights(self.ref_model)
         # Dr. GRPO divides by the longest completion, of which latents and end marker are a part
