@@ -141,7 +141,7 @@ def test_a_hybrid_without_attention_is_refused():
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ValueError, match="`main_model` is of the family lfm2, .*none of its layers has attention"):
         TransformersEngine(model, tokenizer(), 4)
-    with pytest.raises(ValueError, match="`assistant` is a lfm2 model, .*none of its layers has attention"):
+    with pytest.raises(ValueError, match="`assistant` is of the family lfm2, .*none of its layers has attention"):
         policy_of(model, llama())
 
 
