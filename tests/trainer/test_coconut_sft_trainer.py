@@ -9,6 +9,7 @@ from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 
+from tests.families import tiny_family
 from tests.tiny import random_main_model, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, weights
 from tests.trainer.test_latent_sft_trainer import batch_of, make_sft_trainer, with_steps
@@ -437,3 +438,9 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="`processing_class` has no `eos_token`"):
         make_coconut_trainer(tmp_path, trainer_kwargs={"processing_class": tokenizer})
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "mpt"])
+def test_models_whose_logits_are_more_than_their_heads_are_refused(tmp_path, family):
+    with pytest.raises(ValueError, match=f"`model` is of the family {family}, whose logits are more than its head's"):
+        make_coconut_trainer(tmp_path, model=tiny_family(family), router_aux_loss_coef=0.0)

@@ -49,6 +49,7 @@ from .curriculum import (
     with_worked_columns,
 )
 from .inputs import check_adapter, check_chat_templates, check_vocabulary, config_or_default, refuse_fsdp
+from .losses import OWN_LOGITS
 from .thinking_training import ThinkingTrainingMixin, load_causal_lm
 
 
@@ -195,6 +196,11 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
             with readable_damage(name):
                 processing_class = AutoTokenizer.from_pretrained(name, **hub)
         check_can_think(model)
+        if (family := model.config.get_text_config().model_type) in OWN_LOGITS:
+            raise ValueError(
+                f"`model` is of the family {family}, whose logits are more than its head's, and TRL's supervised loss, "
+                "which is trained with, does not know them. Take a model of another family."
+            )
         check_vocabulary(model, processing_class, "processing_class")
         if processing_class.eos_token is None:
             raise ValueError("`processing_class` has no `eos_token`, which ends an answer. Set one.")
