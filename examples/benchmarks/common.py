@@ -5,6 +5,7 @@
 import importlib.util
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import sys
@@ -427,6 +428,44 @@ def take_turns(
         for process in processes.values():
             process.terminate()
     return {contender: of_one[args.warmup :] for contender, of_one in reports.items()}, results
+
+
+# ---- Runs of hours, which can be interrupted ----
+
+
+def run_missing(
+    run: Callable[..., dict[str, Any]], settings: Sequence[dict[str, Any]], path: str | Path, num_workers: int
+) -> list[dict[str, Any]]:
+    """
+    Figures `{**settings, **run(**settings)}` of each run, in the order of their settings.
+
+    A run is known by its settings, which are JSON. What the file has is taken from there. The others are made, each in
+    a fresh process with one thread, `num_workers` side by side, and appended to the file as they end.
+    """
+    path = Path(path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {run_key(line["settings"]): line["figures"] for line in lines}
+    missing = [each for each in settings if run_key(each) not in done]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # A server that has imported this script once: a run starts in no time, and has its memory to itself
+    context = multiprocessing.get_context("forkserver")
+    with context.Pool(num_workers, maxtasksperchild=1) as pool:
+        for i, (each, figures) in enumerate(pool.imap_unordered(_make_run, [(run, one) for one in missing])):
+            with path.open("a") as file:
+                file.write(json.dumps({"settings": each, "figures": figures}) + "\n")
+            done[run_key(each)] = figures
+            print(f"{i + 1} of {len(missing)}: {each}", flush=True)
+    return [{**each, **done[run_key(each)]} for each in settings]
+
+
+def run_key(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _make_run(task: tuple[Callable[..., dict[str, Any]], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    run, settings = task
+    torch.set_num_threads(1)
+    return settings, run(**settings)
 
 
 # ---- Figures ----
