@@ -47,16 +47,28 @@ def accuracy(trainer: LatentGRPOTrainer | SoftTokenGRPOTrainer, control: str = "
     return evaluate_latents(reasoner, held_out, reward, control=control, batch_size=50)["accuracy"]
 
 
-def make_learner(folder, model_seed=0, main_model_steps=600, num_hints=(2,), model=None, **kwargs):
+def make_learner(
+    folder,
+    model_seed=0,
+    main_model_steps=600,
+    num_hints=(2,),
+    model=None,
+    main_model=None,
+    reward=tiny_reward,
+    dataset=None,
+    trainer_class=LatentGRPOTrainer,
+    **kwargs,
+):
     """An assistant that knows nothing, or the policy `model`, beside a main model that calculates."""
-    main_model = trained_main_model(steps=main_model_steps, num_hints=num_hints)
+    if main_model is None:
+        main_model = trained_main_model(steps=main_model_steps, num_hints=num_hints)
     torch.manual_seed(model_seed)
     defaults = {**ON_A_CPU, "num_latents": 2, "injection": "components", "injection_scale": 1.0}
-    return LatentGRPOTrainer(
+    return trainer_class(
         fresh_layers(main_model, 2) if model is None else model,
-        tiny_reward,
+        reward,
         LatentGRPOConfig(str(folder), **{**defaults, **kwargs}),
-        tiny_dataset(2000, seed=0),
+        tiny_dataset(2000, seed=0) if dataset is None else dataset,
         processing_class=tiny_tokenizer(),
         main_model=main_model,
         main_processing_class=tiny_tokenizer(),

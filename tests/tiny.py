@@ -1,6 +1,7 @@
 """A tiny world in which latents are needed: a main model that can calculate, once it is told with which operation."""
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,12 @@ def result(operation: str, a: int, b: int) -> int:
     return OPERATIONS[operation](a, b) % 10
 
 
+def answer_of(operation: str, a: int, b: int, num_results: int = 1) -> str:
+    """The answer as it is written, `=x=y` of two results."""
+    results = itertools.accumulate(range(num_results), lambda last, _: result(operation, last, b), initial=a)
+    return "".join(f"={digit}" for digit in list(results)[1:])
+
+
 def tiny_config(**kwargs) -> LlamaConfig:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     return LlamaConfig(
@@ -55,23 +62,27 @@ def trained_main_model(
     batch_size: int = 256,
     hint: float | None = None,
     num_hints: tuple[int, ...] = (2,),
+    num_results: int = 1,
 ) -> LlamaForCausalLM:
     """
     A main model that continues `[letter][a][b][op][op]` with `=result`, or after as many [op] as `num_hints` says, in
     turn. The letter is noise to it. With a `hint`, it learns to write `[op][op]` too, in that share of examples the
-    letter's own and else any: a start for a model that thinks by itself. It is trained once a session.
+    letter's own and else any: a start for a model that thinks by itself. Of more results, each is of the one before
+    and b: `=x=y`. It is trained once a session.
     """
     main_model = random_main_model(seed)
-    path = Path(os.environ["TRAINED_MODELS"], f"{seed}_{steps}_{batch_size}_{hint}_{num_hints}.safetensors")
+    path = Path(
+        os.environ["TRAINED_MODELS"], f"{seed}_{steps}_{batch_size}_{hint}_{num_hints}_{num_results}.safetensors"
+    )
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            train_main_model(main_model.train(), seed, steps, batch_size, hint, num_hints)
+            train_main_model(main_model.train(), seed, steps, batch_size, hint, num_hints, num_results)
             save_model(main_model, path)
     load_model(main_model, path)
     return main_model.eval()
 
 
-def train_main_model(main_model, seed, steps, batch_size, hint, num_hints) -> None:
+def train_main_model(main_model, seed, steps, batch_size, hint, num_hints, num_results) -> None:
     generator = torch.Generator().manual_seed(seed)
     names = list(OPERATIONS)
 
@@ -85,7 +96,7 @@ def train_main_model(main_model, seed, steps, batch_size, hint, num_hints) -> No
             own = [names.index(OPERATION_OF[LETTERS[i]]) for i in letter]
             op = [known if hit else o for known, hit, o in zip(own, is_own, op, strict=True)]
         texts = [
-            f"{LETTERS[i]}{x}{y}{names[o] * hints}={result(names[o], x, y)}"
+            f"{LETTERS[i]}{x}{y}{names[o] * hints}{answer_of(names[o], x, y, num_results)}"
             for i, x, y, o in zip(letter, a, b, op, strict=True)
         ]
         ids = ids_of(texts)

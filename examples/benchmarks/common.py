@@ -447,8 +447,10 @@ def run_missing(
     done = {run_key(line["settings"]): line["figures"] for line in lines}
     missing = [each for each in settings if run_key(each) not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
-    # A server that has imported this script once: a run starts in no time, and has its memory to itself
+    # A server that has imported once what takes seconds: a run starts soon, and has its memory to itself
     context = multiprocessing.get_context("forkserver")
+    slow = ("trl_dlr.trainer.latent_grpo_trainer", "trl_dlr.reasoners", "trl.trainer.grpo_trainer", "deepspeed")
+    context.set_forkserver_preload(list(slow))
     with context.Pool(num_workers, maxtasksperchild=1) as pool:
         for i, (each, figures) in enumerate(pool.imap_unordered(_make_run, [(run, one) for one in missing])):
             with path.open("a") as file:
