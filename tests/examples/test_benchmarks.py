@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 
 from tests.launch import ROOT, run_python
 
@@ -130,6 +131,75 @@ def test_the_small_world(experiment, rows, figures, tmp_path, monkeypatch, capsy
     table = capsys.readouterr().out.splitlines()[-2 - len(lines) :]
     assert table[0] == f"|  | {' | '.join(columns)} |"
     assert all(line.startswith(f"| {name} | ") for line, name in zip(table[2:], lines, strict=True))
+
+
+@pytest.fixture
+def paper_arms(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import paper_arms
+
+    return paper_arms
+
+
+@pytest.mark.parametrize(
+    ("completion", "verdict"),
+    [
+        ("=7", (True, False)),  # which is right, and skips a step
+        ("= 4 = 7", (True, True)),
+        ("+ + = 4 = 7", (True, True)),
+        ("- - = 4 = 7", (True, False)),
+        ("=5=7", (True, False)),
+        ("=4=8", (False, True)),
+        ("=4=7=", (False, False)),
+        ("A13", (False, False)),
+        ("", (False, False)),
+    ],
+)
+def test_steps_are_checked(paper_arms, completion, verdict):
+    assert paper_arms.judged(completion, "+", "=4=7") == verdict
+
+
+def test_the_spread_of_gradients_is_measured_without_bias(paper_arms):
+    from paper_tables import slopes
+
+    noise = torch.randn(400, 100, 50, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    found = [paper_arms.normalized_variance(1 + 3 * sample) for sample in noise]
+    assert sum(found) / 400 == pytest.approx(9, rel=0.05)  # without the correction, it would be 8.3
+    lines = [{"seed": 0, "num_tokens": n, "variance": 5 * n**2} for n in (2, 4, 8)]
+    assert slopes(lines, "num_tokens") == pytest.approx([2])
+
+
+def test_stability_of_known_rewards(paper_arms):
+    curve = [{"decodes": 0, "accuracy": 0.1}, {"decodes": 500, "accuracy": 0.9}, {"decodes": 1024, "accuracy": 0.4}]
+    # Four parts of 256 decodes, the last two of which count, and one that came after the budget
+    rewards = [(256, 5.0), (256, -5.0), (128, 0.0), (128, 1.0), (256, 0.3), (256, 9.0), (256, 9.0)]
+    figures = paper_arms.stability(curve, rewards, [1.0, 3.0], 1024 - 256)
+    assert figures["collapsed"] == 1.0
+    assert figures["reward std"] == pytest.approx(0.1)
+    assert figures["gradient norm cv"] == pytest.approx(0.5)
+
+
+def test_a_run_of_the_paper_tables_spends_both_budgets(paper_arms):
+    shared = {"world": "told", "seed": 0, "decodes": 300, "samples": 4}
+    screened = {**paper_arms.DLR, **paper_arms.PRESCREENED, "prescreening_warmup_rollouts": 0}
+    dlr = paper_arms.run("learn", arm="DLR, K/G = 0.18", config=screened, seconds=0.0, **shared)
+    assert [point["decodes"] for point in dlr["curve"]][-1] == 7 * 3 * 16  # the first multiple of 48 past the budget
+    assert dlr["skill before"] == dlr["skill after"] > 0.9
+    assert 0 < dlr["tokens"] < 336 * 8
+    seconds = 2 * dlr["seconds"]
+    grpo = paper_arms.run("learn", arm="GRPO", config={"learning_rate": 0.1}, seconds=seconds, **shared)
+    assert grpo["curve"][-1]["seconds"] >= seconds and grpo["curve"][-1]["decodes"] >= 300
+    assert grpo["skill after"] < grpo["skill before"]
+    for run in (dlr, grpo):
+        assert run["pass@1"] <= run["pass@2"] <= run["pass@4"] and run["parameters"] > 80_000
+
+
+def test_the_trainable_arm_changes_the_main_model(paper_arms):
+    shared = {"world": "told", "arm": "DLR, trainable", "seed": 0, "decodes": 256, "seconds": 0.0, "samples": 0}
+    config = {**paper_arms.DLR, **paper_arms.HYBRID}
+    run = paper_arms.run("learn", config=config, **shared)
+    frozen = paper_arms.run("learn", config=config, **{**shared, "arm": "DLR, frozen, hybrid"})
+    assert run["parameters"] - frozen["parameters"] > 80_000
 
 
 def test_the_slope_and_the_exponent_of_known_curves(monkeypatch):
