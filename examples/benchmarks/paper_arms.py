@@ -49,8 +49,8 @@ WORLDS = {
     "told": ({"steps": 600}, 1, 3),
     "thinks": ({"steps": 1200, "batch_size": 64, "hint": 0.0}, 1, 6),
     "steps": ({"steps": 2000, "batch_size": 64, "hint": 0.0, "num_results": 2}, 2, 8),
-    # So briefly that each of its tokens is uncertain; told the operation in half of the batches
-    "chain": ({"steps": 150, "batch_size": 64, "num_hints": (0, 2), "num_results": 16}, 16, 32),
+    # So briefly that each of its tokens is uncertain; told the operation in none to eight tokens, as latents may be
+    "chain": ({"steps": 300, "batch_size": 64, "num_hints": (0, 1, 2, 4, 8), "num_results": 16}, 16, 32),
 }
 NUM_POINTS = 12  # of a curve, for either budget
 

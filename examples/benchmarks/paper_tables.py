@@ -17,7 +17,8 @@ A question is `[letter][a][b]`, and the letter decides the operation. Pairs of o
 All arms of a table have the same questions, and are judged alike. A rival of DLR trains all weights of the main model,
 with the settings, of a grid, that a pilot on a seed of its own found best. Seconds are CPU seconds of training alone.
 A run goes on until it has spent both budgets: as many decodes as all have, and the CPU seconds that DLR with
-pre-screening took for them. Each run is one line in `--runs`, and what is there is not run again. Printed: markdown
+pre-screening took for them. Accuracy is of either budget; skill, steps, samples, and `shuffled`, which are latents of
+other questions, are of the end. Each run is one line in `--runs`, and what is there is not run again. Printed: markdown
 tables, mean and 95% interval by Student's t over seeds.
 """
 
@@ -49,6 +50,18 @@ SIZES = {  # at full size and quick
     "short_decodes": (12_000, 4_000),  # of tables that compare DLR with itself
     "pilot_decodes": (24_000, 4_000),
     "estimates": (64, 16),
+}
+
+# CPU minutes that each part takes at full size, extrapolated from `--quick`, and the tables that need it
+PARTS = {
+    "pilot, told": (6, {"table3", "stability", "test_time"}),
+    "pilot, thinks": (11, {"table3", "stability", "test_time", "steps"}),
+    "told": (21, {"table3", "stability", "test_time"}),
+    "thinks": (23, {"table3", "stability", "test_time"}),
+    "variance": (12, {"variance"}),
+    "table4": (3, {"table4"}),
+    "contrastive": (12, {"contrastive"}),
+    "steps": (5, {"steps"}),
 }
 
 
@@ -134,6 +147,9 @@ def slopes(lines: list[dict], name: str) -> list[float]:
 def main(args: PaperTablesArguments) -> None:
     wanted, start, summary = set(args.tables), time.perf_counter(), {}
     seeds = range(args.size("seeds"))
+    if not args.quick:
+        plan = {name: minutes for name, (minutes, tables) in PARTS.items() if wanted & tables}
+        print(f"Plan: {sum(plan.values())} CPU minutes over {args.workers} processes, {plan}", flush=True)
 
     def make(world, arm, config, decodes, seconds=0.0, samples=0):
         shared = {"kind": "learn", "world": world, "arm": arm, "config": config}
