@@ -56,8 +56,8 @@ SIZES = {  # at full size and quick
 PARTS = {
     "pilot, told": (6, {"table3", "stability", "test_time"}),
     "pilot, thinks": (11, {"table3", "stability", "test_time", "steps"}),
-    "told": (21, {"table3", "stability", "test_time"}),
-    "thinks": (23, {"table3", "stability", "test_time"}),
+    "told": (24, {"table3", "stability", "test_time"}),
+    "thinks": (26, {"table3", "stability", "test_time"}),
     "variance": (12, {"variance"}),
     "table4": (3, {"table4"}),
     "contrastive": (12, {"contrastive"}),
