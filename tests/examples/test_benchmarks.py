@@ -239,31 +239,84 @@ def test_every_arm_of_the_curriculum_runs(tmp_path, monkeypatch, capsys):
     assert "1 + 3 steps" in capsys.readouterr().out
 
 
-def test_the_demo_and_its_rival_are_evaluated_at_the_same_times(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("completion", "answer", "question", "right"),
+    [
+        ("16", "16", "What is 4 + 12?", True),
+        ("4 + 12 = 16", "16", "What is 4 + 12?", True),
+        ("The answer is 16.", "16", "What is 4 + 12?", True),
+        ("4 + 12 is equal to 16. This", "16", "What is 4 + 12?", True),
+        ("22 - 78 = -56", "-56", "22 - 78 =", True),
+        ("To find 4 + 12, we", "16", "What is 4 + 12?", False),  # left to do
+        ("4 + 12", "16", "What is 4 + 12?", False),
+        ("What is 4 + 12?", "16", "What is 4 + 12?", False),
+        ("The answer is 15 or 16", "16", "What is 4 + 12?", False),
+        ("16. 17. 18.", "16", "What is 4 + 12?", False),
+        ("15 = 16", "16", "What is 4 + 12?", False),
+        ("56", "-56", "22 - 78 =", False),
+        ("Oslo", "Oslo", "What is the capital of Norway?", True),
+        ("The capital of Norway is Oslo.", "Oslo", "What is the capital of Norway?", True),
+        ("The capital is Rome. It is Oslo.", "Oslo", "What is the capital of Norway?", False),
+        ("Oslo. Rome. Paris.", "Oslo", "What is the capital of Norway?", False),
+        ("Rome is Oslo", "Oslo", "What is the capital of Norway?", False),
+        ("The capital of Norway is not Oslo", "Oslo", "What is the capital of Norway?", False),
+        ('The opposite of "hot" is "cold."', "cold", 'What is the opposite of "hot"?', True),
+        ('The opposite of "hot" is "hot"', "cold", 'What is the opposite of "hot"?', False),
+    ],
+)
+def test_the_judge_of_the_rivals_pays_one_answer_that_is_stated(completion, answer, question, right, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import common
-    import demo_rival
+    from tasks import is_right
 
-    def load(dtype):
-        tokenizer = common.word_tokenizer(512)
-        tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-        return common.random_model("tiny", dtype, 0), tokenizer
+    assert is_right(completion, answer, question, frozenset({"oslo", "rome", "paris", "cold", "hot"})) is right
 
-    monkeypatch.setattr(demo_rival, "load_smollm2", load)
-    monkeypatch.setitem(demo_rival.DEMO, "assistant_num_layers", 1)
-    path, times = tmp_path / "figures.json", [1e-3, 2e-3]  # one step passes both
-    arms = ["dlr", "lora_3e-4"]
-    demo_rival.main(demo_rival.RivalArguments(arms, seeds=[0], seconds=times, output_json=str(path)))
-    figures = json.loads(path.read_text())["figures"]
-    for arm, completions in zip(arms, (128, 32), strict=True):
-        ((before, first, second),) = figures[arm]
-        assert before["seconds"] == before["steps"] == before["completions"] == 0
-        assert first == second and first["steps"] == 1 and first["seconds"] > 2e-3
-        assert first["completions"] == completions
-        assert all(0 <= row[name] <= 1 for row in (before, first) for name in ("accuracy", "format"))
-        assert ("accuracy_shuffled" in first) is (arm == "dlr")
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith(tuple(arms))] == ["dlr"] * 3 + ["lora_3e-4"] * 3
+
+def test_questions_of_the_rivals_are_held_out_and_cannot_be_guessed(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from rivals import USED
+    from tasks import TASKS
+
+    for name in USED:
+        task = TASKS[name]()
+        assert not set(task.train["question"]) & set(task.test["question"]), name
+        assert len(task.test) >= 36 and task.best_constant() < 0.15, name
+        for data in (task.train, task.test):  # the judge takes each gold answer, and no other's
+            assert set(task.correct(data["answer"], data["answer"], data["question"])) == {1.0}, name
+            others = [*data["answer"][1:], data["answer"][0]]
+            paid = task.correct(others, data["answer"], data["question"])
+            assert [value > 0 for value in paid] == [a == b for a, b in zip(others, data["answer"], strict=True)]
+
+
+def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import rivals
+
+    path = tmp_path / "runs.jsonl"
+    args = rivals.RivalArguments(
+        arms=["grpo_lora", "dlr"], tasks=["addition"], seeds=[0, 1], seconds=[10.0, 20.0], runs=str(path)
+    )
+
+    def line(settings, accuracies, memory):
+        curve = [
+            {"seconds": 10.0 * i, "steps": i, "decodes": 32 * i, "accuracy": value, "accuracy_shuffled": 0.25}
+            for i, value in enumerate(accuracies)
+        ]
+        rest = {"added_memory": memory, "trained": 5, "others": {"products": 0.5}, "log_likelihood": -2.0}
+        return json.dumps({"settings": settings, "figures": {"curve": curve, **rest}})
+
+    lines = [line(each, [0.2, 0.9 if each["rate"] == 1e-3 else 0.4], 8.0) for each in rivals.pilot_settings(args)]
+    common = {"task": "addition", "seconds": [10.0, 20.0]}
+    for seed in (0, 1):
+        lines.append(line({"arm": "grpo_lora", **common, "seed": seed, "rate": 1e-3}, [0.2, 0.3, 0.5], 300.0))
+        lines.append(line({"arm": "dlr", **common, "seed": seed, "rate": None}, [0.2, 0.49, 0.75], 75.0))
+    path.write_text("\n".join(lines) + "\n")
+    before = path.read_text()
+    rivals.main(args)
+    assert path.read_text() == before  # nothing was missing
+    out = capsys.readouterr().out
+    assert "Rates: {'grpo_lora': 0.001}" in out
+    assert "| dlr | - | 20 | 64 | 0.75 [0.59, 0.86] | 0.75 / 0.75 | 0.25 | 75 | 5 | 0.50 | -2.000 |" in out
+    assert "| addition | 0.50 | 20 | 10 | 0.50 | 0.25 |" in out  # there within 0.02 in half of the time
 
 
 def test_a_file_that_cannot_be_written_is_told_before_hours_of_measuring(tmp_path, monkeypatch):

@@ -1,0 +1,492 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+"""
+Why not GRPO with LoRA? DLR beside what a user would take instead, on SmolLM2-135M-Instruct, at equal CPU time.
+
+    python examples/benchmarks/rivals.py --probe                            # the tasks, of which the main model knows some
+    python examples/benchmarks/rivals.py --pilot --gsm8k GSM8K              # each rival's best rate, on a seed of its own
+    python examples/benchmarks/rivals.py --gsm8k GSM8K --output_png a.png   # all runs that the file lacks, then tables
+
+GSM8K is a JSONL file with `question` and `answer`, or a Hub name. CPU seconds are the process time of training, without
+loading and evaluations. Held-out questions are answered greedily, by DLR with the means of its latents, and with latents
+of other questions (`shuffled`). `samples` spends the same seconds on answers of the main model alone: all of them divided
+among the held-out questions, as if DLR's training served these alone. Then the most frequent answer counts
+(`majority`), and `pass` is the share with any right one. Answering with DLR costs as much as about one answer.
+"""
+
+import hashlib
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import check_output, load_smollm2, peak_memory, reset_peak_memory, run_missing
+from datasets import Dataset, load_dataset
+from peft import LoraConfig, PromptTuningConfig
+from tasks import TASKS, Task, stated
+from transformers import HfArgumentParser, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer, first_layers
+from trl_dlr.evaluation import evaluate_latents, wilson_interval
+from trl_dlr.generation import TransformersEngine, tokenize_prompts
+
+
+# ---- Settings of each arm ----
+
+COMMON = {"max_steps": 100_000, "logging_steps": 1000, "disable_tqdm": True, "lr_scheduler_type": "constant"}
+COMMON |= {"save_strategy": "no", "report_to": "none", "use_cpu": not torch.cuda.is_available()}
+REWARD_WEIGHTS = [1.0, 0.5]  # right, and brief
+POLICY = {"latent_sampling": "parallel", "num_latents": 4, "latent_dim": 16, "freeze_embeddings": True, "bf16": False}
+DLR = {**POLICY, "per_device_train_batch_size": 128, "num_generations": 16, "num_iterations": 6}
+DLR |= {"learning_rate": 5e-4, "exploration_check_prompts": 0}
+DLR_LAYERS = 4
+SFT_DLR = {**POLICY, "per_device_train_batch_size": 12, "learning_rate": 1e-3, "projection_learning_rate": 5e-3}
+SFT_DLR_SHARE = 0.2  # of the seconds, for the supervised start
+GRPO = {"per_device_train_batch_size": 32, "num_generations": 8, "gradient_checkpointing": False, "bf16": False}
+SFT = {"per_device_train_batch_size": 16, "gradient_checkpointing": False, "bf16": False}
+LORA = {"r": 16, "target_modules": "all-linear"}
+PROMPT_TUNING = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 16, "prompt_tuning_init": "SAMPLE_VOCAB"}
+# Weights below the adapters are bfloat16. All weights are trained in float32, where bfloat16 would round steps away
+DTYPES = {"grpo_full": torch.float32}
+RATES = {  # learning rates that the pilot tries; for `samples`, temperatures
+    "grpo_lora": [3e-4, 1e-3, 3e-3],
+    "grpo_full": [3e-6, 1e-5, 3e-5],
+    "sft_lora": [3e-4, 1e-3, 3e-3],
+    "prompt_tuning": [3e-3, 1e-2, 3e-2],
+    "samples": [0.3, 0.7, 1.0],
+}
+ARMS = ["grpo_lora", "dlr", "grpo_full", "sft_lora", "prompt_tuning", "sft_dlr", "samples", "untrained"]
+USED = ["addition", "chain_sum", "products", "capitals", "opposites"]
+UNTOUCHED = ("dlr", "sft_dlr", "prompt_tuning", "samples", "untrained")  # arms that leave the main model's weights
+
+
+@dataclass
+class RivalArguments:
+    """Arguments of this script."""
+
+    probe: bool = field(default=False, metadata={"help": "Show what the main model alone does with each task."})
+    pilot: bool = field(default=False, metadata={"help": "Try each rate, on `pilot_tasks` and `pilot_seed`."})
+    pilot_tasks: list[str] = field(default_factory=lambda: ["addition", "capitals"], metadata={"help": "Its tasks."})
+    pilot_seconds: float = field(default=100.0, metadata={"help": "Its CPU seconds."})
+    pilot_seed: int = field(default=100, metadata={"help": "Its seed, which is not reported."})
+    arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": "Arms."})
+    tasks: list[str] = field(default_factory=lambda: list(USED), metadata={"help": "Tasks."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds."})
+    seconds: list[float] = field(
+        default_factory=lambda: [25.0, 50.0, 100.0, 200.0], metadata={"help": "CPU seconds of training."}
+    )
+    gsm8k: str | None = field(default=None, metadata={"help": "JSONL file or Hub name of GSM8K, for forgetting."})
+    runs: str = field(default="docs/benchmarks/rivals.jsonl", metadata={"help": "File with a line for each run."})
+    num_workers: int = field(default=2, metadata={"help": "Runs side by side, with one thread each."})
+    output_png: str | None = field(default=None, metadata={"help": "File for a plot."})
+
+    def __post_init__(self):
+        check_output(self.runs)
+        check_output(self.output_png)
+        for name, values, known in (("arms", self.arms, ARMS), ("tasks", self.tasks + self.pilot_tasks, TASKS)):
+            if unknown := set(values) - set(known):
+                raise ValueError(f"`{name}` must be of {', '.join(known)}, got {', '.join(sorted(unknown))}.")
+        if not self.seconds or min(self.seconds) <= 0:
+            raise ValueError(f"`seconds` must be positive, got {self.seconds}.")
+
+
+# ---- Evaluation ----
+
+
+@torch.no_grad()
+def answers(model: PreTrainedModel, tokenizer, task: Task, rows: dict, temperature: float | None = None) -> list[str]:
+    """Completions of the questions: greedy ones, or samples."""
+    kwargs = {} if temperature is None else {"do_sample": True, "temperature": temperature}
+    engine = TransformersEngine(model, tokenizer, task.max_new_tokens, kwargs)
+    return engine.decode(engine.generate(tokenize_prompts(list(rows["prompt"]), tokenizer)))
+
+
+@torch.no_grad()
+def adapted_answers(model: torch.nn.Module, tokenizer, task: Task, rows: dict) -> list[str]:
+    """Greedy completions by PEFT's own `generate`, which adds the virtual tokens."""
+    ids = tokenize_prompts(list(rows["prompt"]), tokenizer)
+    batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
+    out = model.generate(**batch, max_new_tokens=task.max_new_tokens, do_sample=False)
+    start = batch["input_ids"].size(1) if out.size(1) > task.max_new_tokens else 0
+    return tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
+
+
+def scores(task: Task, rows: dict, texts: list[str]) -> dict[str, Any]:
+    right, brief = task.correct(texts, rows["answer"], rows["question"]), task.brief(texts)
+    shares = [sum(value > 0 for value in values) / len(texts) for values in (right, brief)]
+    return {"accuracy": shares[0], "brief": shares[1], "examples": texts[:3]}
+
+
+@torch.no_grad()
+def log_likelihood(model: PreTrainedModel, tokenizer, gsm8k: str | None, num_rows: int = 40) -> float | None:
+    """Mean log-likelihood of a token of GSM8K's text."""
+    if gsm8k is None:
+        return None
+    is_file = Path(gsm8k).is_file()
+    data = load_dataset("json", data_files=gsm8k, split="train") if is_file else load_dataset(gsm8k, "main")["test"]
+    total, count = 0.0, 0
+    for row in data.take(num_rows):
+        ids = tokenizer(f"{row['question']}\n{row['answer']}", return_tensors="pt")["input_ids"].to(model.device)
+        total -= model(input_ids=ids, labels=ids).loss.item() * (ids.size(1) - 1)
+        count += ids.size(1) - 1
+    return total / count
+
+
+def forgetting(model: PreTrainedModel, tokenizer, task: Task, gsm8k: str | None) -> dict[str, Any]:
+    others = [TASKS[name]() for name in USED if name != task.name]
+    found = {}
+    for other in others:
+        rows = other.test[:20]
+        found[other.name] = scores(other, rows, answers(model, tokenizer, other, rows))["accuracy"]
+    return {"others": found, "log_likelihood": log_likelihood(model, tokenizer, gsm8k)}
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    found = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        found.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+class EvaluateAtSeconds(TrainerCallback):
+    """
+    Calls `evaluate` before training and when it has taken as many CPU seconds, and stops after the last of them. The
+    peak of memory is that of training alone.
+    """
+
+    def __init__(self, seconds: list[float], evaluate: Callable[[], dict[str, Any]], spent: float = 0.0):
+        self.seconds, self.evaluate, self.spent = sorted(seconds), evaluate, spent
+        self.rows, self.peak = [], 0.0
+
+    def keep(self, steps: int) -> None:
+        self.rows.append({"seconds": self.spent, "steps": steps, **self.evaluate()})
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.keep(0)
+        reset_peak_memory()
+        self.start = time.process_time() - self.spent
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.spent = time.process_time() - self.start
+        if self.spent >= self.seconds[0]:
+            self.peak = max(self.peak, peak_memory())
+            self.keep(state.global_step)
+            self.seconds = [second for second in self.seconds if second > self.spent]
+            control.should_training_stop = not self.seconds
+            reset_peak_memory()
+            self.start = time.process_time() - self.spent
+
+
+# ---- Arms ----
+
+
+def with_gold(train: Dataset) -> Dataset:
+    gold = [[{"role": "assistant", "content": answer}] for answer in train["answer"]]
+    return train.select_columns(["prompt"]).add_column("completion", gold)
+
+
+def make_rival(arm: str, model, tokenizer, task: Task, folder: str, seed: int, rate: float) -> Trainer:
+    if arm.startswith("grpo"):
+        config = GRPOConfig(
+            folder,
+            **COMMON,
+            **GRPO,
+            seed=seed,
+            learning_rate=rate,
+            reward_weights=REWARD_WEIGHTS,
+            max_completion_length=task.max_new_tokens,
+        )
+        adapter = LoraConfig(**LORA) if arm == "grpo_lora" else None
+        rewards = [task.correct, task.brief]
+        return GRPOTrainer(
+            model, rewards, config, train_dataset=task.train, processing_class=tokenizer, peft_config=adapter
+        )
+    config = SFTConfig(folder, **COMMON, **SFT, seed=seed, learning_rate=rate)
+    adapter = LoraConfig(**LORA) if arm == "sft_lora" else PromptTuningConfig(**PROMPT_TUNING)
+    return SFTTrainer(
+        model, config, train_dataset=with_gold(task.train), processing_class=tokenizer, peft_config=adapter
+    )
+
+
+def train_rival(arm, model, tokenizer, task, folder, seed, rate, seconds) -> tuple[list[dict], float, int]:
+    trainer = make_rival(arm, model, tokenizer, task, folder, seed, rate)
+    decodes = GRPO["per_device_train_batch_size"] if arm.startswith("grpo") else 0
+    rows = task.test[:]
+
+    def evaluate() -> dict[str, Any]:
+        mode, trained = trainer.model.training, trainer.model.eval()
+        if arm == "prompt_tuning":
+            texts = adapted_answers(trained, tokenizer, task, rows)
+        else:  # LoRA's layers are inside the base model
+            texts = answers(trained if arm == "grpo_full" else trained.get_base_model(), tokenizer, task, rows)
+        trained.train(mode)
+        return {"decodes": trainer.state.global_step * decodes, **scores(task, rows, texts)}
+
+    return run_trainer(trainer, evaluate, seconds)
+
+
+def run_trainer(trainer: Trainer, evaluate, seconds, spent: float = 0.0) -> tuple[list[dict], float, int]:
+    callback = EvaluateAtSeconds(seconds, evaluate, spent)
+    trainer.add_callback(callback)
+    trainer.remove_callback(PrinterCallback)
+    num_trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    trainer.train()
+    return callback.rows, callback.peak, num_trained
+
+
+def train_latent(arm, model, tokenizer, task, folder, seed, seconds) -> tuple[list[dict], float, int]:
+    common = {"processing_class": tokenizer, "main_model": model, "main_processing_class": tokenizer}
+    length = {"max_completion_length": task.max_new_tokens, "seed": seed}
+    policy, curve, peak, spent = first_layers(model, DLR_LAYERS), [], 0.0, 0.0
+
+    def evaluation(trainer: Trainer) -> dict[str, Any]:
+        engine, found = getattr(trainer, "engine", None), {}
+        found["decodes"] = engine.num_decoded if isinstance(trainer, LatentGRPOTrainer) else 0
+        with trainer.answering() as reasoner:
+            for control in ("mean_latents", "shuffled"):
+                kwargs = {"control": control, "seed": seed, "batch_size": len(task.test), "num_samples": 1}
+                shares = evaluate_latents(reasoner, task.test, task.correct, task.brief, **kwargs)
+                suffix = "" if control == "mean_latents" else "_shuffled"
+                found |= {f"accuracy{suffix}": shares["accuracy"], f"brief{suffix}": shares["format"]}
+        return found
+
+    if arm == "sft_dlr":
+        config = LatentSFTConfig(folder, **COMMON, **SFT_DLR, **length)
+        data = task.train.add_column("completion", task.train["answer"])
+        trainer = LatentSFTTrainer(policy, config, data, **common)
+        start = [SFT_DLR_SHARE * max(seconds)]
+        curve, peak, _ = run_trainer(
+            trainer, lambda: evaluation(trainer), [*start, *(s for s in seconds if s < start[0])]
+        )
+        spent, policy = curve[-1]["seconds"], trainer.policy
+    config = LatentGRPOConfig(folder, **COMMON, **DLR, **length, reward_weights=REWARD_WEIGHTS)
+    rl = LatentGRPOTrainer(policy, [task.correct, task.brief], config, task.train, **common)
+    rest, rl_peak, num_trained = run_trainer(
+        rl, lambda: evaluation(rl), [second for second in seconds if second > spent], spent
+    )
+    return curve + rest[bool(curve) :], max(peak, rl_peak), num_trained
+
+
+def draw_samples(model, tokenizer, task, seed, temperature, seconds) -> list[dict]:
+    """Answers of the main model alone to all held-out questions, again and again, for as many CPU seconds."""
+    torch.manual_seed(seed)
+    rows, votes, drawn, curve, spent = task.test[:], [], [], [], 0.0
+    num_questions = len(rows["answer"])
+    for second in sorted(seconds):
+        while spent < second:
+            start = time.process_time()
+            texts = answers(model, tokenizer, task, rows, temperature)
+            spent += time.process_time() - start
+            drawn.append([value > 0 for value in task.correct(texts, rows["answer"], rows["question"])])
+            votes.append([(stated(text), right) for text, right in zip(texts, drawn[-1], strict=True)])
+        of_questions = list(zip(*votes, strict=True))
+        valid = [[vote for vote in of_one if vote[0] is not None] or [(None, False)] for of_one in of_questions]
+        winners = [Counter(vote[0] for vote in of_one).most_common(1)[0][0] for of_one in valid]
+        # The winner counts where most of those who state it do so alone
+        right = [
+            statistics.fmean(vote[1] for vote in of_one if vote[0] == winner) > 0.5
+            for of_one, winner in zip(valid, winners, strict=True)
+        ]
+        curve.append({"seconds": spent, "steps": len(drawn), "decodes": len(drawn) * num_questions})
+        curve[-1] |= {"accuracy": statistics.fmean(right), "single": statistics.fmean(map(statistics.fmean, drawn))}
+        curve[-1]["pass"] = statistics.fmean(any(of_one) for of_one in zip(*drawn, strict=True))
+    return curve
+
+
+def run(arm: str, task: str, seed: int, seconds: list[float], rate: float | None, gsm8k: str | None) -> dict[str, Any]:
+    """One run: the curve, what it took, and what the main model is like at its end."""
+    model, tokenizer = load_smollm2(DTYPES.get(arm, torch.bfloat16))
+    model.eval()
+    made, before, peak, num_trained = TASKS[task](), fingerprint(model), 0.0, 0
+    torch.manual_seed(seed)
+    rows = made.test[:]
+    texts = answers(model, tokenizer, made, rows)  # also touches all weights, which are then in memory
+    base = reset_peak_memory()
+    with tempfile.TemporaryDirectory(prefix="rivals-") as folder:
+        if arm == "untrained":
+            curve = [{"seconds": 0.0, "steps": 0, "decodes": 0, **scores(made, rows, texts)}]
+        elif arm == "samples":
+            curve, peak = draw_samples(model, tokenizer, made, seed, rate, seconds), peak_memory()
+        elif arm in ("dlr", "sft_dlr"):
+            curve, peak, num_trained = train_latent(arm, model, tokenizer, made, folder, seed, seconds)
+        else:
+            curve, peak, num_trained = train_rival(arm, model, tokenizer, made, folder, seed, rate, seconds)
+    if arm in UNTOUCHED and fingerprint(model) != before:
+        raise RuntimeError(f"{arm!r} has changed the main model.")
+    memory = {"base_memory": base, "added_memory": max(peak - base, 0.0), "trained": num_trained}
+    return {"curve": curve, **memory, **forgetting(model.eval(), tokenizer, made, gsm8k)}
+
+
+# ---- What is run, and what is shown ----
+
+
+def show_probe() -> None:
+    """What the main model alone does with each task, and how far a constant answer gets."""
+    model, tokenizer = load_smollm2(torch.bfloat16)
+    torch.manual_seed(0)
+    rows = []
+    for name, make in TASKS.items():
+        task = make()
+        data = task.test[:]
+        texts = [answers(model.eval(), tokenizer, task, data, temperature) for temperature in (None, 1.0)]
+        greedy, sampled = (scores(task, data, of_one)["accuracy"] for of_one in texts)
+        verdict = "used" if name in USED else "left out"
+        sizes = [f"{len(task.train)}", f"{len(task.test)}", f"{len(task.answers)}"]
+        rows.append([name, *sizes, f"{greedy:.2f}", f"{sampled:.2f}", f"{task.best_constant():.2f}", verdict])
+    columns = ["task", "train", "held out", "answers", "greedy", "sampled", "best constant", ""]
+    print(markdown("The main model alone", columns, rows))
+
+
+def pilot_settings(args: RivalArguments) -> list[dict[str, Any]]:
+    seconds = {"seed": args.pilot_seed, "seconds": [args.pilot_seconds]}
+    arms = [arm for arm in args.arms if arm in RATES]
+    return [
+        {"arm": arm, "task": task, **seconds, "rate": rate}
+        for task in args.pilot_tasks
+        for arm in arms
+        for rate in RATES[arm]
+    ]
+
+
+def best_rates(pilots: list[dict[str, Any]]) -> dict[str, float]:
+    """Of each arm, the rate with the highest mean accuracy over the pilot's tasks."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for pilot in pilots:
+        accuracy = pilot["curve"][-1]["accuracy"]
+        found.setdefault(pilot["arm"], {}).setdefault(pilot["rate"], []).append(accuracy)
+    return {arm: max(rates, key=lambda rate: statistics.fmean(rates[rate])) for arm, rates in found.items()}
+
+
+def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
+    """Markdown: each arm on each task, and the verdict on DLR beside GRPO with LoRA."""
+    texts, verdicts = [], []
+    for task in args.tasks:
+        rows, of_arms = [], {}
+        num_test = len(TASKS[task]().test)
+        for arm in args.arms:
+            of_arms[arm] = group = [each for each in runs if each["task"] == task and each["arm"] == arm]
+            if group:
+                rows.append([arm, *cells(group, num_test)])
+        columns = ["arm", "rate", "CPU seconds", "decodes", "accuracy, mean and 95%", "of seeds"]
+        columns += ["shuffled", "added memory, MiB", "trained", "others", "GSM8K, log p"]
+        texts.append(markdown(task, columns, rows))
+        if of_arms.get("dlr") and of_arms.get("grpo_lora"):
+            verdicts.append([task, *verdict(of_arms["dlr"], of_arms["grpo_lora"])])
+    columns = [
+        "task",
+        "GRPO + LoRA at the end",
+        "its CPU seconds",
+        "DLR is there after",
+        "ratio",
+        "added memory, ratio",
+    ]
+    texts.append(markdown("DLR beside GRPO + LoRA (within 0.02)", columns, verdicts))
+    return "\n".join(texts)
+
+
+def cells(group: list[dict[str, Any]], num_test: int) -> list[str]:
+    ends = [each["curve"][-1] for each in group]
+
+    def mean(values: list[float | None], digits: int) -> str:
+        return "-" if None in values else f"{statistics.fmean(values):,.{digits}f}"
+
+    accuracies = [end["accuracy"] for end in ends]
+    low, high = wilson_interval(statistics.fmean(accuracies), num_test)  # the same questions for every seed
+    return [
+        "-" if group[0]["rate"] is None else f"{group[0]['rate']:g}",
+        mean([end["seconds"] for end in ends], 0),
+        mean([end["decodes"] for end in ends], 0),
+        f"{mean(accuracies, 2)} [{low:.2f}, {high:.2f}]",
+        " / ".join(f"{value:.2f}" for value in accuracies),
+        mean([end.get("accuracy_shuffled") for end in ends], 2),
+        mean([each["added_memory"] for each in group], 0),
+        mean([each["trained"] for each in group], 0),
+        mean([statistics.fmean(each["others"].values()) for each in group], 2),
+        mean([each["log_likelihood"] for each in group], 3),
+    ]
+
+
+def mean_curve(group: list[dict[str, Any]], name: str = "accuracy") -> list[tuple[float, float]]:
+    """Means over seeds of seconds and figures, evaluation by evaluation."""
+    curves = zip(*(each["curve"] for each in group), strict=False)
+    return [tuple(statistics.fmean(row[key] for row in at) for key in ("seconds", name)) for at in curves]
+
+
+def verdict(dlr: list[dict[str, Any]], rival: list[dict[str, Any]]) -> list[str]:
+    """When DLR's mean accuracy reaches what the rival's is at its end, and what it added to memory."""
+    target = statistics.fmean(each["curve"][-1]["accuracy"] for each in rival)
+    end = statistics.fmean(each["curve"][-1]["seconds"] for each in rival)
+    reached = next((seconds for seconds, accuracy in mean_curve(dlr) if accuracy >= target - 0.02), None)
+    memory = [statistics.fmean(each["added_memory"] for each in group) for group in (dlr, rival)]
+    times = ["never", "-"] if reached is None else [f"{reached:.0f}", f"{reached / end:.2f}"]
+    return [f"{target:.2f}", f"{end:.0f}", *times, f"{memory[0] / memory[1]:.2f}" if memory[1] else "-"]
+
+
+def markdown(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return f"\n{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def plot(args: RivalArguments, runs: list[dict[str, Any]]) -> None:
+    """A panel per task: accuracy over CPU seconds, and below it over decodes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(args.tasks), figsize=(3.4 * len(args.tasks), 6), squeeze=False, sharey="col")
+    for column, task in enumerate(args.tasks):
+        for number, arm in enumerate(args.arms):
+            group = [each for each in runs if each["task"] == task and each["arm"] == arm]
+            for row, name in enumerate(("seconds", "decodes")):
+                if not group:
+                    continue
+                curves = list(zip(*(each["curve"] for each in group), strict=False))
+                means = [[statistics.fmean(at[key] for at in one) for one in curves] for key in (name, "accuracy")]
+                axis = axes[row][column]
+                if arm == "untrained":
+                    axis.axhline(means[1][0], color="grey", linestyle=":", label=arm)
+                elif name == "seconds" or max(means[0]) > 0:  # supervised arms decode nothing
+                    axis.plot(*means, marker=".", color=f"C{number}", label=arm)
+        axes[0][column].set(title=task, xlabel="CPU seconds", ylabel="held-out accuracy")
+        axes[1][column].set(xlabel="completions", ylabel="held-out accuracy", xscale="symlog")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(args.output_png, dpi=120)
+
+
+def main(args: RivalArguments) -> None:
+    if args.probe:
+        return show_probe()
+    make = partial(run, gsm8k=args.gsm8k)
+    pilots = run_missing(make, pilot_settings(args), args.runs, args.num_workers)
+    rates = best_rates(pilots)
+    rows = [
+        [each["arm"], each["task"], f"{each['rate']:g}", f"{each['curve'][-1]['accuracy']:.2f}"] for each in pilots
+    ]
+    print(markdown(f"Pilot, {args.pilot_seconds:g} CPU seconds", ["arm", "task", "rate", "accuracy"], rows))
+    print("Rates:", rates, flush=True)
+    if args.pilot:
+        return None
+    settings = [
+        {"arm": arm, "task": task, "seed": seed, "seconds": sorted(args.seconds), "rate": rates.get(arm)}
+        for seed in args.seeds
+        for task in args.tasks
+        for arm in args.arms
+    ]
+    runs = run_missing(make, settings, args.runs, args.num_workers)
+    print(tables(args, runs))
+    if args.output_png is not None:
+        plot(args, runs)
+    return None
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(RivalArguments).parse_args_into_dataclasses())
