@@ -246,15 +246,18 @@ def train_latent(arm, model, tokenizer, task, folder, seed, seconds) -> tuple[li
     length = {"max_completion_length": task.max_new_tokens, "seed": seed}
     policy, curve, peak, spent = first_layers(model, DLR_LAYERS), [], 0.0, 0.0
 
+    evaluated = [0]  # answers that evaluations decoded with the trainer's engine
+
     def evaluation(trainer: Trainer) -> dict[str, Any]:
-        engine, found = getattr(trainer, "engine", None), {}
-        found["decodes"] = engine.num_decoded if isinstance(trainer, LatentGRPOTrainer) else 0
+        before, found = trainer.engine.num_decoded, {}
+        found["decodes"] = before - evaluated[0]
         with trainer.answering() as reasoner:
             for control in ("mean_latents", "shuffled"):
                 kwargs = {"control": control, "seed": seed, "batch_size": len(task.test), "num_samples": 1}
                 shares = evaluate_latents(reasoner, task.test, task.correct, task.brief, **kwargs)
                 suffix = "" if control == "mean_latents" else "_shuffled"
                 found |= {f"accuracy{suffix}": shares["accuracy"], f"brief{suffix}": shares["format"]}
+        evaluated[0] += trainer.engine.num_decoded - before
         return found
 
     if arm == "sft_dlr":
@@ -266,6 +269,7 @@ def train_latent(arm, model, tokenizer, task, folder, seed, seconds) -> tuple[li
             trainer, lambda: evaluation(trainer), [*start, *(s for s in seconds if s < start[0])]
         )
         spent, policy = curve[-1]["seconds"], trainer.policy
+    evaluated[0] = 0  # the next trainer has an engine of its own
     config = LatentGRPOConfig(folder, **COMMON, **DLR, **length, reward_weights=REWARD_WEIGHTS)
     rl = LatentGRPOTrainer(policy, [task.correct, task.brief], config, task.train, **common)
     rest, rl_peak, num_trained = run_trainer(
