@@ -202,6 +202,22 @@ def test_the_trainable_arm_changes_the_main_model(paper_arms):
     assert run["parameters"] - frozen["parameters"] > 80_000
 
 
+def test_what_was_tried_for_fewer_decodes(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import decodes
+
+    tried = {
+        arm: {**decodes.ARMS[arm], "num_iterations": 5} for arm, new in decodes.CHANGES.items() if "trainer" in new
+    }
+    monkeypatch.setattr(decodes, "ARMS", tried)
+    runs = {arm: decodes.run(arm, seed=0, limit=500) for arm in tried}
+    for arm, run in runs.items():
+        (point,) = run["curve"]  # after two rollouts of 256
+        # Groups that are drawn again are decoded again: at the start, some are alike
+        assert (point["decodes"] > 512) == ("drawn again" in arm), arm
+        assert run["decodes, policy"] == run["decodes, mean_latents"] == 500 and 0 <= point["policy"] < 0.9
+
+
 def test_the_slope_and_the_exponent_of_known_curves(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from scaling import fit
