@@ -21,6 +21,7 @@ import psutil
 import torch
 import transformers
 import trl
+import trl.trainer.utils
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -224,6 +225,16 @@ def make_prompts(tokenizer: PreTrainedTokenizerBase, num_prompts: int, prompt_to
 
 
 # ---- Trainers ----
+
+
+def spare_waste(model: PreTrainedModel) -> None:
+    """
+    Spare TRL's trainers what they need not pay for on a CPU, half of a step. Without Triton, TRL scores prompts as well
+    as completions. transformers hands the head a slice of the states, for which its weights are copied for every row.
+    """
+    if not torch.cuda.is_available():
+        trl.trainer.utils._use_triton = lambda device: True  # where positions are chosen, not where kernels are
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
 
 
 def shared_config(args: TrainingBenchmarkArguments, num_steps: int) -> dict[str, Any]:

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trl.trainer.utils
-from common import check_output, load_smollm2, peak_memory, reset_peak_memory, run_missing
+from common import check_output, load_smollm2, peak_memory, reset_peak_memory, run_missing, spare_waste
 from datasets import Dataset, load_dataset
 from peft import LoraConfig, PromptTuningConfig
 from tasks import TASKS, Task, stated
@@ -188,15 +187,6 @@ class EvaluateAtSeconds(TrainerCallback):
 # ---- Arms ----
 
 
-def make_cheap(model: PreTrainedModel) -> None:
-    """
-    What rivals need not pay for on a CPU, half of their steps. Without Triton, TRL scores prompts as well as completions.
-    transformers hands the head a slice of the states, whose product copies the head's weights for every row.
-    """
-    trl.trainer.utils._use_triton = lambda device: True  # where positions are chosen, not where kernels are
-    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
-
-
 def with_gold(train: Dataset) -> Dataset:
     gold = [[{"role": "assistant", "content": answer}] for answer in train["answer"]]
     return train.select_columns(["prompt"]).add_column("completion", gold)
@@ -226,7 +216,7 @@ def make_rival(arm: str, model, tokenizer, task: Task, folder: str, seed: int, r
 
 
 def train_rival(arm, model, tokenizer, task, folder, seed, rate, seconds) -> tuple[list[dict], float, int]:
-    make_cheap(model)
+    spare_waste(model)
     trainer = make_rival(arm, model, tokenizer, task, folder, seed, rate)
     decodes = GRPO["per_device_train_batch_size"] if arm.startswith("grpo") else 0
     rows = task.test[:]

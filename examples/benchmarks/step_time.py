@@ -118,6 +118,7 @@ class TakeTurns(TrainerCallback):
 def trl_trainer(
     args: StepTimeArguments, main_model, tokenizer, reward: Reward, num_steps: int, callback: TakeTurns, variant: str
 ) -> GRPOTrainer:
+    common.spare_waste(main_model)
     trainer = GRPOTrainer(
         model=main_model,
         processing_class=tokenizer,
