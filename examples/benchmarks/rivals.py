@@ -4,7 +4,7 @@
 Why not GRPO with LoRA? DLR beside what a user would take instead, on SmolLM2-135M-Instruct, at equal CPU time.
 
     python examples/benchmarks/rivals.py --probe                            # the tasks, of which the main model knows some
-    python examples/benchmarks/rivals.py --pilot --gsm8k GSM8K              # each rival's best rate, on a seed of its own
+    python examples/benchmarks/rivals.py --pilot --gsm8k GSM8K              # each arm's best setting, on a seed of its own
     python examples/benchmarks/rivals.py --gsm8k GSM8K --output_png a.png   # all runs that the file lacks, then tables
 
 GSM8K is a JSONL file with `question` and `answer`, or a Hub name. CPU seconds are the process time of training, without
@@ -45,7 +45,7 @@ COMMON |= {"save_strategy": "no", "report_to": "none", "use_cpu": not torch.cuda
 REWARD_WEIGHTS = [1.0, 0.5]  # right, and brief
 POLICY = {"latent_sampling": "parallel", "num_latents": 4, "latent_dim": 16, "freeze_embeddings": True, "bf16": False}
 DLR = {**POLICY, "per_device_train_batch_size": 128, "num_generations": 16, "num_iterations": 6}
-DLR |= {"learning_rate": 5e-4, "exploration_check_prompts": 0}
+DLR |= {"learning_rate": 5e-4, "epsilon": 0.4, "exploration_check_prompts": 0}
 DLR_LAYERS = 4
 SFT_DLR = {**POLICY, "per_device_train_batch_size": 12, "learning_rate": 1e-3, "projection_learning_rate": 5e-3}
 SFT_DLR_SHARE = 0.2  # of the seconds, for the supervised start
@@ -55,12 +55,16 @@ LORA = {"r": 16, "target_modules": "all-linear"}
 PROMPT_TUNING = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 16, "prompt_tuning_init": "SAMPLE_VOCAB"}
 # Weights below the adapters are bfloat16. All weights are trained in float32, where bfloat16 would round steps away
 DTYPES = {"grpo_full": torch.float32}
-RATES = {  # learning rates that the pilot tries; for `samples`, temperatures
+# What the pilot tries: learning rates of the rivals, temperatures of `samples`, and texts that DLR's latents are offsets
+# of, which the main model reads as the beginning of its answer
+CHOICES = {
     "grpo_lora": [3e-4, 1e-3, 3e-3],
     "grpo_full": [3e-6, 1e-5, 3e-5],
     "sft_lora": [3e-4, 1e-3, 3e-3],
     "prompt_tuning": [3e-3, 1e-2, 3e-2],
     "samples": [0.3, 0.7, 1.0],
+    "dlr": ["Answer: ", " Answer:", " briefly"],
+    "sft_dlr": ["Answer: ", " Answer:", " briefly"],
 }
 ARMS = ["grpo_lora", "dlr", "grpo_full", "sft_lora", "prompt_tuning", "sft_dlr", "samples", "untrained"]
 USED = ["addition", "chain_sum", "products", "capitals", "opposites"]
@@ -72,7 +76,7 @@ class RivalArguments:
     """Arguments of this script."""
 
     probe: bool = field(default=False, metadata={"help": "Show what the main model alone does with each task."})
-    pilot: bool = field(default=False, metadata={"help": "Try each rate, on `pilot_tasks` and `pilot_seed`."})
+    pilot: bool = field(default=False, metadata={"help": "Try each choice, on `pilot_tasks` and `pilot_seed`."})
     pilot_tasks: list[str] = field(default_factory=lambda: ["addition", "capitals"], metadata={"help": "Its tasks."})
     pilot_seconds: float = field(default=100.0, metadata={"help": "Its CPU seconds."})
     pilot_seed: int = field(default=100, metadata={"help": "Its seed, which is not reported."})
@@ -242,9 +246,9 @@ def run_trainer(trainer: Trainer, evaluate, seconds, spent: float = 0.0) -> tupl
     return callback.rows, callback.peak, num_trained
 
 
-def train_latent(arm, model, tokenizer, task, folder, seed, seconds) -> tuple[list[dict], float, int]:
+def train_latent(arm, model, tokenizer, task, folder, seed, anchor_text, seconds) -> tuple[list[dict], float, int]:
     common = {"processing_class": tokenizer, "main_model": model, "main_processing_class": tokenizer}
-    length = {"max_completion_length": task.max_new_tokens, "seed": seed}
+    own = {"max_completion_length": task.max_new_tokens, "seed": seed, "anchor_text": anchor_text}
     policy, curve, peak, spent = first_layers(model, DLR_LAYERS), [], 0.0, 0.0
 
     evaluated = [0]  # answers that evaluations decoded with the trainer's engine
@@ -262,7 +266,7 @@ def train_latent(arm, model, tokenizer, task, folder, seed, seconds) -> tuple[li
         return found
 
     if arm == "sft_dlr":
-        config = LatentSFTConfig(folder, **COMMON, **SFT_DLR, **length)
+        config = LatentSFTConfig(folder, **COMMON, **SFT_DLR, **own)
         data = task.train.add_column("completion", task.train["answer"])
         trainer = LatentSFTTrainer(policy, config, data, **common)
         start = [SFT_DLR_SHARE * max(seconds)]
@@ -271,7 +275,7 @@ def train_latent(arm, model, tokenizer, task, folder, seed, seconds) -> tuple[li
         )
         spent, policy = curve[-1]["seconds"], trainer.policy
     evaluated[0] = 0  # the next trainer has an engine of its own
-    config = LatentGRPOConfig(folder, **COMMON, **DLR, **length, reward_weights=REWARD_WEIGHTS)
+    config = LatentGRPOConfig(folder, **COMMON, **DLR, **own, reward_weights=REWARD_WEIGHTS)
     rl = LatentGRPOTrainer(policy, [task.correct, task.brief], config, task.train, **common)
     rest, rl_peak, num_trained = run_trainer(
         rl, lambda: evaluation(rl), [second for second in seconds if second > spent], spent
@@ -305,7 +309,9 @@ def draw_samples(model, tokenizer, task, seed, temperature, seconds) -> list[dic
     return curve
 
 
-def run(arm: str, task: str, seed: int, seconds: list[float], rate: float | None, gsm8k: str | None) -> dict[str, Any]:
+def run(
+    arm: str, task: str, seed: int, seconds: list[float], choice: float | str | None, gsm8k: str | None
+) -> dict[str, Any]:
     """One run: the curve, what it took, and what the main model is like at its end."""
     model, tokenizer = load_smollm2(DTYPES.get(arm, torch.bfloat16))
     model.eval()
@@ -318,11 +324,11 @@ def run(arm: str, task: str, seed: int, seconds: list[float], rate: float | None
         if arm == "untrained":
             curve = [{"seconds": 0.0, "steps": 0, "decodes": 0, **scores(made, rows, texts)}]
         elif arm == "samples":
-            curve, peak = draw_samples(model, tokenizer, made, seed, rate, seconds), peak_memory()
+            curve, peak = draw_samples(model, tokenizer, made, seed, choice, seconds), peak_memory()
         elif arm in ("dlr", "sft_dlr"):
-            curve, peak, num_trained = train_latent(arm, model, tokenizer, made, folder, seed, seconds)
+            curve, peak, num_trained = train_latent(arm, model, tokenizer, made, folder, seed, choice, seconds)
         else:
-            curve, peak, num_trained = train_rival(arm, model, tokenizer, made, folder, seed, rate, seconds)
+            curve, peak, num_trained = train_rival(arm, model, tokenizer, made, folder, seed, choice, seconds)
     if arm in UNTOUCHED and fingerprint(model) != before:
         raise RuntimeError(f"{arm!r} has changed the main model.")
     memory = {"base_memory": base, "added_memory": max(peak - base, 0.0), "trained": num_trained}
@@ -351,22 +357,22 @@ def show_probe() -> None:
 
 def pilot_settings(args: RivalArguments) -> list[dict[str, Any]]:
     seconds = {"seed": args.pilot_seed, "seconds": [args.pilot_seconds]}
-    arms = [arm for arm in args.arms if arm in RATES]
+    arms = [arm for arm in args.arms if arm in CHOICES]
     return [
-        {"arm": arm, "task": task, **seconds, "rate": rate}
+        {"arm": arm, "task": task, **seconds, "choice": choice}
         for task in args.pilot_tasks
         for arm in arms
-        for rate in RATES[arm]
+        for choice in CHOICES[arm]
     ]
 
 
-def best_rates(pilots: list[dict[str, Any]]) -> dict[str, float]:
-    """Of each arm, the rate with the highest mean accuracy over the pilot's tasks."""
-    found: dict[str, dict[float, list[float]]] = {}
+def best_choices(pilots: list[dict[str, Any]]) -> dict[str, float | str]:
+    """Of each arm, the choice with the highest mean accuracy over the pilot's tasks."""
+    found: dict[str, dict[float | str, list[float]]] = {}
     for pilot in pilots:
         accuracy = pilot["curve"][-1]["accuracy"]
-        found.setdefault(pilot["arm"], {}).setdefault(pilot["rate"], []).append(accuracy)
-    return {arm: max(rates, key=lambda rate: statistics.fmean(rates[rate])) for arm, rates in found.items()}
+        found.setdefault(pilot["arm"], {}).setdefault(pilot["choice"], []).append(accuracy)
+    return {arm: max(own, key=lambda choice, own=own: statistics.fmean(own[choice])) for arm, own in found.items()}
 
 
 def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
@@ -379,7 +385,7 @@ def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
             of_arms[arm] = group = [each for each in runs if each["task"] == task and each["arm"] == arm]
             if group:
                 rows.append([arm, *cells(group, num_test)])
-        columns = ["arm", "rate", "CPU seconds", "decodes", "accuracy, mean and 95%", "of seeds"]
+        columns = ["arm", "choice", "CPU seconds", "decodes", "accuracy, mean and 95%", "of seeds"]
         columns += ["shuffled", "added memory, MiB", "trained", "others", "GSM8K, log p"]
         texts.append(markdown(task, columns, rows))
         if of_arms.get("dlr") and of_arms.get("grpo_lora"):
@@ -405,7 +411,7 @@ def cells(group: list[dict[str, Any]], num_test: int) -> list[str]:
     accuracies = [end["accuracy"] for end in ends]
     low, high = wilson_interval(statistics.fmean(accuracies), num_test)  # the same questions for every seed
     return [
-        "-" if group[0]["rate"] is None else f"{group[0]['rate']:g}",
+        shown(group[0]["choice"]),
         mean([end["seconds"] for end in ends], 0),
         mean([end["decodes"] for end in ends], 0),
         f"{mean(accuracies, 2)} [{low:.2f}, {high:.2f}]",
@@ -416,6 +422,10 @@ def cells(group: list[dict[str, Any]], num_test: int) -> list[str]:
         mean([statistics.fmean(each["others"].values()) for each in group], 2),
         mean([each["log_likelihood"] for each in group], 3),
     ]
+
+
+def shown(choice: float | str | None) -> str:
+    return "-" if choice is None else repr(choice) if isinstance(choice, str) else f"{choice:g}"
 
 
 def mean_curve(group: list[dict[str, Any]], name: str = "accuracy") -> list[tuple[float, float]]:
@@ -472,16 +482,16 @@ def main(args: RivalArguments) -> None:
         return show_probe()
     make = partial(run, gsm8k=args.gsm8k)
     pilots = run_missing(make, pilot_settings(args), args.runs, args.num_workers)
-    rates = best_rates(pilots)
+    choices = best_choices(pilots)
     rows = [
-        [each["arm"], each["task"], f"{each['rate']:g}", f"{each['curve'][-1]['accuracy']:.2f}"] for each in pilots
+        [each["arm"], each["task"], shown(each["choice"]), f"{each['curve'][-1]['accuracy']:.2f}"] for each in pilots
     ]
-    print(markdown(f"Pilot, {args.pilot_seconds:g} CPU seconds", ["arm", "task", "rate", "accuracy"], rows))
-    print("Rates:", rates, flush=True)
+    print(markdown(f"Pilot, {args.pilot_seconds:g} CPU seconds", ["arm", "task", "choice", "accuracy"], rows))
+    print("Choices:", choices, flush=True)
     if args.pilot:
         return None
     settings = [
-        {"arm": arm, "task": task, "seed": seed, "seconds": sorted(args.seconds), "rate": rates.get(arm)}
+        {"arm": arm, "task": task, "seed": seed, "seconds": sorted(args.seconds), "choice": choices.get(arm)}
         for seed in args.seeds
         for task in args.tasks
         for arm in args.arms

@@ -320,18 +320,21 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
         rest = {"added_memory": memory, "trained": 5, "others": {"products": 0.5}, "log_likelihood": -2.0}
         return json.dumps({"settings": settings, "figures": {"curve": curve, **rest}})
 
-    lines = [line(each, [0.2, 0.9 if each["rate"] == 1e-3 else 0.4], 8.0) for each in rivals.pilot_settings(args)]
+    lines = [
+        line(each, [0.2, 0.9 if each["choice"] in (1e-3, " briefly") else 0.4], 8.0)
+        for each in rivals.pilot_settings(args)
+    ]
     common = {"task": "addition", "seconds": [10.0, 20.0]}
     for seed in (0, 1):
-        lines.append(line({"arm": "grpo_lora", **common, "seed": seed, "rate": 1e-3}, [0.2, 0.3, 0.5], 300.0))
-        lines.append(line({"arm": "dlr", **common, "seed": seed, "rate": None}, [0.2, 0.49, 0.75], 75.0))
+        lines.append(line({"arm": "grpo_lora", **common, "seed": seed, "choice": 1e-3}, [0.2, 0.3, 0.5], 300.0))
+        lines.append(line({"arm": "dlr", **common, "seed": seed, "choice": " briefly"}, [0.2, 0.49, 0.75], 75.0))
     path.write_text("\n".join(lines) + "\n")
     before = path.read_text()
     rivals.main(args)
     assert path.read_text() == before  # nothing was missing
     out = capsys.readouterr().out
-    assert "Rates: {'grpo_lora': 0.001}" in out
-    assert "| dlr | - | 20 | 64 | 0.75 [0.59, 0.86] | 0.75 / 0.75 | 0.25 | 75 | 5 | 0.50 | -2.000 |" in out
+    assert "Choices: {'grpo_lora': 0.001, 'dlr': ' briefly'}" in out
+    assert "| dlr | ' briefly' | 20 | 64 | 0.75 [0.59, 0.86] | 0.75 / 0.75 | 0.25 | 75 | 5 | 0.50 | -2.000 |" in out
     assert "| addition | 0.50 | 20 | 10 | 0.50 | 0.25 |" in out  # there within 0.02 in half of the time
 
 
