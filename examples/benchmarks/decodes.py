@@ -166,10 +166,11 @@ class UntilLearned(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         decodes = self.trainer.engine.num_decoded - self.of_evaluations
-        if state.global_step % (args.num_iterations * args.steps_per_generation) or decodes // 500 == self.last // 500:
+        rollouts, is_within = divmod(state.global_step, args.num_iterations * args.steps_per_generation)
+        if is_within or decodes // 500 == self.last // 500:
             return
         self.seconds += time.process_time() - self.start
-        point = {"decodes": decodes, "seconds": self.seconds}
+        point = {"decodes": decodes, "rollouts": rollouts, "seconds": self.seconds}
         with self.trainer.answering() as reasoner, torch.random.fork_rng(), redirect_stderr(io.StringIO()):
             for control_name in ("policy", "mean_latents"):
                 found = evaluate_latents(

@@ -212,9 +212,9 @@ def test_what_was_tried_for_fewer_decodes(monkeypatch):
     monkeypatch.setattr(decodes, "ARMS", tried)
     runs = {arm: decodes.run(arm, seed=0, limit=500) for arm in tried}
     for arm, run in runs.items():
-        (point,) = run["curve"]  # after two rollouts of 256
-        # Groups that are drawn again are decoded again: at the start, some are alike
-        assert (point["decodes"] > 512) == ("drawn again" in arm), arm
+        (point,) = run["curve"]  # after one rollout of 256 or two
+        # Groups that are drawn again are decoded again: at the start, some of 32 are alike
+        assert (point["decodes"] > 256 * point["rollouts"]) == ("drawn again" in arm), arm
         assert run["decodes, policy"] == run["decodes, mean_latents"] == 500 and 0 <= point["policy"] < 0.9
 
 
