@@ -229,7 +229,7 @@ def make_prompts(tokenizer: PreTrainedTokenizerBase, num_prompts: int, prompt_to
 
 def spare_waste(model: PreTrainedModel) -> None:
     """
-    Spare TRL's trainers what they need not pay for on a CPU, half of a step. Without Triton, TRL scores prompts as well
+    Spare TRL's trainers what they need not pay for on a CPU. Without Triton, TRL scores prompts as well
     as completions. transformers hands the head a slice of the states, for which its weights are copied for every row.
     """
     if not torch.cuda.is_available():
@@ -457,6 +457,8 @@ def run_missing(
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {run_key(line["settings"]): line["figures"] for line in lines}
     missing = [each for each in settings if run_key(each) not in done]
+    if not missing:
+        return [{**each, **done[run_key(each)]} for each in settings]
     os.environ["OMP_NUM_THREADS"] = "1"
     # A server that has imported once what takes seconds: a run starts soon, and has its memory to itself
     context = multiprocessing.get_context("forkserver")

@@ -3,7 +3,7 @@
 """
 The claims of the paper DeepLatent Reasoning (arXiv 2601.17275), tested one by one in the small world of tests/tiny.py.
 
-    python examples/benchmarks/paper_tables.py --runs tables.jsonl            # within an hour on two cores
+    python examples/benchmarks/paper_tables.py --runs tables.jsonl            # about an hour on two cores
     python examples/benchmarks/paper_tables.py --runs quick.jsonl --quick     # minutes: fewer seeds, smaller budgets
     python examples/benchmarks/paper_tables.py --runs tables.jsonl --tables table3 stability
 
@@ -52,7 +52,7 @@ SIZES = {  # at full size and quick
     "estimates": (64, 16),
 }
 
-# CPU minutes that each part takes at full size, extrapolated from `--quick`, and the tables that need it
+# CPU minutes that each part takes at full size, extrapolated from `--quick` with other settings of DLR, and the tables that need it
 PARTS = {
     "pilot, told": (6, {"table3", "stability", "test_time"}),
     "pilot, thinks": (11, {"table3", "stability", "test_time", "steps"}),
