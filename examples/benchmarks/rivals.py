@@ -34,7 +34,7 @@ from transformers import HfArgumentParser, PreTrainedModel, PrinterCallback, Tra
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer, first_layers
-from trl_dlr.evaluation import evaluate_latents, wilson_interval
+from trl_dlr.evaluation import wilson_interval
 from trl_dlr.generation import TransformersEngine, tokenize_prompts
 
 
@@ -84,7 +84,8 @@ class RivalArguments:
     tasks: list[str] = field(default_factory=lambda: list(USED), metadata={"help": "Tasks."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds."})
     seconds: list[float] = field(
-        default_factory=lambda: [25.0, 50.0, 100.0, 200.0], metadata={"help": "CPU seconds of training."}
+        default_factory=lambda: [12.0, 25.0, 50.0, 75.0, 100.0, 150.0, 200.0],
+        metadata={"help": "CPU seconds of training after which held-out questions are answered."},
     )
     gsm8k: str | None = field(default=None, metadata={"help": "JSONL file or Hub name of GSM8K, for forgetting."})
     runs: str = field(default="docs/benchmarks/rivals.jsonl", metadata={"help": "File with a line for each run."})
@@ -250,18 +251,20 @@ def train_latent(arm, model, tokenizer, task, folder, seed, anchor_text, seconds
     common = {"processing_class": tokenizer, "main_model": model, "main_processing_class": tokenizer}
     own = {"max_completion_length": task.max_new_tokens, "seed": seed, "anchor_text": anchor_text}
     policy, curve, peak, spent = first_layers(model, DLR_LAYERS), [], 0.0, 0.0
-
+    rows = task.test[:]
     evaluated = [0]  # answers that evaluations decoded with the trainer's engine
 
     def evaluation(trainer: Trainer) -> dict[str, Any]:
         before, found = trainer.engine.num_decoded, {}
         found["decodes"] = before - evaluated[0]
         with trainer.answering() as reasoner:
-            for control in ("mean_latents", "shuffled"):
-                kwargs = {"control": control, "seed": seed, "batch_size": len(task.test), "num_samples": 1}
-                shares = evaluate_latents(reasoner, task.test, task.correct, task.brief, **kwargs)
-                suffix = "" if control == "mean_latents" else "_shuffled"
-                found |= {f"accuracy{suffix}": shares["accuracy"], f"brief{suffix}": shares["format"]}
+            latents, lengths = reasoner.sample_latents(rows["prompt"], 1, True)
+            found |= scores(task, rows, reasoner.decode(rows["prompt"], latents, lengths))
+            shuffled = reasoner.decode(rows["prompt"], latents.roll(1, 0), lengths.roll(1))
+            found |= {f"{name}_shuffled": value for name, value in scores(task, rows, shuffled).items()}
+            if trainer.state.global_step == 0:
+                plain = reasoner.decode(rows["prompt"], num_anchors=POLICY["num_latents"])
+                found |= {f"{name}_plain": value for name, value in scores(task, rows, plain).items()}
         evaluated[0] += trainer.engine.num_decoded - before
         return found
 
@@ -331,8 +334,10 @@ def run(
             curve, peak, num_trained = train_rival(arm, model, tokenizer, made, folder, seed, choice, seconds)
     if arm in UNTOUCHED and fingerprint(model) != before:
         raise RuntimeError(f"{arm!r} has changed the main model.")
-    memory = {"base_memory": base, "added_memory": max(peak - base, 0.0), "trained": num_trained}
-    return {"curve": curve, **memory, **forgetting(model.eval(), tokenizer, made, gsm8k)}
+    figures = {"curve": curve, "base_memory": base, "added_memory": max(peak - base, 0.0), "trained": num_trained}
+    if arm == "untrained" or arm not in UNTOUCHED:
+        figures |= forgetting(model.eval(), tokenizer, made, gsm8k)
+    return figures
 
 
 # ---- What is run, and what is shown ----
@@ -385,8 +390,8 @@ def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
             of_arms[arm] = group = [each for each in runs if each["task"] == task and each["arm"] == arm]
             if group:
                 rows.append([arm, *cells(group, num_test)])
-        columns = ["arm", "choice", "CPU seconds", "decodes", "accuracy, mean and 95%", "of seeds"]
-        columns += ["shuffled", "added memory, MiB", "trained", "others", "GSM8K, log p"]
+        columns = ["arm", "choice", "CPU seconds", "decodes", "before", "accuracy, mean and 95%", "of seeds"]
+        columns += ["shuffled", "plain anchors", "added memory, MiB", "trained", "others", "GSM8K, log p"]
         texts.append(markdown(task, columns, rows))
         if of_arms.get("dlr") and of_arms.get("grpo_lora"):
             verdicts.append([task, *verdict(of_arms["dlr"], of_arms["grpo_lora"])])
@@ -403,7 +408,7 @@ def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
 
 
 def cells(group: list[dict[str, Any]], num_test: int) -> list[str]:
-    ends = [each["curve"][-1] for each in group]
+    starts, ends = ([each["curve"][i] for each in group] for i in (0, -1))
 
     def mean(values: list[float | None], digits: int) -> str:
         return "-" if None in values else f"{statistics.fmean(values):,.{digits}f}"
@@ -414,13 +419,19 @@ def cells(group: list[dict[str, Any]], num_test: int) -> list[str]:
         shown(group[0]["choice"]),
         mean([end["seconds"] for end in ends], 0),
         mean([end["decodes"] for end in ends], 0),
+        mean([start["accuracy"] for start in starts], 2),
         f"{mean(accuracies, 2)} [{low:.2f}, {high:.2f}]",
         " / ".join(f"{value:.2f}" for value in accuracies),
         mean([end.get("accuracy_shuffled") for end in ends], 2),
+        mean([start.get("accuracy_plain") for start in starts], 2),
         mean([each["added_memory"] for each in group], 0),
         mean([each["trained"] for each in group], 0),
-        mean([statistics.fmean(each["others"].values()) for each in group], 2),
-        mean([each["log_likelihood"] for each in group], 3),
+        *(
+            [mean([statistics.fmean(each["others"].values()) for each in group], 2)]
+            + [mean([each["log_likelihood"] for each in group], 3)]
+            if "others" in group[0]
+            else ["unchanged"] * 2
+        ),
     ]
 
 

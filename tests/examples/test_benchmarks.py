@@ -314,10 +314,13 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
 
     def line(settings, accuracies, memory):
         curve = [
-            {"seconds": 10.0 * i, "steps": i, "decodes": 32 * i, "accuracy": value, "accuracy_shuffled": 0.25}
+            {"seconds": 10.0 * i, "steps": i, "decodes": 32 * i, "accuracy": value}
+            | ({"accuracy_shuffled": 0.25, "accuracy_plain": 0.3} if settings["arm"] == "dlr" else {})
             for i, value in enumerate(accuracies)
         ]
-        rest = {"added_memory": memory, "trained": 5, "others": {"products": 0.5}, "log_likelihood": -2.0}
+        rest = {"added_memory": memory, "trained": 5}
+        if settings["arm"] == "grpo_lora":
+            rest |= {"others": {"products": 0.5}, "log_likelihood": -2.0}
         return json.dumps({"settings": settings, "figures": {"curve": curve, **rest}})
 
     lines = [
@@ -334,7 +337,12 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
     assert path.read_text() == before  # nothing was missing
     out = capsys.readouterr().out
     assert "Choices: {'grpo_lora': 0.001, 'dlr': ' briefly'}" in out
-    assert "| dlr | ' briefly' | 20 | 64 | 0.75 [0.59, 0.86] | 0.75 / 0.75 | 0.25 | 75 | 5 | 0.50 | -2.000 |" in out
+    assert (
+        "| grpo_lora | 0.001 | 20 | 64 | 0.20 | 0.50 [0.34, 0.66] | 0.50 / 0.50 | - | - | 300 | 5 | 0.50 | -2.000 |"
+        in out
+    )
+    row = "| dlr | ' briefly' | 20 | 64 | 0.20 | 0.75 [0.59, 0.86] | 0.75 / 0.75 | 0.25 | 0.30 | 75 | 5 | unchanged |"
+    assert row in out
     assert "| addition | 0.50 | 20 | 10 | 0.50 | 0.25 |" in out  # there within 0.02 in half of the time
 
 
