@@ -52,16 +52,16 @@ SIZES = {  # at full size and quick
     "estimates": (64, 16),
 }
 
-# CPU minutes that each part takes at full size, extrapolated from `--quick` with other settings of DLR, and the tables that need it
+# CPU minutes that each part takes at full size, and the tables that need it
 PARTS = {
-    "pilot, told": (6, {"table3", "stability", "test_time"}),
-    "pilot, thinks": (11, {"table3", "stability", "test_time", "steps"}),
-    "told": (24, {"table3", "stability", "test_time"}),
-    "thinks": (26, {"table3", "stability", "test_time"}),
-    "variance": (12, {"variance"}),
-    "table4": (3, {"table4"}),
-    "contrastive": (12, {"contrastive"}),
-    "steps": (5, {"steps"}),
+    "pilot, told": (13, {"table3", "stability", "test_time"}),
+    "pilot, thinks": (17, {"table3", "stability", "test_time", "steps"}),
+    "told": (19, {"table3", "stability", "test_time"}),
+    "thinks": (23, {"table3", "stability", "test_time"}),
+    "variance": (8, {"variance"}),
+    "table4": (5, {"table4"}),
+    "contrastive": (17, {"contrastive"}),
+    "steps": (6, {"steps"}),
 }
 
 
@@ -281,7 +281,7 @@ def plot(path: str, summary: dict, curves: dict, variance: list[dict]) -> None:
             axis.plot(
                 xs, [statistics.fmean(p["accuracy"] for p in at_once) for at_once in points], "o-", ms=2, label=arm
             )
-        axis.set(title=title, ylim=(0, 1))
+        axis.set(title=title, ylim=(0, 1), xlabel="CPU seconds" if name == "seconds" else name)
         axis.legend(fontsize=6)
     for axis, table in zip(axes[len(panels) :], others, strict=False):
         axis.set_title(table)
@@ -298,7 +298,9 @@ def plot(path: str, summary: dict, curves: dict, variance: list[dict]) -> None:
             axis.minorticks_off()
             axis.set(title="normalized variance of the gradient", xlabel="tokens of the answer")
         elif table == "test_time":
-            for arm, figures in next(iter(summary[table].values())).items():
+            world, arms = list(summary[table].items())[-1]
+            axis.set(title=f"pass@k, {world}", xlabel="k")
+            for arm, figures in arms.items():
                 ks = [name for name in figures if name.startswith("pass")]
                 axis.semilogx(
                     [int(n.split("@")[1]) for n in ks], [statistics.fmean(figures[n]) for n in ks], label=arm
