@@ -76,8 +76,7 @@ class RivalArguments:
     """Arguments of this script."""
 
     probe: bool = field(default=False, metadata={"help": "Show what the main model alone does with each task."})
-    pilot: bool = field(default=False, metadata={"help": "Try each choice, on `pilot_tasks` and `pilot_seed`."})
-    pilot_tasks: list[str] = field(default_factory=lambda: ["addition", "capitals"], metadata={"help": "Its tasks."})
+    pilot: bool = field(default=False, metadata={"help": "Try each choice, on every task, with `pilot_seed`."})
     pilot_seconds: float = field(default=100.0, metadata={"help": "Its CPU seconds."})
     pilot_seed: int = field(default=100, metadata={"help": "Its seed, which is not reported."})
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": "Arms."})
@@ -95,7 +94,7 @@ class RivalArguments:
     def __post_init__(self):
         check_output(self.runs)
         check_output(self.output_png)
-        for name, values, known in (("arms", self.arms, ARMS), ("tasks", self.tasks + self.pilot_tasks, TASKS)):
+        for name, values, known in (("arms", self.arms, ARMS), ("tasks", self.tasks, TASKS)):
             if unknown := set(values) - set(known):
                 raise ValueError(f"`{name}` must be of {', '.join(known)}, got {', '.join(sorted(unknown))}.")
         if not self.seconds or min(self.seconds) <= 0:
@@ -365,19 +364,31 @@ def pilot_settings(args: RivalArguments) -> list[dict[str, Any]]:
     arms = [arm for arm in args.arms if arm in CHOICES]
     return [
         {"arm": arm, "task": task, **seconds, "choice": choice}
-        for task in args.pilot_tasks
+        for task in args.tasks
         for arm in arms
         for choice in CHOICES[arm]
     ]
 
 
-def best_choices(pilots: list[dict[str, Any]]) -> dict[str, float | str]:
-    """Of each arm, the choice with the highest mean accuracy over the pilot's tasks."""
-    found: dict[str, dict[float | str, list[float]]] = {}
+def best_choices(pilots: list[dict[str, Any]]) -> dict[tuple[str, str], float | str]:
+    """Of each arm and task, the choice with the highest accuracy; of equal ones, the first."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for pilot in pilots:
-        accuracy = pilot["curve"][-1]["accuracy"]
-        found.setdefault(pilot["arm"], {}).setdefault(pilot["choice"], []).append(accuracy)
-    return {arm: max(own, key=lambda choice, own=own: statistics.fmean(own[choice])) for arm, own in found.items()}
+        best = found.setdefault((pilot["arm"], pilot["task"]), pilot)
+        if pilot["curve"][-1]["accuracy"] > best["curve"][-1]["accuracy"]:
+            found[pilot["arm"], pilot["task"]] = pilot
+    return {key: pilot["choice"] for key, pilot in found.items()}
+
+
+def pilot_table(args: RivalArguments, pilots: list[dict[str, Any]], choices: dict[tuple[str, str], Any]) -> str:
+    """Markdown: accuracy of each choice on each task, the best ones bold."""
+    rows: dict[tuple[str, float | str], list[str]] = {}
+    for pilot in pilots:  # task by task
+        accuracy, is_best = pilot["curve"][-1]["accuracy"], choices[pilot["arm"], pilot["task"]] == pilot["choice"]
+        text = f"**{accuracy:.2f}**" if is_best else f"{accuracy:.2f}"
+        rows.setdefault((pilot["arm"], pilot["choice"]), []).append(text)
+    title = f"Pilot, seed {args.pilot_seed}, {args.pilot_seconds:g} CPU seconds"
+    return markdown(title, ["arm", "choice", *args.tasks], [[arm, shown(c), *own] for (arm, c), own in rows.items()])
 
 
 def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
@@ -494,15 +505,11 @@ def main(args: RivalArguments) -> None:
     make = partial(run, gsm8k=args.gsm8k)
     pilots = run_missing(make, pilot_settings(args), args.runs, args.num_workers)
     choices = best_choices(pilots)
-    rows = [
-        [each["arm"], each["task"], shown(each["choice"]), f"{each['curve'][-1]['accuracy']:.2f}"] for each in pilots
-    ]
-    print(markdown(f"Pilot, {args.pilot_seconds:g} CPU seconds", ["arm", "task", "choice", "accuracy"], rows))
-    print("Choices:", choices, flush=True)
+    print(pilot_table(args, pilots, choices), flush=True)
     if args.pilot:
         return None
     settings = [
-        {"arm": arm, "task": task, "seed": seed, "seconds": sorted(args.seconds), "choice": choices.get(arm)}
+        {"arm": arm, "task": task, "seed": seed, "seconds": sorted(args.seconds), "choice": choices.get((arm, task))}
         for seed in args.seeds
         for task in args.tasks
         for arm in args.arms

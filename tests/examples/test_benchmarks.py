@@ -336,7 +336,7 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
     rivals.main(args)
     assert path.read_text() == before  # nothing was missing
     out = capsys.readouterr().out
-    assert "Choices: {'grpo_lora': 0.001, 'dlr': ' briefly'}" in out
+    assert "| grpo_lora | 0.001 | **0.90** |" in out and "| dlr | 'Answer: ' | 0.40 |" in out
     assert (
         "| grpo_lora | 0.001 | 20 | 64 | 0.20 | 0.50 [0.34, 0.66] | 0.50 / 0.50 | - | - | 300 | 5 | 0.50 | -2.000 |"
         in out
