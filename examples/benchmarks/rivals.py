@@ -430,7 +430,7 @@ def cells(group: list[dict[str, Any]], num_test: int) -> list[str]:
         shown(group[0]["choice"]),
         mean([end["seconds"] for end in ends], 0),
         mean([end["decodes"] for end in ends], 0),
-        mean([start["accuracy"] for start in starts], 2),
+        mean([start["accuracy"] if start["seconds"] == 0 else None for start in starts], 2),
         f"{mean(accuracies, 2)} [{low:.2f}, {high:.2f}]",
         " / ".join(f"{value:.2f}" for value in accuracies),
         mean([end.get("accuracy_shuffled") for end in ends], 2),
