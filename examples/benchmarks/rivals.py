@@ -36,6 +36,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl_dlr import LatentGRPOConfig, LatentGRPOTrainer, LatentSFTConfig, LatentSFTTrainer, first_layers
 from trl_dlr.evaluation import wilson_interval
 from trl_dlr.generation import TransformersEngine, tokenize_prompts
+from trl_dlr.reasoners import LatentReasoner
 
 
 # ---- Settings of each arm ----
@@ -60,7 +61,7 @@ DTYPES = {"grpo_full": torch.float32}
 CHOICES = {
     "grpo_lora": [3e-4, 1e-3, 3e-3],
     "grpo_full": [3e-6, 1e-5, 3e-5],
-    "sft_lora": [3e-4, 1e-3, 3e-3],
+    "sft_lora": [1e-4, 3e-4, 1e-3, 3e-3],
     "prompt_tuning": [3e-3, 1e-2, 3e-2],
     "samples": [0.3, 0.7, 1.0],
     "dlr": ["Answer: ", " Answer:", " briefly"],
@@ -157,6 +158,15 @@ def fingerprint(model: PreTrainedModel) -> str:
     for name, weight in sorted(model.state_dict().items()):
         found.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def pass_at_8(reasoner: LatentReasoner, task: Task, num_questions: int = 12) -> float:
+    """Share of the first held-out questions that any of 8 sampled trajectories gets right: what there is to reinforce."""
+    rows = task.test[:num_questions]
+    each = {name: [value for value in values for _ in range(8)] for name, values in rows.items()}
+    texts = reasoner.decode(rows["prompt"], *reasoner.sample_latents(rows["prompt"], 8))
+    right = [value > 0 for value in task.correct(texts, each["answer"], each["question"])]
+    return statistics.fmean(any(right[start : start + 8]) for start in range(0, len(right), 8))
 
 
 class EvaluateAtSeconds(TrainerCallback):
@@ -264,6 +274,7 @@ def train_latent(arm, model, tokenizer, task, folder, seed, anchor_text, seconds
             if trainer.state.global_step == 0:
                 plain = reasoner.decode(rows["prompt"], num_anchors=POLICY["num_latents"])
                 found |= {f"{name}_plain": value for name, value in scores(task, rows, plain).items()}
+                found["pass@8"] = pass_at_8(reasoner, task)
         evaluated[0] += trainer.engine.num_decoded - before
         return found
 
@@ -402,18 +413,13 @@ def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
             if group:
                 rows.append([arm, *cells(group, num_test)])
         columns = ["arm", "choice", "CPU seconds", "decodes", "before", "accuracy, mean and 95%", "of seeds"]
-        columns += ["shuffled", "plain anchors", "added memory, MiB", "trained", "others", "GSM8K, log p"]
+        columns += ["shuffled", "plain anchors", "pass@8 before"]
+        columns += ["added memory, MiB", "trained", "others", "GSM8K, log p"]
         texts.append(markdown(task, columns, rows))
         if of_arms.get("dlr") and of_arms.get("grpo_lora"):
             verdicts.append([task, *verdict(of_arms["dlr"], of_arms["grpo_lora"])])
-    columns = [
-        "task",
-        "GRPO + LoRA at the end",
-        "its CPU seconds",
-        "DLR is there after",
-        "ratio",
-        "added memory, ratio",
-    ]
+    columns = ["task", "GRPO + LoRA at the end", "its CPU seconds", "it is there after", "DLR is there after"]
+    columns += ["by its CPU seconds", "added memory, ratio"]
     texts.append(markdown("DLR beside GRPO + LoRA (within 0.02)", columns, verdicts))
     return "\n".join(texts)
 
@@ -435,6 +441,7 @@ def cells(group: list[dict[str, Any]], num_test: int) -> list[str]:
         " / ".join(f"{value:.2f}" for value in accuracies),
         mean([end.get("accuracy_shuffled") for end in ends], 2),
         mean([start.get("accuracy_plain") for start in starts], 2),
+        mean([start.get("pass@8") for start in starts], 2),
         mean([each["added_memory"] for each in group], 0),
         mean([each["trained"] for each in group], 0),
         *(
@@ -450,19 +457,20 @@ def shown(choice: float | str | None) -> str:
     return "-" if choice is None else repr(choice) if isinstance(choice, str) else f"{choice:g}"
 
 
-def mean_curve(group: list[dict[str, Any]], name: str = "accuracy") -> list[tuple[float, float]]:
-    """Means over seeds of seconds and figures, evaluation by evaluation."""
+def mean_curve(group: list[dict[str, Any]], axis: str = "seconds") -> list[tuple[float, float]]:
+    """Means over seeds of `axis` and accuracy, evaluation by evaluation."""
     curves = zip(*(each["curve"] for each in group), strict=False)
-    return [tuple(statistics.fmean(row[key] for row in at) for key in ("seconds", name)) for at in curves]
+    return [tuple(statistics.fmean(row[key] for row in at) for key in (axis, "accuracy")) for at in curves]
 
 
 def verdict(dlr: list[dict[str, Any]], rival: list[dict[str, Any]]) -> list[str]:
-    """When DLR's mean accuracy reaches what the rival's is at its end, and what it added to memory."""
+    """When the mean accuracies reach what the rival's is at its end, and what DLR adds to memory beside it."""
     target = statistics.fmean(each["curve"][-1]["accuracy"] for each in rival)
     end = statistics.fmean(each["curve"][-1]["seconds"] for each in rival)
-    reached = next((seconds for seconds, accuracy in mean_curve(dlr) if accuracy >= target - 0.02), None)
+    there = [next((at for at, value in mean_curve(group) if value >= target - 0.02), None) for group in (rival, dlr)]
     memory = [statistics.fmean(each["added_memory"] for each in group) for group in (dlr, rival)]
-    times = ["never", "-"] if reached is None else [f"{reached:.0f}", f"{reached / end:.2f}"]
+    times = ["never" if at is None else f"{at:.0f}" for at in there]
+    times.append("-" if there[1] is None else f"{there[1] / end:.2f}")
     return [f"{target:.2f}", f"{end:.0f}", *times, f"{memory[0] / memory[1]:.2f}" if memory[1] else "-"]
 
 
@@ -485,13 +493,12 @@ def plot(args: RivalArguments, runs: list[dict[str, Any]]) -> None:
             for row, name in enumerate(("seconds", "decodes")):
                 if not group:
                     continue
-                curves = list(zip(*(each["curve"] for each in group), strict=False))
-                means = [[statistics.fmean(at[key] for at in one) for one in curves] for key in (name, "accuracy")]
+                places, means = zip(*mean_curve(group, name), strict=True)
                 axis = axes[row][column]
                 if arm == "untrained":
-                    axis.axhline(means[1][0], color="grey", linestyle=":", label=arm)
-                elif name == "seconds" or max(means[0]) > 0:  # supervised arms decode nothing
-                    axis.plot(*means, marker=".", color=f"C{number}", label=arm)
+                    axis.axhline(means[0], color="grey", linestyle=":", label=arm)
+                elif name == "seconds" or max(places) > 0:  # supervised arms decode nothing
+                    axis.plot(places, means, marker=".", color=f"C{number}", label=arm)
         axes[0][column].set(title=task, xlabel="CPU seconds", ylabel="held-out accuracy")
         axes[1][column].set(xlabel="completions", ylabel="held-out accuracy", xscale="symlog")
     axes[0][-1].legend(fontsize=7)

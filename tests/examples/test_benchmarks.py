@@ -315,7 +315,7 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
     def line(settings, accuracies, memory):
         curve = [
             {"seconds": 10.0 * i, "steps": i, "decodes": 32 * i, "accuracy": value}
-            | ({"accuracy_shuffled": 0.25, "accuracy_plain": 0.3} if settings["arm"] == "dlr" else {})
+            | ({"accuracy_shuffled": 0.25, "accuracy_plain": 0.3, "pass@8": 1.0} if settings["arm"] == "dlr" else {})
             for i, value in enumerate(accuracies)
         ]
         rest = {"added_memory": memory, "trained": 5}
@@ -338,12 +338,12 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
     out = capsys.readouterr().out
     assert "| grpo_lora | 0.001 | **0.90** |" in out and "| dlr | 'Answer: ' | 0.40 |" in out
     assert (
-        "| grpo_lora | 0.001 | 20 | 64 | 0.20 | 0.50 [0.34, 0.66] | 0.50 / 0.50 | - | - | 300 | 5 | 0.50 | -2.000 |"
+        "| grpo_lora | 0.001 | 20 | 64 | 0.20 | 0.50 [0.34, 0.66] | 0.50 / 0.50 | - | - | - | 300 | 5 | 0.50 | -2.000 |"
         in out
     )
-    row = "| dlr | ' briefly' | 20 | 64 | 0.20 | 0.75 [0.59, 0.86] | 0.75 / 0.75 | 0.25 | 0.30 | 75 | 5 | unchanged |"
+    row = "| dlr | ' briefly' | 20 | 64 | 0.20 | 0.75 [0.59, 0.86] | 0.75 / 0.75 | 0.25 | 0.30 | 1.00 | 75 | 5 | unchanged |"
     assert row in out
-    assert "| addition | 0.50 | 20 | 10 | 0.50 | 0.25 |" in out  # there within 0.02 in half of the time
+    assert "| addition | 0.50 | 20 | 20 | 10 | 0.50 | 0.25 |" in out  # there within 0.02 in half of the time
 
 
 def test_a_file_that_cannot_be_written_is_told_before_hours_of_measuring(tmp_path, monkeypatch):
