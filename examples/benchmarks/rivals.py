@@ -4,8 +4,10 @@
 Why not GRPO with LoRA? DLR beside what a user would take instead, on SmolLM2-135M-Instruct, at equal CPU time.
 
     python examples/benchmarks/rivals.py --probe                            # the tasks, of which the main model knows some
-    python examples/benchmarks/rivals.py --pilot --gsm8k GSM8K              # each arm's best setting, on a seed of its own
+    python examples/benchmarks/rivals.py --pilot                            # each arm's best setting, for each task
     python examples/benchmarks/rivals.py --gsm8k GSM8K --output_png a.png   # all runs that the file lacks, then tables
+
+The pilot has a seed of its own, and holds out some of the questions to train on: what is reported has not been chosen by.
 
 GSM8K is a JSONL file with `question` and `answer`, or a Hub name. CPU seconds are the process time of training, without
 loading and evaluations. Held-out questions are answered greedily, by DLR with the means of its latents, and with latents
@@ -48,6 +50,7 @@ POLICY = {"latent_sampling": "parallel", "num_latents": 4, "latent_dim": 16, "fr
 DLR = {**POLICY, "per_device_train_batch_size": 128, "num_generations": 16, "num_iterations": 6}
 DLR |= {"learning_rate": 5e-4, "epsilon": 0.4, "exploration_check_prompts": 0}
 DLR_LAYERS = 4
+TEMPERATURE = 0.7  # of `samples`
 SFT_DLR = {**POLICY, "per_device_train_batch_size": 12, "learning_rate": 1e-3, "projection_learning_rate": 5e-3}
 SFT_DLR_SHARE = 0.2  # of the seconds, for the supervised start
 GRPO = {"per_device_train_batch_size": 32, "num_generations": 8, "gradient_checkpointing": False, "bf16": False}
@@ -56,16 +59,14 @@ LORA = {"r": 16, "target_modules": "all-linear"}
 PROMPT_TUNING = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 16, "prompt_tuning_init": "SAMPLE_VOCAB"}
 # Weights below the adapters are bfloat16. All weights are trained in float32, where bfloat16 would round steps away
 DTYPES = {"grpo_full": torch.float32}
-# What the pilot tries: learning rates of the rivals, temperatures of `samples`, and texts that DLR's latents are offsets
-# of, which the main model reads as the beginning of its answer
+# What the pilot tries: learning rates of the rivals, and texts that DLR's latents are offsets of, which the main model
+# reads as the beginning of its answer. `sft_dlr` has DLR's
 CHOICES = {
     "grpo_lora": [3e-4, 1e-3, 3e-3],
     "grpo_full": [3e-6, 1e-5, 3e-5],
     "sft_lora": [1e-4, 3e-4, 1e-3, 3e-3],
     "prompt_tuning": [3e-3, 1e-2, 3e-2],
-    "samples": [0.3, 0.7, 1.0],
     "dlr": ["Answer: ", " Answer:", " briefly"],
-    "sft_dlr": ["Answer: ", " Answer:", " briefly"],
 }
 ARMS = ["grpo_lora", "dlr", "grpo_full", "sft_lora", "prompt_tuning", "sft_dlr", "samples", "untrained"]
 USED = ["addition", "chain_sum", "products", "capitals", "opposites"]
@@ -78,7 +79,9 @@ class RivalArguments:
 
     probe: bool = field(default=False, metadata={"help": "Show what the main model alone does with each task."})
     pilot: bool = field(default=False, metadata={"help": "Try each choice, on every task, with `pilot_seed`."})
-    pilot_seconds: float = field(default=100.0, metadata={"help": "Its CPU seconds."})
+    pilot_seconds: list[float] = field(
+        default_factory=lambda: [75.0, 100.0], metadata={"help": "CPU seconds of its evaluations, whose mean counts."}
+    )
     pilot_seed: int = field(default=100, metadata={"help": "Its seed, which is not reported."})
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": "Arms."})
     tasks: list[str] = field(default_factory=lambda: list(USED), metadata={"help": "Tasks."})
@@ -296,7 +299,7 @@ def train_latent(arm, model, tokenizer, task, folder, seed, anchor_text, seconds
     return curve + rest[bool(curve) :], max(peak, rl_peak), num_trained
 
 
-def draw_samples(model, tokenizer, task, seed, temperature, seconds) -> list[dict]:
+def draw_samples(model, tokenizer, task, seed, seconds) -> list[dict]:
     """Answers of the main model alone to all held-out questions, again and again, for as many CPU seconds."""
     torch.manual_seed(seed)
     rows, votes, drawn, curve, spent = task.test[:], [], [], [], 0.0
@@ -304,7 +307,7 @@ def draw_samples(model, tokenizer, task, seed, temperature, seconds) -> list[dic
     for second in sorted(seconds):
         while spent < second:
             start = time.process_time()
-            texts = answers(model, tokenizer, task, rows, temperature)
+            texts = answers(model, tokenizer, task, rows, TEMPERATURE)
             spent += time.process_time() - start
             drawn.append([value > 0 for value in task.correct(texts, rows["answer"], rows["question"])])
             votes.append([(stated(text), right) for text, right in zip(texts, drawn[-1], strict=True)])
@@ -323,12 +326,13 @@ def draw_samples(model, tokenizer, task, seed, temperature, seconds) -> list[dic
 
 
 def run(
-    arm: str, task: str, seed: int, seconds: list[float], choice: float | str | None, gsm8k: str | None
+    arm: str, task: str, seed: int, seconds: list[float], choice: float | str | None, is_pilot: bool, gsm8k: str | None
 ) -> dict[str, Any]:
     """One run: the curve, what it took, and what the main model is like at its end."""
     model, tokenizer = load_smollm2(DTYPES.get(arm, torch.bfloat16))
     model.eval()
     made, before, peak, num_trained = TASKS[task](), fingerprint(model), 0.0, 0
+    made = made.for_pilot() if is_pilot else made
     torch.manual_seed(seed)
     rows = made.test[:]
     texts = answers(model, tokenizer, made, rows)  # also touches all weights, which are then in memory
@@ -337,7 +341,7 @@ def run(
         if arm == "untrained":
             curve = [{"seconds": 0.0, "steps": 0, "decodes": 0, **scores(made, rows, texts)}]
         elif arm == "samples":
-            curve, peak = draw_samples(model, tokenizer, made, seed, choice, seconds), peak_memory()
+            curve, peak = draw_samples(model, tokenizer, made, seed, seconds), peak_memory()
         elif arm in ("dlr", "sft_dlr"):
             curve, peak, num_trained = train_latent(arm, model, tokenizer, made, folder, seed, choice, seconds)
         else:
@@ -345,7 +349,7 @@ def run(
     if arm in UNTOUCHED and fingerprint(model) != before:
         raise RuntimeError(f"{arm!r} has changed the main model.")
     figures = {"curve": curve, "base_memory": base, "added_memory": max(peak - base, 0.0), "trained": num_trained}
-    if arm == "untrained" or arm not in UNTOUCHED:
+    if arm == "untrained" or not (is_pilot or arm in UNTOUCHED):
         figures |= forgetting(model.eval(), tokenizer, made, gsm8k)
     return figures
 
@@ -371,14 +375,18 @@ def show_probe() -> None:
 
 
 def pilot_settings(args: RivalArguments) -> list[dict[str, Any]]:
-    seconds = {"seed": args.pilot_seed, "seconds": [args.pilot_seconds]}
-    arms = [arm for arm in args.arms if arm in CHOICES]
+    common = {"seed": args.pilot_seed, "seconds": sorted(args.pilot_seconds), "is_pilot": True}
+    arms = dict.fromkeys("dlr" if arm == "sft_dlr" else arm for arm in args.arms)
     return [
-        {"arm": arm, "task": task, **seconds, "choice": choice}
+        {"arm": arm, "task": task, **common, "choice": choice}
         for task in args.tasks
         for arm in arms
-        for choice in CHOICES[arm]
+        for choice in CHOICES.get(arm, ())
     ]
+
+
+def pilot_accuracy(pilot: dict[str, Any]) -> float:
+    return statistics.fmean(row["accuracy"] for row in pilot["curve"] if row["seconds"] > 0)
 
 
 def best_choices(pilots: list[dict[str, Any]]) -> dict[tuple[str, str], float | str]:
@@ -386,7 +394,7 @@ def best_choices(pilots: list[dict[str, Any]]) -> dict[tuple[str, str], float | 
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for pilot in pilots:
         best = found.setdefault((pilot["arm"], pilot["task"]), pilot)
-        if pilot["curve"][-1]["accuracy"] > best["curve"][-1]["accuracy"]:
+        if pilot_accuracy(pilot) > pilot_accuracy(best):
             found[pilot["arm"], pilot["task"]] = pilot
     return {key: pilot["choice"] for key, pilot in found.items()}
 
@@ -395,10 +403,10 @@ def pilot_table(args: RivalArguments, pilots: list[dict[str, Any]], choices: dic
     """Markdown: accuracy of each choice on each task, the best ones bold."""
     rows: dict[tuple[str, float | str], list[str]] = {}
     for pilot in pilots:  # task by task
-        accuracy, is_best = pilot["curve"][-1]["accuracy"], choices[pilot["arm"], pilot["task"]] == pilot["choice"]
-        text = f"**{accuracy:.2f}**" if is_best else f"{accuracy:.2f}"
-        rows.setdefault((pilot["arm"], pilot["choice"]), []).append(text)
-    title = f"Pilot, seed {args.pilot_seed}, {args.pilot_seconds:g} CPU seconds"
+        text, is_best = f"{pilot_accuracy(pilot):.2f}", choices[pilot["arm"], pilot["task"]] == pilot["choice"]
+        rows.setdefault((pilot["arm"], pilot["choice"]), []).append(f"**{text}**" if is_best else text)
+    seconds = " and ".join(f"{second:g}" for second in args.pilot_seconds)
+    title = f"Pilot, seed {args.pilot_seed}, mean after {seconds} CPU seconds"
     return markdown(title, ["arm", "choice", *args.tasks], [[arm, shown(c), *own] for (arm, c), own in rows.items()])
 
 
@@ -515,8 +523,10 @@ def main(args: RivalArguments) -> None:
     print(pilot_table(args, pilots, choices), flush=True)
     if args.pilot:
         return None
+    choices |= {("sft_dlr", task): choices.get(("dlr", task)) for task in args.tasks}
+    common = {"seconds": sorted(args.seconds), "is_pilot": False}
     settings = [
-        {"arm": arm, "task": task, "seed": seed, "seconds": sorted(args.seconds), "choice": choices.get((arm, task))}
+        {"arm": arm, "task": task, "seed": seed, **common, "choice": choices.get((arm, task))}
         for seed in args.seeds
         for task in args.tasks
         for arm in args.arms

@@ -83,6 +83,13 @@ class Task:
     def brief(self, completions: list, **kwargs) -> list[float]:
         return [1.0 if is_brief(text_of(completion)) else -1.0 for completion in completions]
 
+    def for_pilot(self) -> "Task":
+        """The questions to train on, of which some are held out in turn: choices are made without the others."""
+        rows = [*self.train.select_columns(["question", "answer"])]
+        random.Random(1).shuffle(rows)
+        train, test = map(with_prompts, hold_out(rows, min(len(self.test), len(rows) * 2 // 5)))
+        return Task(self.name, train, test, self.max_new_tokens)
+
     def best_constant(self) -> float:
         """Share of held-out questions that the most frequent answer gets right."""
         return Counter(map(canonical, self.test["answer"])).most_common(1)[0][1] / len(self.test)
@@ -92,13 +99,30 @@ def text_of(completion: str | list[dict[str, str]]) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
+def same_question(question: str) -> str:
+    """What questions have in common that are held out together: sums and products of the same numbers."""
+    numbers = NUMBER.findall(question)
+    is_ordered = re.search(r"\d\s*[-/]|-\s*\d", question)
+    return question if is_ordered or len(numbers) < 2 else " ".join(sorted(numbers))
+
+
+def hold_out(rows: list[dict[str, str]], num_test: int) -> tuple[Dataset, Dataset]:
+    """Rows to train on, and rows that are held out."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(same_question(row["question"]), []).append(row)
+    train, test = [], []
+    for group in groups.values():
+        side = test if len(test) + len(group) <= num_test else train
+        side += group
+    return Dataset.from_list(train), Dataset.from_list(test)
+
+
 def split(name: str, rows: list[tuple[str, str]], num_test: int, max_new_tokens: int = 12) -> Task:
     """Different questions, the same ones held out for every seed."""
-    rows = list(dict(rows).items())
+    rows = [{"question": question, "answer": answer} for question, answer in dict(rows).items()]
     random.Random(0).shuffle(rows)
-    data = Dataset.from_list([{"question": question, "answer": answer} for question, answer in rows])
-    train, test = data.select(range(num_test, len(rows))), data.select(range(num_test))
-    return Task(name, with_prompts(train), with_prompts(test), max_new_tokens)
+    return Task(name, *map(with_prompts, hold_out(rows, num_test)), max_new_tokens)
 
 
 def gym(name: str, num_test: int = 60, size: int = 400, max_new_tokens: int = 12, **settings) -> Task:

@@ -118,16 +118,26 @@ def generate_questions(name: str) -> tuple[Dataset, Dataset, Judge] | None:
         rows = [
             {"question": row["question"], "answer": row["answer"], "index": index} for index, row in enumerate(entries)
         ]
-        return Dataset.from_list(rows[200:]), Dataset.from_list(rows[:200]), get_reasoning_gym_reward(entries)
+        test = rows[:200]
+        held_out = {row["question"] for row in test}  # a small task draws some of them again
+        train = [row for row in rows[200:] if row["question"] not in held_out]
+        return Dataset.from_list(train), Dataset.from_list(test), get_reasoning_gym_reward(entries)
     return None
 
 
 def addition(max_operand: int = 12, num_test: int = 36) -> tuple[Dataset, Dataset]:
-    """All sums of two numbers up to `max_operand`, some of them held out, the same ones for every seed."""
-    pairs = list(itertools.product(range(1, max_operand + 1), repeat=2))
+    """
+    All sums of two numbers up to `max_operand`, some of them held out, the same ones for every seed. A pair is held
+    out in both orders: 4 + 12 is no new question after 12 + 4.
+    """
+    pairs = list(itertools.combinations_with_replacement(range(1, max_operand + 1), 2))
     random.Random(0).shuffle(pairs)
-    rows = [{"question": f"What is {a} + {b}?", "answer": str(a + b)} for a, b in pairs]
-    return Dataset.from_list(rows[num_test:]), Dataset.from_list(rows[:num_test])
+    train, test = [], []
+    for a, b in pairs:
+        orders = dict.fromkeys([(a, b), (b, a)])
+        split = test if len(test) + len(orders) <= num_test else train
+        split += [{"question": f"What is {a} + {b}?", "answer": str(a + b)} for a, b in orders]
+    return Dataset.from_list(train), Dataset.from_list(test)
 
 
 def codes(num_test: int = 16) -> tuple[Dataset, Dataset]:
