@@ -19,7 +19,7 @@ from contextlib import redirect_stderr
 from typing import Any
 
 import torch
-from common import peak_memory, reset_peak_memory
+from common import peak_memory, reset_peak_memory, spare_waste
 from datasets import Dataset
 from small_world import questions
 from transformers import LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback
@@ -27,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 
 from tests.learners import ON_A_CPU, make_learner
-from tests.tiny import OPERATIONS, answer_of, result, tiny_tokenizer, trained_main_model
+from tests.tiny import OPERATION_OF, OPERATIONS, answer_of, result, tiny_tokenizer, trained_main_model
 from trl_dlr import LatentGRPOTrainer
 from trl_dlr.evaluation import answer_questions, majority_at_k, pass_at_k
 from trl_dlr.generation import TransformersEngine, tokenize_prompts
@@ -44,7 +44,6 @@ PRESCREENED = {"prescreening_fraction": 0.18, "prescreening_warmup_rollouts": 2}
 PRESCREENED |= {"num_generations": 32, "per_device_train_batch_size": 1024}
 CONTRAST = {"gamma": 0.1}
 HYBRID = {"hybrid_coef": 0.1}
-MAIN_MODEL_RATE = 1e-4  # where DLR trains it too
 
 RIVALS = {"GRPO": {}, "GSPO": {"importance_sampling_level": "sequence", "loss_type": "grpo"}, "GMPO": {}}
 
@@ -56,7 +55,8 @@ WORLDS = {
     # So briefly that each of its tokens is uncertain; told the operation in none to eight tokens, as latents may be
     "chain": ({"steps": 300, "batch_size": 64, "num_hints": (0, 1, 2, 4, 8), "num_results": 16}, 16, 32),
 }
-NUM_POINTS = 12  # of a curve, for either budget
+AT_18 = "with 18% of the decodes"
+NUM_POINTS = 11  # of a curve, for either budget: two are 18% of it
 
 # ---- The world ----
 
@@ -71,12 +71,15 @@ def world_of(name: str) -> tuple[LlamaForCausalLM, list[dict], list[dict], int]:
     return copy.deepcopy(trained_main_model(**settings)), train, held_out, num_tokens
 
 
-def judged(completion: str, op: str, answer: str) -> tuple[bool, bool]:
-    """Whether the final result is right, and whether all that was written on the way to it is."""
+def judged(completion: str, answer: str) -> tuple[bool, bool]:
+    """
+    Whether the final result is right, and whether those on the way to it are. Operations are not judged: DLR's answers
+    need not write any.
+    """
     text = re.fullmatch(r"([-+*^]*)((?:=\d)+)", completion.replace(" ", ""))
     if text is None:
         return False, False
-    return text[2][-2:] == answer[-2:], set(text[1]) <= {op} and text[2][:-2] == answer[:-2]
+    return text[2][-2:] == answer[-2:], text[2][:-2] == answer[:-2]
 
 
 class FinalAnswer:
@@ -87,8 +90,8 @@ class FinalAnswer:
     def __init__(self):
         self.num_decoded, self.rewards = 0, []
 
-    def __call__(self, completions, op, answer, **kwargs) -> list[float]:
-        rewards = [1.0 if judged(*row)[0] else -1.0 for row in zip(completions, op, answer, strict=True)]
+    def __call__(self, completions, answer, **kwargs) -> list[float]:
+        rewards = [1.0 if judged(*row)[0] else -1.0 for row in zip(completions, answer, strict=True)]
         self.num_decoded += len(rewards)
         self.rewards.append((len(rewards), statistics.fmean(rewards)))
         return rewards
@@ -103,12 +106,19 @@ def right_digits(completions, answer, **kwargs) -> list[float]:
     ]
 
 
-def skill_of(main_model: LlamaForCausalLM) -> float:
-    """Share of right results where the operation is given: what the main model was trained for."""
+def skill_of(main_model: LlamaForCausalLM) -> dict[str, float]:
+    """
+    Share of right results where the operation is given, what the main model was trained for: with a letter that stands
+    for that operation, and with one that stands for another.
+    """
     rows = [(op, a, b) for op in OPERATIONS for a in range(10) for b in range(10)]
-    prompts = [f"{'ABCDEFGH'[i % 8]}{a}{b}{op}{op}" for i, (op, a, b) in enumerate(rows)]
-    texts = write(main_model, prompts, 2)
-    return statistics.fmean(text.replace(" ", "") == f"={result(*row)}" for text, row in zip(texts, rows, strict=True))
+    skill = {}
+    for name, agrees in (("skill", True), ("skill against the letter", False)):
+        letters = {op: [x for x, own in OPERATION_OF.items() if (own == op) == agrees] for op in OPERATIONS}
+        prompts = [f"{letters[op][i % len(letters[op])]}{a}{b}{op}{op}" for i, (op, a, b) in enumerate(rows)]
+        texts = [text.replace(" ", "") for text in write(main_model, prompts, 2)]
+        skill[name] = statistics.fmean(text == f"={result(*row)}" for text, row in zip(texts, rows, strict=True))
+    return skill
 
 
 @torch.no_grad()
@@ -126,10 +136,12 @@ def write(model: LlamaForCausalLM, prompts: Sequence[str], num_tokens: int, samp
 class TrainableMainLatentGRPOTrainer(LatentGRPOTrainer):
     """The arm of the paper's Table 4 whose main model is trained too, by the gradient of the hybrid term."""
 
+    main_model_rate: float
+
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
         weights = list(self.main_model.requires_grad_(True).parameters())
-        optimizer.add_param_group({"params": weights, "lr": MAIN_MODEL_RATE, "weight_decay": 0.0})
+        optimizer.add_param_group({"params": weights, "lr": self.main_model_rate, "weight_decay": 0.0})
         optimizer.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(weights, 1.0) and None)
         # Trainer clears the gradients of the policy alone
         optimizer.register_step_post_hook(lambda *_: self.main_model.zero_grad())
@@ -140,12 +152,15 @@ def make_trainer(arm: str, config: dict, main_model, rows: list[dict], reward, f
     shared = {"max_steps": 1_000_000, "logging_steps": 1, "seed": seed}
     if arm.startswith("DLR"):
         shared |= {"exploration_check_prompts": 0, "main_model": main_model, "reward": reward, **config}
-        trainer_class = TrainableMainLatentGRPOTrainer if "trainable" in arm else LatentGRPOTrainer
+        rate = shared.pop("main_model_rate", None)
+        trainer_class = LatentGRPOTrainer if rate is None else TrainableMainLatentGRPOTrainer
         trainer = make_learner(folder, seed, dataset=Dataset.from_list(rows), trainer_class=trainer_class, **shared)
+        trainer.main_model_rate = rate
     else:
         # TRL loads the reference model of its KL from where the model was
         main_model.save_pretrained(f"{folder}/main")
         model = LlamaForCausalLM.from_pretrained(f"{folder}/main")
+        spare_waste(model)
         trainer_class, config_class = (GMPOTrainer, GMPOConfig) if arm == "GMPO" else (GRPOTrainer, GRPOConfig)
         args = config_class(folder, **{**ON_A_CPU, **CONSTANT, "gradient_checkpointing": False, **shared, **config})
         data = {"train_dataset": Dataset.from_list(rows), "processing_class": tiny_tokenizer()}
@@ -172,8 +187,8 @@ class Watch(TrainerCallback):
         self.start = time.process_time() - self.taken
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.before = reset_peak_memory()
         self.keep()
+        self.before = self.peak = reset_peak_memory()  # after an evaluation, whose memory is not training's
 
     def on_step_end(self, args, state, control, **kwargs):
         self.taken = time.process_time() - self.start
@@ -209,7 +224,7 @@ def learn(world: str, arm: str, config: dict, seed: int, decodes: int, seconds: 
     """
     main_model, train, held_out, num_tokens = world_of(world)
     is_dlr, reward, tokens = arm.startswith("DLR"), FinalAnswer(), [0]
-    figures = {"skill before": skill_of(main_model), "parameters": 0, "tokens": 0, "peak memory": 0.0}
+    figures = {"parameters": 0, "tokens": 0, "peak memory": 0.0}
     weights = copy.deepcopy(main_model.state_dict())
     test, prompts = Dataset.from_list(held_out), [row["prompt"] for row in held_out]
 
@@ -222,9 +237,7 @@ def learn(world: str, arm: str, config: dict, seed: int, decodes: int, seconds: 
         return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
 
     def verdicts(texts: list[list[str]]) -> list[list[tuple[bool, bool]]]:
-        return [
-            [judged(text, row["op"], row["answer"]) for text in own] for own, row in zip(texts, held_out, strict=True)
-        ]
+        return [[judged(text, row["answer"]) for text in own] for own, row in zip(texts, held_out, strict=True)]
 
     def share(texts: list[list[str]]) -> float:
         return statistics.fmean(is_right for own in verdicts(texts) for is_right, _ in own)
@@ -242,24 +255,25 @@ def learn(world: str, arm: str, config: dict, seed: int, decodes: int, seconds: 
                 read = kwargs.get("inputs_embeds")
                 tokens[0] += math.prod((kwargs["input_ids"] if read is None else read).shape[:2])
 
-            main_model.register_forward_pre_hook(count, with_kwargs=True)
+            main_model.base_model.register_forward_pre_hook(count, with_kwargs=True)  # prompts are read without head
             watch = Watch(reward, tokens, lambda: share(answers()), decodes, seconds)
             trainer.add_callback(watch)
             trainer.train()
             curve = watch.curve
-            trained = [trainer.model, *([main_model] if "trainable" in arm else [])]
+            trained = [trainer.model, *([main_model] if "main_model_rate" in config else [])]
             trained += [trainer.prescreener.head] if is_dlr and trainer.prescreener is not None else []
             figures["parameters"] = sum(p.numel() for m in trained for p in m.parameters() if p.requires_grad)
             figures["peak memory"] = watch.peak - watch.before
-            figures |= stability(curve, reward.rewards, watch.grad_norms, decodes)
+            figures |= stability(curve, reward.rewards, watch.grad_norms, decodes, decoded_per_question(config))
             if watch.diversity:
                 figures["diversity"] = statistics.fmean(watch.diversity[-50:])
         if is_dlr:  # whose main model has not a bit changed where it is frozen
             is_same = all(torch.equal(value, weights[name]) for name, value in main_model.state_dict().items())
-            assert is_same == ("trainable" not in arm), "the main model is not as it should be"
+            assert is_same == ("main_model_rate" not in config), "the main model is not as it should be"
         figures |= {name: at(curve, "decodes", decodes)[name] for name in ("accuracy", "tokens", "seconds")}
         figures["at equal seconds"] = at(curve, "seconds", seconds or figures["seconds"])["accuracy"]
-        figures["skill after"] = skill_of(main_model)
+        figures[AT_18] = at(curve, "decodes", decodes * 2 / NUM_POINTS)["accuracy"]
+        figures |= skill_of(main_model)
         if is_dlr:
             figures["shuffled"] = share(answers("shuffled"))
         last = [pair for own in verdicts(answers()) for pair in own]
@@ -277,18 +291,33 @@ def at(curve: list[dict], name: str, budget: float) -> dict[str, float]:
     return next((point for point in curve if point[name] >= budget), curve[-1])
 
 
-def stability(curve: list[dict], rewards: list[tuple[int, float]], grad_norms: list[float], decodes: int) -> dict:
-    """Of training up to the budget of decodes. Rewards are means of at least 256 decodes: fewer would be noisier."""
-    means, seen, count, total = [], 0, 0, 0.0
+def decoded_per_question(config: dict[str, Any]) -> int:
+    """Of a rollout, after the warm-up of a prescreener."""
+    num_generations = config.get("num_generations", CONSTANT["num_generations"])
+    return round(num_generations * config.get("prescreening_fraction", 1.0))
+
+
+def stability(
+    curve: list[dict], rewards: list[tuple[int, float]], grad_norms: list[float], decodes: int, per_question: int
+) -> dict[str, float]:
+    """
+    Of training up to the budget of decodes. Rewards are means of at least 256 decodes: fewer would be noisier. Beside
+    their standard deviation is the one that drawing other questions gives at the same mean, if all answers to a question
+    are alike.
+    """
+    means, sizes, seen, count, total = [], [], 0, 0, 0.0
     for size, mean in rewards:
         seen, count, total = seen + size, count + size, total + size * mean
         if count >= 256 and seen <= decodes + 256:
             means.append(total / count)
+            sizes.append(count / per_question)
             count, total = 0, 0.0
-    last = means[-max(2, len(means) // 5) :]
+    last = max(2, len(means) // 5)
+    share = (statistics.fmean(means[-last:]) + 1) / 2
     reached = [point["accuracy"] for point in curve if point["decodes"] <= decodes + 256]
     return {
-        "reward std": statistics.pstdev(last),
+        "reward std": statistics.pstdev(means[-last:]),
+        "by drawing questions": 2 * math.sqrt(share * (1 - share) / statistics.fmean(sizes[-last:])),
         "gradient norm cv": statistics.pstdev(grad_norms) / max(statistics.fmean(grad_norms), 1e-12),
         "collapsed": float(reached[-1] < max(reached) / 2),
     }

@@ -12,14 +12,15 @@ A question is `[letter][a][b]`, and the letter decides the operation. Pairs of o
 - `told`: it calculates after `[op][op]`, and does not know whose operation is which, nor how to write one.
 - `thinks`: it writes an operation at random before its result, `[op][op]=x`: whoever trains its tokens can learn to
   write the right one.
-- `steps`: the same with two results in a row, `[op][op]=x=y`; a checker reads all of it, the reward only y.
+- `steps`: the same with two results in a row, `[op][op]=x=y`; a checker reads both, the reward only y.
 
 All arms of a table have the same questions, and are judged alike. A rival of DLR trains all weights of the main model,
-with the settings, of a grid, that a pilot on a seed of its own found best. Seconds are CPU seconds of training alone.
-A run goes on until it has spent both budgets: as many decodes as all have, and the CPU seconds that DLR with
-pre-screening took for them. Accuracy is of either budget; skill, steps, samples, and `shuffled`, which are latents of
-other questions, are of the end. Each run is one line in `--runs`, and what is there is not run again. Printed: markdown
-tables, mean and 95% interval by Student's t over seeds.
+with the learning rate and then the passes that were best in the mean of two pilot seeds. Seconds are CPU seconds of
+training alone. In the first three tables a run goes on until it has spent both budgets: as many decodes as all have, and
+the CPU seconds that DLR with pre-screening took for them. Accuracy is of either budget; skill, steps, samples, and
+`shuffled`, which are latents of other questions, are of the end. Seeds are others than those that DLR's settings were
+chosen on, and the main model of a world is always the same. Each run is one line in `--runs`, and what is there is not
+run again. Printed: markdown tables, mean and 95% interval by Student's t over seeds.
 """
 
 import functools
@@ -32,22 +33,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from common import check_output, run_missing, write_json
-from paper_arms import CONTRAST, DLR, HYBRID, PRESCREENED, RIVALS, run
+from paper_arms import AT_18, CONTRAST, DLR, HYBRID, NUM_POINTS, PRESCREENED, RIVALS, at, run
 from transformers import HfArgumentParser
 
 from trl_dlr.evaluation import mean_interval
 
 
-RATES, PASSES, BETA = (1e-4, 3e-4, 1e-3), (1, 4, 8), 0.04
-PILOT_SEED = 100
+RATES, PASSES, MORE_PASSES, BETA = (3e-5, 1e-4, 3e-4), 8, 16, 0.04
+PILOT_SEEDS, FIRST_SEED = (100, 101), 10  # decodes.py has chosen DLR's settings on seeds 0 to 9
+MAIN_MODEL_RATES = (1e-5, 1e-4)
 NUM_TOKENS, NUM_LATENTS = (2, 4, 8, 16, 32), (1, 2, 4, 8)
 SAMPLES = 64
+
+CLOCK = "DLR, K/G = 0.18"  # whose CPU seconds all have
 
 TABLES = ("table3", "stability", "variance", "table4", "contrastive", "test_time", "steps")
 SIZES = {  # at full size and quick
     "seeds": (5, 2),
     "decodes": (24_000, 6_000),
-    "short_decodes": (12_000, 4_000),  # of tables that compare DLR with itself
+    "short_decodes": (8_000, 4_000),  # of tables that compare DLR with itself
     "pilot_decodes": (24_000, 4_000),
     "estimates": (64, 16),
 }
@@ -55,12 +59,13 @@ SIZES = {  # at full size and quick
 # CPU minutes that each part takes at full size, and the tables that need it
 PARTS = {
     "pilot, told": (13, {"table3", "stability", "test_time"}),
-    "pilot, thinks": (17, {"table3", "stability", "test_time", "steps"}),
-    "told": (19, {"table3", "stability", "test_time"}),
-    "thinks": (23, {"table3", "stability", "test_time"}),
+    "pilot, thinks": (17, {"table3", "stability", "test_time"}),
+    "pilot, steps": (8, {"steps"}),
+    "told": (22, {"table3", "stability", "test_time"}),
+    "thinks": (26, {"table3", "stability", "test_time"}),
     "variance": (8, {"variance"}),
     "table4": (5, {"table4"}),
-    "contrastive": (17, {"contrastive"}),
+    "contrastive": (13, {"contrastive"}),
     "steps": (6, {"steps"}),
 }
 
@@ -68,20 +73,12 @@ PARTS = {
 # ---- Plans: which runs a table needs ----
 
 
-def pilot_settings(world: str, decodes: int, quick: bool) -> dict[str, list[dict]]:
-    """Runs of the grid, by rival. The KL, which costs passes of its own, is tried with 4 passes."""
-    rates = RATES[1:] if quick else RATES
-    grid = [{"learning_rate": rate, "num_iterations": passes} for rate in rates for passes in PASSES]
-    grid += [{"learning_rate": rate, "num_iterations": 4, "beta": BETA} for rate in rates]
-    shared = {"kind": "learn", "world": world, "seed": PILOT_SEED, "decodes": decodes, "seconds": 0.0, "samples": 0}
-    return {arm: [{**shared, "arm": arm, "config": {**own, **each}} for each in grid] for arm, own in RIVALS.items()}
-
-
 def main_settings(args, make: Callable, world: str, seconds: float, best: dict[str, dict]) -> list[dict]:
-    arms = {"untrained": {}, **best, "DLR": DLR, "DLR, K/G = 0.18": {**DLR, **PRESCREENED}}
+    arms = {"untrained": {}, **best, "GRPO, KL": {**best["GRPO"], "beta": BETA}}
+    arms |= {"DLR": DLR, "DLR, groups of 32": {**DLR, "num_generations": 32}, CLOCK: {**DLR, **PRESCREENED}}
     arms |= {"DLR, contrastive": {**DLR, **CONTRAST}}
     return [
-        make(world, arm, config, args.size("decodes"), 0.0 if arm == "DLR, K/G = 0.18" else seconds, SAMPLES)
+        make(world, arm, config, args.size("decodes"), 0.0 if arm == CLOCK else seconds, SAMPLES)
         for arm, config in arms.items()
     ]
 
@@ -146,7 +143,7 @@ def slopes(lines: list[dict], name: str) -> list[float]:
 
 def main(args: PaperTablesArguments) -> None:
     wanted, start, summary = set(args.tables), time.perf_counter(), {}
-    seeds = range(args.size("seeds"))
+    seeds = range(FIRST_SEED, FIRST_SEED + args.size("seeds"))
     if not args.quick:
         plan = {name: minutes for name, (minutes, tables) in PARTS.items() if wanted & tables}
         print(f"Plan: {sum(plan.values())} CPU minutes over {args.workers} processes, {plan}", flush=True)
@@ -155,7 +152,7 @@ def main(args: PaperTablesArguments) -> None:
         shared = {"kind": "learn", "world": world, "arm": arm, "config": config}
         return {**shared, "decodes": decodes, "seconds": seconds, "samples": samples}
 
-    def of_seeds(settings: list[dict]) -> list[dict]:
+    def of_seeds(settings: list[dict], seeds: Sequence[int] = seeds) -> list[dict]:
         return [{**each, "seed": seed} for seed in seeds for each in settings]
 
     def make_runs(name: str, settings: list[dict]) -> list[dict]:
@@ -170,32 +167,51 @@ def main(args: PaperTablesArguments) -> None:
             figures = {arm: {n: [line.get(n) for line in own] for n in columns} for arm, own in arms.items()}
             summary.setdefault(table, {})[title] = figures
 
-    best = {}
-    needs_rivals = wanted & {"table3", "stability", "test_time"}
-    for world in ["told"] * bool(needs_rivals) + ["thinks"] * bool(needs_rivals | wanted & {"steps"}):
-        pilots = pilot_settings(world, args.size("pilot_decodes"), args.quick)
-        found = by_arm(make_runs(f"pilot, {world}", [each for grid in pilots.values() for each in grid]))
-        best[world] = {arm: max(own, key=lambda line: line["accuracy"])["config"] for arm, own in found.items()}
-        summary.setdefault("pilot", {})[world] = {
-            arm: [{"config": line["config"], "accuracy": line["accuracy"]} for line in own]
-            for arm, own in found.items()
+    def pilot(world: str, arms: Sequence[str]) -> dict[str, dict]:
+        """The best settings of each rival: first the rate, then whether more passes are better."""
+        best, tried = {}, {arm: [] for arm in arms}
+        grids = {
+            arm: [{"learning_rate": rate, "num_iterations": PASSES} for rate in RATES[args.quick :]] for arm in arms
         }
-        for arm, own in found.items():
-            print(f"{world}, {arm}: {best[world][arm]}", *(f"{line['accuracy']:.2f}" for line in own))
+        for _ in range(1 if args.quick else 2):
+            settings = [
+                make(world, arm, {**RIVALS[arm], **each}, args.size("pilot_decodes"))
+                for arm in arms
+                for each in grids[arm]
+            ]
+            found = by_arm(make_runs(f"pilot, {world}", of_seeds(settings, PILOT_SEEDS)))
+            for arm, lines in found.items():
+                of_settings = by_arm(lines, lambda line: str(line["config"])).values()
+                tried[arm] += [
+                    {"config": own[0]["config"], "accuracy": [o["accuracy"] for o in own]} for own in of_settings
+                ]
+                best[arm] = max(tried[arm], key=lambda one: statistics.fmean(one["accuracy"]))["config"]
+                grids[arm] = [{**best[arm], "num_iterations": MORE_PASSES}]
+        for arm in arms:
+            print(f"{world}, {arm}: {best[arm]} of", *tried[arm], sep="\n  ")
+        summary.setdefault("pilot", {})[world] = tried
+        return best
 
+    needs_rivals = wanted & {"table3", "stability", "test_time"}
     curves = {}
     for world in ("told", "thinks") if needs_rivals else ():
-        make_own = functools.partial(main_settings, args, make, world, best=best[world])
-        first = of_seeds([each for each in make_own(0.0) if each["arm"] == "DLR, K/G = 0.18"])
+        make_own = functools.partial(main_settings, args, make, world, best=pilot(world, list(RIVALS)))
+        first = of_seeds([each for each in make_own(0.0) if each["arm"] == CLOCK])
         seconds = round(statistics.fmean(line["seconds"] for line in make_runs(f"{world}, clock", first)), 1)
-        arms = curves[world] = by_arm(make_runs(world, of_seeds(make_own(seconds))))
-        columns = {"accuracy": 3, "at equal seconds": 3, "shuffled": 3, "skill before": 3, "skill after": 3}
-        columns |= {"seconds": 1, "tokens": 0, "parameters": 0, "peak memory": 1}
+        arms = by_arm(make_runs(world, of_seeds(make_own(seconds))))
+        curves[world] = arms, {"decodes": args.size("decodes"), "seconds": seconds}
+        columns = {"accuracy": 3, AT_18: 3, "at equal seconds": 3, "shuffled": 3, "skill": 3}
+        columns |= {"skill against the letter": 3, "seconds": 1, "tokens": 0, "parameters": 0, "peak memory": 1}
         budget = f"{world}, {args.size('decodes'):,} decodes or {seconds} CPU seconds"
         keep("table3", budget, arms, columns)
         trained = {arm: own for arm, own in arms.items() if arm != "untrained"}
-        keep("stability", world, trained, {"reward std": 3, "gradient norm cv": 2, "collapsed": 2})
-        ks = {f"{what}@{2**i}": 3 for what in ("pass", "majority") for i in range(SAMPLES.bit_length())}
+        keep(
+            "stability",
+            world,
+            trained,
+            {"reward std": 3, "by drawing questions": 3, "gradient norm cv": 2, "collapsed": 2},
+        )
+        ks = {"right": 3} | {f"{what}@{2**i}": 3 for what in ("pass", "majority") for i in range(SAMPLES.bit_length())}
         keep("test_time", world, arms, ks)
 
     variance = []
@@ -220,9 +236,10 @@ def main(args: PaperTablesArguments) -> None:
 
     short = args.size("short_decodes")
     if "table4" in wanted:
-        arms = {"DLR, frozen": DLR, "DLR, frozen, hybrid": {**DLR, **HYBRID}, "DLR, trainable": {**DLR, **HYBRID}}
+        arms = {"DLR, frozen": DLR, "DLR, frozen, hybrid": {**DLR, **HYBRID}}
+        arms |= {f"DLR, trainable, {r:g}": {**DLR, **HYBRID, "main_model_rate": r} for r in MAIN_MODEL_RATES}
         found = by_arm(make_runs("table4", of_seeds([make("told", arm, c, short) for arm, c in arms.items()])))
-        columns = {"accuracy": 3, "shuffled": 3, "skill before": 3, "skill after": 3, "reward std": 3}
+        columns = {"accuracy": 3, "shuffled": 3, "skill": 3, "skill against the letter": 3, "reward std": 3}
         keep("table4", "main model frozen or trainable", found, {**columns, "gradient norm cv": 2, "seconds": 1})
 
     if "contrastive" in wanted:
@@ -238,6 +255,8 @@ def main(args: PaperTablesArguments) -> None:
             for loss, terms in losses.items()
             if not args.quick or (sampling == "parallel" and loss in ("none", "dot", "cosine"))
         }  # fmt: skip
+        weak = {"dot": {"gamma": 0.01}, "infonce": {"gamma": 0.01, "contrastive_similarity": "infonce"}}
+        arms |= {f"DLR, parallel, σ fixed, {loss}, γ 0.01": {**DLR, **terms} for loss, terms in weak.items()}
         found = by_arm(
             make_runs("contrastive", of_seeds([make("told", a, c, short, 0.0, 8) for a, c in arms.items()]))
         )
@@ -246,10 +265,10 @@ def main(args: PaperTablesArguments) -> None:
         )
 
     if "steps" in wanted:
-        arms = {"untrained": {}, "GRPO": best["thinks"]["GRPO"], "DLR": DLR}
+        arms = {"untrained": {}, **pilot("steps", ["GRPO"]), "DLR": DLR}
         settings = [make("steps", arm, config, args.size("decodes")) for arm, config in arms.items()]
         found = by_arm(make_runs("steps", of_seeds(settings)))
-        columns = {"right": 3, "invalid steps": 3, "invalid where right": 3, "shuffled": 3, "skill after": 3}
+        columns = {"right": 3, "invalid steps": 3, "invalid where right": 3, "shuffled": 3, "skill": 3}
         keep("steps", "right results, and steps on the way", found, columns)
 
     print(f"\n{time.perf_counter() - start:.0f} s", flush=True)
@@ -275,12 +294,11 @@ def plot(path: str, summary: dict, curves: dict, variance: list[dict]) -> None:
     figure, axes = plt.subplots(-(-num_panels // 3), 3, figsize=(15, 4 * -(-num_panels // 3)), squeeze=False)
     axes = list(axes.flat)
     for axis, (title, world, name) in zip(axes, panels, strict=False):
-        for arm, lines in curves[world].items():
-            points = list(zip(*(line["curve"] for line in lines), strict=False))
-            xs = [statistics.fmean(point[name] for point in at_once) for at_once in points]
-            axis.plot(
-                xs, [statistics.fmean(p["accuracy"] for p in at_once) for at_once in points], "o-", ms=2, label=arm
-            )
+        arms, budgets = curves[world]
+        xs = [budgets[name] * i / NUM_POINTS for i in range(NUM_POINTS + 1)]
+        for arm, lines in arms.items():
+            ys = [statistics.fmean(at(line["curve"], name, x)["accuracy"] for line in lines) for x in xs]
+            axis.plot(xs, ys, "o-", ms=2, label=arm)
         axis.set(title=title, ylim=(0, 1), xlabel="CPU seconds" if name == "seconds" else name)
         axis.legend(fontsize=6)
     for axis, table in zip(axes[len(panels) :], others, strict=False):
@@ -309,7 +327,7 @@ def plot(path: str, summary: dict, curves: dict, variance: list[dict]) -> None:
         else:
             arms = next(iter(summary[table].values()))
             values = [figures[bars[table]] for figures in arms.values()]
-            reaches = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in values]
+            reaches = [mean - low for mean, low, _ in map(mean_interval, values)]
             axis.barh(list(arms), [statistics.fmean(own) for own in values], xerr=reaches)
             axis.set_xlabel(bars[table])
             axis.tick_params(axis="y", labelsize=6)

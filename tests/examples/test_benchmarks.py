@@ -147,7 +147,7 @@ def paper_arms(monkeypatch):
         ("=7", (True, False)),  # which is right, and skips a step
         ("= 4 = 7", (True, True)),
         ("+ + = 4 = 7", (True, True)),
-        ("- - = 4 = 7", (True, False)),
+        ("- - = 4 = 7", (True, True)),  # what counts is the result
         ("=5=7", (True, False)),
         ("=4=8", (False, True)),
         ("=4=7=", (False, False)),
@@ -156,7 +156,7 @@ def paper_arms(monkeypatch):
     ],
 )
 def test_steps_are_checked(paper_arms, completion, verdict):
-    assert paper_arms.judged(completion, "+", "=4=7") == verdict
+    assert paper_arms.judged(completion, "=4=7") == verdict
 
 
 def test_the_spread_of_gradients_is_measured_without_bias(paper_arms):
@@ -173,9 +173,10 @@ def test_stability_of_known_rewards(paper_arms):
     curve = [{"decodes": 0, "accuracy": 0.1}, {"decodes": 500, "accuracy": 0.9}, {"decodes": 1024, "accuracy": 0.4}]
     # Four parts of 256 decodes, the last two of which count, and one that came after the budget
     rewards = [(256, 5.0), (256, -5.0), (128, 0.0), (128, 1.0), (256, 0.3), (256, 9.0), (256, 9.0)]
-    figures = paper_arms.stability(curve, rewards, [1.0, 3.0], 1024 - 256)
+    figures = paper_arms.stability(curve, rewards, [1.0, 3.0], 1024 - 256, per_question=16)
     assert figures["collapsed"] == 1.0
     assert figures["reward std"] == pytest.approx(0.1)
+    assert figures["by drawing questions"] == pytest.approx(2 * math.sqrt(0.7 * 0.3 / 16))  # means of 0.4
     assert figures["gradient norm cv"] == pytest.approx(0.5)
 
 
@@ -184,21 +185,24 @@ def test_a_run_of_the_paper_tables_spends_both_budgets(paper_arms):
     screened = {**paper_arms.DLR, **paper_arms.PRESCREENED, "prescreening_warmup_rollouts": 0}
     dlr = paper_arms.run("learn", arm="DLR, K/G = 0.18", config=screened, seconds=0.0, **shared)
     assert [point["decodes"] for point in dlr["curve"]][-1] == 2 * 6 * 32  # the first multiple of 192 past the budget
-    assert dlr["skill before"] == dlr["skill after"] > 0.9
-    assert 0 < dlr["tokens"] < 384 * 8
+    before = paper_arms.run("learn", arm="untrained", config={}, seconds=0.0, **shared)
+    names = "skill", "skill against the letter"
+    assert all(dlr[name] == before[name] > 0.9 for name in names)
+    # A prompt of three tokens for each question, and for each answer two latents and two of three tokens at most
+    assert 64 * 3 + 384 * 2 < dlr["tokens"] <= 64 * 3 + 384 * 4
     seconds = 2 * dlr["seconds"]
     grpo = paper_arms.run("learn", arm="GRPO", config={"learning_rate": 0.1}, seconds=seconds, **shared)
     assert grpo["curve"][-1]["seconds"] >= seconds and grpo["curve"][-1]["decodes"] >= 300
-    assert grpo["skill after"] < grpo["skill before"]
+    assert all(grpo[name] < before[name] for name in names)
     for run in (dlr, grpo):
         assert run["pass@1"] <= run["pass@2"] <= run["pass@4"] and run["parameters"] > 80_000
 
 
 def test_the_trainable_arm_changes_the_main_model(paper_arms):
-    shared = {"world": "told", "arm": "DLR, trainable", "seed": 0, "decodes": 256, "seconds": 0.0, "samples": 0}
+    shared = {"world": "told", "arm": "DLR", "seed": 0, "decodes": 256, "seconds": 0.0, "samples": 0}
     config = {**paper_arms.DLR, **paper_arms.HYBRID}
-    run = paper_arms.run("learn", config=config, **shared)
-    frozen = paper_arms.run("learn", config=config, **{**shared, "arm": "DLR, frozen, hybrid"})
+    run = paper_arms.run("learn", config={**config, "main_model_rate": 1e-4}, **shared)
+    frozen = paper_arms.run("learn", config=config, **shared)
     assert run["parameters"] - frozen["parameters"] > 80_000
 
 
