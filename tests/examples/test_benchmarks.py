@@ -213,8 +213,7 @@ def test_what_was_tried_for_fewer_decodes(monkeypatch):
     tried = {
         arm: {**decodes.ARMS[arm], "num_iterations": 5} for arm, new in decodes.CHANGES.items() if "trainer" in new
     }
-    monkeypatch.setattr(decodes, "ARMS", tried)
-    runs = {arm: decodes.run(arm, seed=0, limit=500) for arm in tried}
+    runs = {arm: decodes.run(arm, config, seed=0, limit=500) for arm, config in tried.items()}
     for arm, run in runs.items():
         (point,) = run["curve"]  # after one rollout of 256 or two
         # Groups that are drawn again are decoded again: at the start, some of 32 are alike
