@@ -15,15 +15,14 @@ A question is `[letter][a][b]`, and the letter decides the operation. Pairs of o
 - `steps`: the same with two results in a row, `[op][op]=x=y`; a checker reads both, the reward only y.
 
 All arms of a table have the same questions, and are judged alike. A rival of DLR trains all weights of the main model,
-with the learning rate and then the passes that were best in the mean of two pilot seeds. Seconds are CPU seconds of
-training alone. In the first three tables a run goes on until it has spent both budgets: as many decodes as all have, and
-the CPU seconds that DLR with pre-screening took for them. Accuracy is of either budget; skill, steps, samples, and
+with the learning rate and then the passes that were best in the mean of two pilot seeds, for either budget. Seconds are
+CPU seconds of training alone. In the first three tables a rival goes on until it has spent both budgets: as many decodes
+as all have, and the CPU seconds that DLR with pre-screening took for them. Accuracy is of either budget; skill, steps, samples, and
 `shuffled`, which are latents of other questions, are of the end. Seeds are others than those that DLR's settings were
 chosen on, and the main model of a world is always the same. Each run is one line in `--runs`, and what is there is not
 run again. Printed: markdown tables, mean and 95% interval by Student's t over seeds.
 """
 
-import functools
 import math
 import os
 import statistics
@@ -39,7 +38,7 @@ from transformers import HfArgumentParser
 from trl_dlr.evaluation import mean_interval
 
 
-RATES, PASSES, MORE_PASSES, BETA = (3e-5, 1e-4, 3e-4), 8, 16, 0.04
+RATES, PASSES, BETA = (3e-5, 1e-4, 3e-4), (8, 4, 16), 0.04  # the rate is chosen with the first number of passes
 PILOT_SEEDS, FIRST_SEED = (100, 101), 10  # decodes.py has chosen DLR's settings on seeds 0 to 9
 MAIN_MODEL_RATES = (1e-5, 1e-4)
 NUM_TOKENS, NUM_LATENTS = (2, 4, 8, 16, 32), (1, 2, 4, 8)
@@ -52,7 +51,7 @@ SIZES = {  # at full size and quick
     "seeds": (5, 2),
     "decodes": (24_000, 6_000),
     "short_decodes": (8_000, 4_000),  # of tables that compare DLR with itself
-    "pilot_decodes": (24_000, 4_000),
+    "pilot_decodes": (16_000, 4_000),
     "estimates": (64, 16),
 }
 
@@ -73,14 +72,13 @@ PARTS = {
 # ---- Plans: which runs a table needs ----
 
 
-def main_settings(args, make: Callable, world: str, seconds: float, best: dict[str, dict]) -> list[dict]:
-    arms = {"untrained": {}, **best, "GRPO, KL": {**best["GRPO"], "beta": BETA}}
-    arms |= {"DLR": DLR, "DLR, groups of 32": {**DLR, "num_generations": 32}, CLOCK: {**DLR, **PRESCREENED}}
-    arms |= {"DLR, contrastive": {**DLR, **CONTRAST}}
-    return [
-        make(world, arm, config, args.size("decodes"), 0.0 if arm == CLOCK else seconds, SAMPLES)
-        for arm, config in arms.items()
-    ]
+def main_settings(args, make: Callable, world: str, seconds: float, rivals: dict[str, dict]) -> list[dict]:
+    """DLR's own arms spend the decodes alone: where they decode all, that takes them less time than the clock's."""
+    ours = {CLOCK: {**DLR, **PRESCREENED}, "DLR": DLR, "DLR, groups of 32": {**DLR, "num_generations": 32}}
+    ours |= {"DLR, contrastive": {**DLR, **CONTRAST}}
+    arms = [(arm, config, seconds) for arm, config in {"untrained": {}, **rivals}.items()]
+    arms += [(arm, config, 0.0) for arm, config in ours.items()]
+    return [make(world, arm, config, args.size("decodes"), most, SAMPLES) for arm, config, most in arms]
 
 
 @dataclass
@@ -129,6 +127,10 @@ def print_markdown(title: str, arms: dict[str, list[dict]], columns: dict[str, i
     print(f"\n### {title}\n", *(f"| {' | '.join(row)} |" for row in rows), sep="\n", flush=True)
 
 
+def best(tried: list[dict], budget: str) -> dict:
+    return max(tried, key=lambda one: statistics.fmean(one[budget]))["config"]
+
+
 def slopes(lines: list[dict], name: str) -> list[float]:
     """Of log variance against the log of `name`, for each seed."""
     found = []
@@ -167,38 +169,41 @@ def main(args: PaperTablesArguments) -> None:
             figures = {arm: {n: [line.get(n) for line in own] for n in columns} for arm, own in arms.items()}
             summary.setdefault(table, {})[title] = figures
 
-    def pilot(world: str, arms: Sequence[str]) -> dict[str, dict]:
-        """The best settings of each rival: first the rate, then whether more passes are better."""
-        best, tried = {}, {arm: [] for arm in arms}
-        grids = {
-            arm: [{"learning_rate": rate, "num_iterations": PASSES} for rate in RATES[args.quick :]] for arm in arms
-        }
-        for _ in range(1 if args.quick else 2):
+    def pilot(world: str, arms: Sequence[str], seconds: float = 0.0) -> dict[str, dict]:
+        """
+        The best settings of each rival: first the rate, then the passes, for the decodes; and beside it for the CPU
+        seconds, if they are others.
+        """
+        size, tried = args.size("pilot_decodes"), {arm: [] for arm in arms}
+        seconds = round(seconds * size / args.size("decodes"), 1)
+        budgets = {"decodes": size} | ({"seconds": seconds} if seconds else {})
+        grids = {arm: [{"learning_rate": r, "num_iterations": PASSES[0]} for r in RATES[args.quick :]] for arm in arms}
+        for passes in (PASSES[1:], ()):
             settings = [
-                make(world, arm, {**RIVALS[arm], **each}, args.size("pilot_decodes"))
-                for arm in arms
-                for each in grids[arm]
+                make(world, arm, {**RIVALS[arm], **each}, size, seconds) for arm in arms for each in grids[arm]
             ]
             found = by_arm(make_runs(f"pilot, {world}", of_seeds(settings, PILOT_SEEDS)))
             for arm, lines in found.items():
-                of_settings = by_arm(lines, lambda line: str(line["config"])).values()
-                tried[arm] += [
-                    {"config": own[0]["config"], "accuracy": [o["accuracy"] for o in own]} for own in of_settings
-                ]
-                best[arm] = max(tried[arm], key=lambda one: statistics.fmean(one["accuracy"]))["config"]
-                grids[arm] = [{**best[arm], "num_iterations": MORE_PASSES}]
-        for arm in arms:
-            print(f"{world}, {arm}: {best[arm]} of", *tried[arm], sep="\n  ")
+                for own in by_arm(lines, lambda line: str(line["config"])).values():
+                    figures = {n: [at(o["curve"], n, most)["accuracy"] for o in own] for n, most in budgets.items()}
+                    tried[arm].append({"config": own[0]["config"], **figures})
+                grids[arm] = [{**best(tried[arm], "decodes"), "num_iterations": number} for number in passes]
         summary.setdefault("pilot", {})[world] = tried
-        return best
+        for arm in arms:
+            print(f"\n{world}, {arm}", *tried[arm], sep="\n  ")
+        chosen = {arm: best(tried[arm], "decodes") for arm in arms}
+        others = {arm: best(tried[arm], "seconds") for arm in arms if seconds}
+        return chosen | {f"{arm}, for seconds": own for arm, own in others.items() if own != chosen[arm]}
 
     needs_rivals = wanted & {"table3", "stability", "test_time"}
     curves = {}
     for world in ("told", "thinks") if needs_rivals else ():
-        make_own = functools.partial(main_settings, args, make, world, best=pilot(world, list(RIVALS)))
-        first = of_seeds([each for each in make_own(0.0) if each["arm"] == CLOCK])
-        seconds = round(statistics.fmean(line["seconds"] for line in make_runs(f"{world}, clock", first)), 1)
-        arms = by_arm(make_runs(world, of_seeds(make_own(seconds))))
+        clock = of_seeds([each for each in main_settings(args, make, world, 0.0, {}) if each["arm"] == CLOCK])
+        seconds = round(statistics.fmean(line["seconds"] for line in make_runs(f"{world}, clock", clock)), 1)
+        rivals = pilot(world, list(RIVALS), seconds)
+        if world == "thinks":
+            rivals["GRPO, KL"] = {**rivals["GRPO"], "beta": BETA}
+        arms = by_arm(make_runs(world, of_seeds(main_settings(args, make, world, seconds, rivals))))
         curves[world] = arms, {"decodes": args.size("decodes"), "seconds": seconds}
         columns = {"accuracy": 3, AT_18: 3, "at equal seconds": 3, "shuffled": 3, "skill": 3}
         columns |= {"skill against the letter": 3, "seconds": 1, "tokens": 0, "parameters": 0, "peak memory": 1}
