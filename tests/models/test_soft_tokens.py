@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 from torch.distributions import Gumbel, RelaxedOneHotCategorical
 
 from trl_dlr.models.soft_tokens import (
@@ -101,6 +102,14 @@ def test_candidates_by_mass_number_and_minimum():
     expected = [[0.5, 0.3, 0.15, 0.05], [0.625, 0.375, 0, 0], [0.625, 0.375, 0, 0], [1, 0, 0, 0], [0.625, 0.375, 0, 0]]
     for got, wanted in zip(kept, expected, strict=True):
         assert got == pytest.approx(wanted, abs=1e-6)
+
+
+def test_candidates_are_those_of_the_samplers_of_transformers():
+    logits, ids = 3 * torch.randn(64, 50, generator=torch.Generator().manual_seed(0)), torch.zeros(64, 1).long()
+    for top_k, top_p, least in ((10, 0.8, 1), (10, 0.8, 4), (None, 0.8, 1), (10, 1.0, 1)):
+        expected = logits if top_k is None else TopKLogitsWarper(top_k)(ids, logits)
+        expected = TopPLogitsWarper(top_p, min_tokens_to_keep=least)(ids, expected)
+        torch.testing.assert_close(keep_candidates(logits, top_k, top_p, least), expected.log_softmax(-1))
 
 
 def test_the_order_of_candidates_does_not_matter():

@@ -76,7 +76,8 @@ def gumbel_noise(shape: torch.Size, device: torch.device, is_one_sided: bool = F
 
 def keep_candidates(logits: torch.Tensor, top_k: int | None, top_p: float, min_candidates: int = 1) -> torch.Tensor:
     """
-    Log-probabilities of the candidates that remain, `-inf` elsewhere.
+    Log-probabilities of the candidates that remain, `-inf` elsewhere: first the `top_k`, then those of them that have
+    the mass `top_p` of what the `top_k` have, as transformers' samplers cut.
 
     Args:
         logits (`torch.Tensor` of shape `(..., vocab_size)`):
@@ -84,7 +85,7 @@ def keep_candidates(logits: torch.Tensor, top_k: int | None, top_p: float, min_c
         top_k (`int`, *optional*):
             Most likely tokens that may remain. If `None`, all.
         top_p (`float`):
-            Probability mass that must remain: the smallest set of most likely tokens that has it.
+            Share of the mass of these that must remain: the smallest set of most likely tokens that has it.
         min_candidates (`int`, *optional*, defaults to `1`):
             Tokens that remain however likely the first one is.
 
@@ -99,11 +100,10 @@ def keep_candidates(logits: torch.Tensor, top_k: int | None, top_p: float, min_c
         raise ValueError(f"`top_p` must be above 0 and at most 1, got {top_p}.")
     log_probs = logits.float().log_softmax(-1)
     ranked, order = log_probs.sort(dim=-1, descending=True)
-    mass_before = ranked.exp().cumsum(-1) - ranked.exp()
-    is_kept = (mass_before < top_p) | (top_p == 1)  # where a sum of rounded probabilities may be 1 before the last
-    is_kept[..., :min_candidates] = True
-    if top_k is not None:
-        is_kept[..., top_k:] = False
+    probs = ranked[..., :top_k].softmax(-1)
+    is_best = (probs.cumsum(-1) - probs < top_p) | (top_p == 1)  # a sum of rounded ones may be 1 before the last
+    is_best[..., :min_candidates] = True
+    is_kept = torch.nn.functional.pad(is_best, (0, vocab_size - is_best.size(-1)))
     is_kept = torch.zeros_like(is_kept).scatter(-1, order, is_kept)
     return log_probs.masked_fill(~is_kept, -torch.inf).log_softmax(-1)
 
