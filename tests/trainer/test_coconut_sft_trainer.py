@@ -219,15 +219,38 @@ def test_stage_0_comes_first_and_moments_start_anew_with_a_stage(tmp_path):
         assert trainer.thinking_config.num_latents == 4
 
 
+def test_a_stage_ends_when_its_accuracy_is_reached_or_its_epochs_are_over(tmp_path):
+    for least, expected in ((0.0, [0, 1, 2, 2, 2, 2, 2]), (1.0, [0, 0, 1, 1, 1, 1, 2])):
+        stages = Stages()
+        curriculum = {"cot_epochs": 1, "epochs_per_stage": 2, "num_stages": 2, "stage_accuracy": least}
+        trainer = make_coconut_trainer(tmp_path, max_steps=7, trainer_kwargs={"callbacks": [stages]}, **curriculum)
+        stages.trainer = trainer
+        trainer.train()  # two steps an epoch, and a log after each
+        assert stages.seen == expected
+
+
+def test_rows_are_mixed_from_the_stages_up_to_the_present_one(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    supervised = make_sft_trainer(tmp_path, train_dataset=with_steps(), num_stages=3, latents_per_stage=1, stage_mixing=1.0)
+    coconut = make_coconut_trainer(tmp_path, stage_mixing=1.0)
+    for curriculum, first in ((coconut.curriculum, 0), (supervised.curriculum, 1)):
+        for stage in (1, 2, 3):
+            curriculum.stage = stage
+            assert curriculum.draw_stages(64, generator).unique().tolist() == list(range(first, stage + 1))
+            assert curriculum.draw_stages(64).unique().tolist() == [stage]  # where held-out questions are answered
+    share = (make_coconut_trainer(tmp_path).curriculum.draw_stages(2000, generator) == 0).float().mean()
+    assert share == pytest.approx(0.4 / 2, abs=0.05)  # by default, in stage 1
+
+
 @pytest.mark.parametrize("stop", [3, 4])
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, stop):
-    kwargs = {"max_steps": 8, "stage_mixing": 0.5}  # stages of two steps each
+    kwargs = {"max_steps": 8, "stage_accuracy": 0.0, "logging_steps": 3}  # stages of two and of three steps
     straight = make_coconut_trainer(tmp_path / "a", **kwargs)
     straight.train()
     make_coconut_trainer(tmp_path / "b", save_strategy="steps", save_steps=stop, **kwargs).train()
     resumed = make_coconut_trainer(tmp_path / "b", **kwargs)
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "run" / f"checkpoint-{stop}"))
-    assert history(resumed, "loss") == history(straight, "loss")
+    assert resumed.curriculum.state() == straight.curriculum.state()
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
@@ -416,6 +439,7 @@ def test_bad_data_is_refused(tmp_path, rows, message):
         ({"cot_epochs": -1}, "`cot_epochs` must be at least 0, got -1"),
         ({"max_latents": 1}, "`max_latents=1` must be at least `latents_per_stage=2`"),
         ({"stage_mixing": 2.0}, "`stage_mixing` must be between 0 and 1, got 2.0"),
+        ({"stage_accuracy": 99}, "`stage_accuracy` must be between 0 and 1, got 99"),
         ({"curriculum_unit": "word"}, "`curriculum_unit` must be one of step, token, got 'word'"),
         ({"max_completion_length": 0}, "`max_completion_length` must be at least 1, got 0"),
         ({"num_train_epochs": 2}, "`num_train_epochs=2` must be more than 2: the last of `num_stages=3` stages"),

@@ -323,16 +323,21 @@ class CurriculumArguments:
             What a stage replaces: a whole reasoning `"step"`, or as many tokens as it adds latents (`"token"`).
         epochs_per_stage (`int`, *optional*, defaults to `1`):
             Epochs of each stage before the last, which has the rest of training.
+        stage_accuracy (`float`, *optional*):
+            Share of right tokens (`mean_token_accuracy`, as it is logged) at which a stage ends before its epochs are
+            over. The last stage then has more of them. If `None`, every stage takes its epochs.
         reset_optimizer (`bool`, *optional*, defaults to `True`):
             Whether AdamW's moments start anew with each stage.
         stage_mixing (`float`, *optional*, defaults to `0.0`):
-            Probability with which an example is taken from another stage, drawn uniformly.
+            Probability with which an example is taken from a stage that is drawn uniformly from those up to the
+            present one.
     """
 
     num_stages: int = 0
     latents_per_stage: int = 2
     curriculum_unit: str = field(default="step", metadata={"choices": list(CURRICULUM_UNITS)})
     epochs_per_stage: int = 1
+    stage_accuracy: float | None = None
     reset_optimizer: bool = True
     stage_mixing: float = 0.0
 
@@ -340,8 +345,9 @@ class CurriculumArguments:
         for name, least in (("num_stages", 0), ("latents_per_stage", 1), ("epochs_per_stage", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if not 0 <= self.stage_mixing <= 1:
-            raise ValueError(f"`stage_mixing` must be between 0 and 1, got {self.stage_mixing}.")
+        for name in ("stage_mixing", "stage_accuracy"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}.")
         if self.curriculum_unit not in CURRICULUM_UNITS:
             raise ValueError(
                 f"`curriculum_unit` must be one of {', '.join(CURRICULUM_UNITS)}, got {self.curriculum_unit!r}."

@@ -55,7 +55,9 @@ class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
         cot_epochs (`int`, *optional*, defaults to `0`):
             Epochs of stage 0, before the first latent: plain supervised fine-tuning on all steps. Coconut begins with
             a model that was trained so.
-
+        stage_mixing (`float`, *optional*, defaults to `0.4`):
+            Probability with which an example is taken from a stage that is drawn uniformly from those up to the
+            present one, stage 0 among them: what was learned before is kept.
 
         > Parameters of the evaluation
 
@@ -68,6 +70,7 @@ class CoconutSFTConfig(ReportableArguments, CurriculumArguments, SFTConfig):
     num_stages: int = 3
     max_latents: int | None = None
     cot_epochs: int = 0
+    stage_mixing: float = 0.4
     max_completion_length: int = 256
 
     def __post_init__(self):

@@ -305,6 +305,7 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         # Trainer counts the labels of a step here
+        self.curriculum.begin_step(self.state, self.optimizer)
         generator = stage_generator(self)
         staged = (self._at_stage(inputs, generator) for inputs in epoch_iterator)
         return super().get_batch_samples(staged, num_batches, device)

@@ -16,6 +16,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from trl import SFTConfig
 from trl.data_utils import is_conversational
 
@@ -23,57 +24,66 @@ from .arguments import CurriculumArguments
 from .inputs import check_prompt_column, check_rows, column_names, read_column, splits
 
 
-class Curriculum(TrainerCallback):
+class Curriculum(TrainerCallback, ExportableState):
     """
     Moves on stage by stage, in the manner of Coconut ([arXiv 2412.06769](https://huggingface.co/papers/2412.06769)).
 
     In stage s the first s reasoning steps are gone and latents stand for them; in the last stage all steps are gone,
-    in stage 0 none. Without stages all latents are always there, and so is the whole completion.
+    in stage 0 none. Without stages all latents are always there, and so is the whole completion. A stage is over after
+    `epochs_per_stage`, or as soon as what is logged of it reaches `stage_accuracy`.
 
     Args:
         args ([`CurriculumArguments`]):
             Configuration of the trainer.
-        epochs_of_stage_0 (`int`, *optional*, defaults to `0`):
-            Epochs before stage 1.
+        epochs_of_stage_0 (`int`, *optional*):
+            Epochs before stage 1. If `None`, there is no stage 0 to mix in either.
     """
 
-    RECORDED = ("num_stages", "latents_per_stage", "curriculum_unit", "epochs_per_stage")  # for checkpoints
+    RECORDED = ("num_stages", "latents_per_stage", "curriculum_unit", "epochs_per_stage", "stage_accuracy")
 
-    def __init__(self, args: CurriculumArguments, epochs_of_stage_0: int = 0):
+    def __init__(self, args: CurriculumArguments, epochs_of_stage_0: int | None = None):
         self.args = args
         self.epochs_of_stage_0 = epochs_of_stage_0
-        self.stage = self.stage_of(0)
+        self.go_to({})
 
-    def stage_of(self, epoch: float) -> int:
-        if epoch < self.epochs_of_stage_0:
-            return 0
-        return min(1 + (int(epoch) - self.epochs_of_stage_0) // self.args.epochs_per_stage, self.args.num_stages)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.go_to(state)
-
-    def go_to(self, state: TrainerState) -> None:
-        """
-        To the stage of the last step before `state`: a run that resumes where a stage begins has yet to enter it.
-        """
-        self.stage = self.stage_of(max((state.epoch or 0.0) - 1e-6, 0.0))
+    def go_to(self, attributes: dict[str, Any]) -> None:
+        """To where a checkpoint was, or to the beginning."""
+        self.stage = attributes.get("stage", 0 if self.epochs_of_stage_0 else 1)
+        self.began = attributes.get("began", 0.0)  # epoch
+        self.is_learned = attributes.get("is_learned", False)
 
     def go_to_checkpoint(self, checkpoint: str) -> None:
         """To the stage of a checkpoint."""
-        self.go_to(TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)))
+        self.go_to(stored_attributes(TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))))
 
-    def on_epoch_begin(self, args, state, control, optimizer=None, **kwargs):
-        stage = self.stage_of(state.epoch)
-        if stage != self.stage and self.args.reset_optimizer:
-            reset_optimizer(optimizer)
-        self.stage = stage
+    def state(self) -> dict[str, Any]:
+        attributes = {"stage": self.stage, "began": self.began, "is_learned": self.is_learned}
+        return {"args": {}, "attributes": attributes}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.go_to(stored_attributes(state) if state.global_step > 0 else {})
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        least = self.args.stage_accuracy
+        if least is not None and logs.get("mean_token_accuracy", 0.0) >= least:
+            self.is_learned = True
+
+    def begin_step(self, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
+        """To the next stage if this one is over, before the rows of a step are drawn."""
+        epochs = self.epochs_of_stage_0 if self.stage == 0 else self.args.epochs_per_stage
+        is_over = self.is_learned or state.epoch - self.began > epochs - 1e-6
+        if is_over and self.stage < self.args.num_stages:
+            self.go_to({"stage": self.stage + 1, "began": state.epoch})
+            if self.args.reset_optimizer:
+                reset_optimizer(optimizer)
 
     def draw_stages(self, num_rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Stage of each row: the present one, mixed with others if there is a `generator` to choose them."""
+        """Stage of each row: the present one, mixed with those up to it if there is a `generator` to choose them."""
         stages = torch.full((num_rows,), self.stage)
         if generator is not None and self.args.stage_mixing > 0:
             is_mixed = torch.rand(num_rows, generator=generator) < self.args.stage_mixing
-            others = torch.randint(1, self.args.num_stages + 1, (num_rows,), generator=generator)
+            first = 1 if self.epochs_of_stage_0 is None else 0
+            others = torch.randint(first, self.stage + 1, (num_rows,), generator=generator)
             stages = torch.where(is_mixed, others, stages)
         return stages
 
@@ -83,6 +93,11 @@ class Curriculum(TrainerCallback):
         """Worked answers as rows of these stages have them, see [`keep_after_stage`]."""
         tokens_per_stage = self.args.latents_per_stage if self.args.curriculum_unit == "token" else None
         return keep_after_stage(completion_ids, step_index, stages, self.args.num_stages, tokens_per_stage)
+
+
+def stored_attributes(state: TrainerState) -> dict[str, Any]:
+    """What the curriculum had stored in a trainer's state."""
+    return state.stateful_callbacks[Curriculum.__name__]["attributes"]
 
 
 def stage_generator(trainer: Trainer) -> torch.Generator:
