@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from transformers import TopKLogitsWarper, TopPLogitsWarper
 from torch.distributions import Gumbel, RelaxedOneHotCategorical
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from trl_dlr.models.soft_tokens import (
     gumbel_noise,

@@ -231,7 +231,9 @@ def test_a_stage_ends_when_its_accuracy_is_reached_or_its_epochs_are_over(tmp_pa
 
 def test_rows_are_mixed_from_the_stages_up_to_the_present_one(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    supervised = make_sft_trainer(tmp_path, train_dataset=with_steps(), num_stages=3, latents_per_stage=1, stage_mixing=1.0)
+    supervised = make_sft_trainer(
+        tmp_path, train_dataset=with_steps(), num_stages=3, latents_per_stage=1, stage_mixing=1.0
+    )
     coconut = make_coconut_trainer(tmp_path, stage_mixing=1.0)
     for curriculum, first in ((coconut.curriculum, 0), (supervised.curriculum, 1)):
         for stage in (1, 2, 3):

@@ -12,7 +12,7 @@ from tests.tiny import VOCABULARY, random_main_model, tiny_dataset, tiny_reward,
 from tests.trainer.test_latent_grpo_trainer import history, length_reward
 from trl_dlr import LatentReportCallback, SoftTokenGRPOConfig, SoftTokenGRPOTrainer, ThinkingReasoner
 from trl_dlr.models.soft_tokens import SOFT_TOKEN_SCORES, gumbel_softmax_log_prob, latent_grpo_score, lepo_score
-from trl_dlr.models.thinking import ThinkingConfig
+from trl_dlr.models.thinking import ThinkingConfig, Thoughts
 from trl_dlr.trainer.losses import group_advantages, select_first_latent
 
 
@@ -201,6 +201,56 @@ def test_invalid_samples_are_those_that_had_to_be_ended(tmp_path, mode):
     assert trainer._metrics["train"]["latent/ended_fraction"] == [pytest.approx(fraction)]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_whose_rewards_are_alike_are_drawn_anew(tmp_path, method):
+    calls, alike = [], {"A1": 1, "B3": 0, "C12": 2}  # how often the rewards of a question are
+
+    def reward(prompts, completion_ids, **kwargs):
+        calls.append((sorted(set(prompts)), completion_ids))
+        return [float(i % 2) if len(calls) > alike[prompt] else 0.0 for i, prompt in enumerate(prompts)]
+
+    kwargs = {"max_redraws": 5, "per_device_train_batch_size": 24, **METHODS[method]}
+    trainer = make_trainer(tmp_path, reward_funcs=reward, **kwargs)
+    inputs = rollout_of(trainer, tuple(alike))
+    assert [prompts for prompts, _ in calls] == [["A1", "B3", "C12"], ["A1", "C12"], ["C12"]]
+    answers = [*calls[1][1][:8], *calls[0][1][8:16], *calls[2][1]]
+    lengths, end = inputs["latent_lengths"].tolist(), trainer.thinker.end_ids
+    completions = [[0] * n + end + answer for n, answer in zip(lengths, answers, strict=True)]
+    masks = inputs["completion_mask"].bool()
+    assert [row[mask].tolist() for row, mask in zip(inputs["completion_ids"], masks, strict=True)] == completions
+    assert trainer._rewards.tolist() == [0.0, 1.0] * 12
+    assert trainer._metrics["train"]["redrawn_groups"] == [1.0]
+    assert torch.isfinite(loss_of(trainer, inputs))
+    inputs["rollout_step"] += 1
+    loss_of(trainer, inputs)
+    assert torch.equal(trainer._scoring.old_logps, trainer._scoring.logps)  # of the latents that were drawn last
+    if "old_per_token_logps" in inputs:
+        torch.testing.assert_close(trainer._scoring.logps * masks, inputs["old_per_token_logps"] * masks)
+
+
+def test_groups_that_span_processes_cannot_be_drawn_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(SoftTokenGRPOConfig, "world_size", 2)
+    kwargs = {"per_device_train_batch_size": 4, "num_generations": 8}
+    SoftTokenGRPOConfig(str(tmp_path), **kwargs)
+    with pytest.raises(
+        ValueError, match=r"`max_redraws=1` draws whole groups anew, so .* got 4, must be a multiple of"
+    ):
+        SoftTokenGRPOConfig(str(tmp_path), max_redraws=1, **kwargs)
+
+
+def test_thoughts_with_other_rows():
+    thoughts, others = (
+        Thoughts({"states": torch.full((2, n, 3), float(n))}, torch.tensor([n, n]), torch.tensor([n > 2] * 2))
+        for n in (2, 3)
+    )
+    both = thoughts.with_rows(others, [(1, 0)])
+    assert both.lengths.tolist() == [2, 3] and both.has_ended.tolist() == [False, True]
+    assert both.latents["states"][:, :, 0].tolist() == [[2.0, 2.0, 0.0], [3.0, 3.0, 3.0]]
+    assert thoughts.latents["states"].shape == (2, 2, 3) and torch.equal(
+        thoughts.with_rows(others, []).lengths, thoughts.lengths
+    )
+
+
 @pytest.mark.parametrize("num_iterations", [1, 2])  # with and without old scores of TRL's own
 def test_the_first_latent_has_one_positive_sample_per_group(tmp_path, num_iterations):
     trainer = make_trainer(tmp_path, **LEPO, first_latent_selection=True, num_iterations=num_iterations)
@@ -327,6 +377,7 @@ def test_evaluation_reports_the_held_out_reward(tmp_path):
         ({"soft_token_score": "mine"}, "`soft_token_score` must be one of exact, lepo, latent_grpo, got 'mine'"),
         ({**EXACT, "latent_top_k": 5}, "so `latent_top_k` must be None, got 5"),
         ({**EXACT, "one_sided_noise": True}, "so `one_sided_noise` must be False, got True"),
+        ({"max_redraws": -1}, "`max_redraws` must be at least 0, got -1"),
         ({**LEPO, "beta": 0.1}, "`beta=0.1` with `soft_token_score='lepo'`: its latents have no ratio"),
         (
             {**HIDDEN, "one_sided_noise": True},

@@ -240,6 +240,19 @@ class Thoughts:
     lengths: torch.Tensor
     has_ended: torch.Tensor
 
+    def with_rows(self, others: "Thoughts", rows: list[tuple[int, int]]) -> "Thoughts":
+        """The same with other rows in some places: pairs of a row here and one of `others`."""
+        pairs = torch.tensor(rows, dtype=torch.long, device=self.lengths.device).view(-1, 2)
+
+        def put(values: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            if values.dim() > 1:
+                longest = max(values.size(1), new.size(1))
+                values, new = (nn.functional.pad(part, (0, 0, 0, longest - part.size(1))) for part in (values, new))
+            return values.index_copy(0, pairs[:, 0], new[pairs[:, 1]])
+
+        latents = {name: put(stored, others.latents[name]) for name, stored in self.latents.items()}
+        return Thoughts(latents, put(self.lengths, others.lengths), put(self.has_ended, others.has_ended))
+
 
 class Thinker:
     """

@@ -48,15 +48,31 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
             What stands for the log-probability of a soft token. `"exact"`: the Gumbel-softmax density over the whole
             vocabulary. `"lepo"`: LEPO's surrogate, whose gradient is taken without a ratio. `"latent_grpo"`:
             Latent-GRPO's surrogate.
+
+        > Parameters of the rollout
+
+        max_redraws (`int`, *optional*, defaults to `0`):
+            Times at most that groups whose rewards are all alike are drawn anew, as in Latent-GRPO. `redrawn_groups` is
+            logged, the number of groups that were, in units of those of a rollout.
     """
 
     disable_dropout: bool = True
     soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
+    max_redraws: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         refuse_options(self, REFUSED_OPTIONS, GRPOConfig, "SoftTokenGRPOTrainer")
         self.check_remedies()
+        if self.max_redraws < 0:
+            raise ValueError(f"`max_redraws` must be at least 0, got {self.max_redraws}.")
+        num_rows = self.per_device_train_batch_size * self.steps_per_generation
+        if self.max_redraws > 0 and num_rows % self.num_generations != 0:
+            raise ValueError(
+                f"`max_redraws={self.max_redraws}` draws whole groups anew, so `per_device_train_batch_size` * "
+                f"`steps_per_generation`, got {num_rows}, must be a multiple of "
+                f"`num_generations={self.num_generations}`."
+            )
         for name in ("temperature", "repetition_penalty"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")

@@ -209,7 +209,9 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         # What the hooks below hand to each other between a rollout and its loss
         self._thoughts = None  # of the rows being generated
         self._num_appended = None  # end tokens that they were given after a stop string
+        self._inputs = None  # rows of the dataset that are being generated for
         self._rewards = None  # total rewards of all processes' rows, NaN where there is none
+        self._drawn_rewards = None  # of a rollout with groups that were drawn anew, until TRL asks for them
         self._scoring: Scoring | None = None  # of the latest loss, `None` while there is a rollout
 
     def get_eval_dataloader(self, eval_dataset=None):
@@ -271,6 +273,10 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         self._metrics[mode]["latent/ended_fraction"].append(has_ended.mean().item())
 
     def _generate(self, prompts: list):
+        drawn = self._draw(prompts)
+        return self._draw_anew(prompts, drawn) if self.model.training and self.args.max_redraws > 0 else drawn
+
+    def _draw(self, prompts: list) -> tuple:
         prompt_ids, answer_ids, _, _, *others = super()._generate(prompts)
         completions = as_completions(decode_completions(answer_ids, self._tokenizer, self.eos_token_ids), prompts)
         end_ids, lengths = self.thinker.end_ids, self._thoughts.lengths.tolist()
@@ -283,17 +289,58 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         ]
         return prompt_ids, completion_ids, tool_mask, completions, *others
 
+    def _draw_anew(self, prompts: list, drawn: tuple) -> tuple:
+        """
+        Groups whose rewards are all alike, which teach nothing, are drawn again. Processes draw equally many, since they
+        gather what they log: where one has fewer such groups, it draws others beside them, and leaves them.
+        """
+        inputs, thoughts, num_redrawn = self._inputs, self._thoughts, 0
+        rewards = self._calculate_rewards(inputs, prompts, drawn[3], drawn[1])
+        size, rank = self.num_generations, self.accelerator.process_index
+        for _ in range(self.args.max_redraws):
+            groups = self._total_rewards(rewards).view(self.accelerator.num_processes, -1, size)
+            is_alike = groups.amax(-1) == groups.amin(-1)  # of all processes, shape (num_processes, num_groups)
+            number = int(is_alike.sum(1).max())
+            if number == 0:
+                break
+            num_redrawn += int(is_alike.sum())
+            first = is_alike.int().argsort(dim=1, descending=True, stable=True)[:, :number]
+            of_all = (first.unsqueeze(-1) * size + torch.arange(size, device=first.device)).flatten(1)
+            is_kept = is_alike.gather(1, first).repeat_interleave(size, dim=1)
+            rows = of_all[rank].tolist()
+            again = self._draw([prompts[row] for row in rows])
+            of_rows = [inputs[row] for row in rows], [prompts[row] for row in rows], again[3], again[1]
+            new = self._calculate_rewards(*of_rows)
+            places = of_all + torch.arange(len(of_all), device=of_all.device).unsqueeze(1) * len(prompts)
+            rewards[places[is_kept]] = new.view(*is_kept.shape, -1)[is_kept]
+            own = [(row, i) for i, (row, kept) in enumerate(zip(rows, is_kept[rank].tolist(), strict=True)) if kept]
+            for values, others in zip(drawn[:4], again[:4], strict=True):
+                for row, i in own:
+                    values[row] = others[i]
+            thoughts = thoughts.with_rows(self._thoughts, own)
+        self._thoughts, self._drawn_rewards = thoughts, rewards
+        self._metrics["train"]["redrawn_groups"].append(num_redrawn / len(rewards) * size)
+        return drawn
+
+    def _total_rewards(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
+        """Weighted sums, NaN for rows that no function has judged."""
+        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        return rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if self._drawn_rewards is not None:  # which decided what is drawn anew
+            rewards, self._drawn_rewards = self._drawn_rewards, None
+            self._rewards = self._total_rewards(rewards)
+            return rewards
         skipped = [n + len(self.thinker.end_ids) for n in self._thoughts.lengths.tolist()]
         answer_ids = [ids[n:] for ids, n in zip(completion_ids_list, skipped, strict=True)]
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, answer_ids)
-        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
-        self._rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+        self._rewards = self._total_rewards(rewards_per_func)
         return rewards_per_func
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._scoring = None
+        self._scoring, self._inputs = None, inputs
         output = super()._generate_and_score_completions(inputs)
         thoughts = self._thoughts
         output |= {f"latent_{name}": stored for name, stored in thoughts.latents.items()}
