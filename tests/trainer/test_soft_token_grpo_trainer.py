@@ -230,7 +230,7 @@ def test_groups_whose_rewards_are_alike_are_drawn_anew(tmp_path, method):
 
 def test_groups_that_span_processes_cannot_be_drawn_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(SoftTokenGRPOConfig, "world_size", 2)
-    kwargs = {"per_device_train_batch_size": 4, "num_generations": 8}
+    kwargs = {"per_device_train_batch_size": 4, "num_generations": 8, "bf16": False, "use_cpu": True}
     SoftTokenGRPOConfig(str(tmp_path), **kwargs)
     with pytest.raises(
         ValueError, match=r"`max_redraws=1` draws whole groups anew, so .* got 4, must be a multiple of"
