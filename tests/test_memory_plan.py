@@ -105,11 +105,12 @@ def test_the_plan_is_what_a_run_takes(tmp_path, name, launcher, peak, changes):
     ("policy_kwargs", "peft_config"),
     [
         ({"learn_sigma": True}, None),
+        ({"state_sigma": True}, None),
         ({"latent_sampling": "parallel", "injection": "trained"}, None),
         ({"freeze_embeddings": True}, None),
         ({}, LoraConfig(r=2)),
     ],
-    ids=["learned sigma", "parallel, trained injection", "frozen embeddings", "LoRA"],
+    ids=["learned sigma", "sigma of the state", "parallel, trained injection", "frozen embeddings", "LoRA"],
 )
 def test_what_is_trained_is_exact_to_the_byte(tmp_path, policy_kwargs, peft_config):
     recorder = GradientRecorder()

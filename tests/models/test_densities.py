@@ -9,10 +9,10 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from trl_dlr.models import DiagonalGaussian, StoppedDensity
 
 
-@pytest.fixture
-def parameters():
+@pytest.fixture(params=[(5,), (3, 4, 5)], ids=["one sigma", "sigma of each step"])
+def parameters(request):
     mean = torch.randn(3, 4, 5, requires_grad=True)
-    log_std = (0.3 * torch.randn(5)).requires_grad_()
+    log_std = (0.3 * torch.randn(request.param)).requires_grad_()
     return mean, log_std
 
 

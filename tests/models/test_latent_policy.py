@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.distributions import Normal
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -104,17 +105,44 @@ def test_a_later_latent_depends_on_the_ones_before_it_only():
 
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
+def test_sigma_of_a_state_begins_as_given_and_moves_with_the_state(sampling):
+    policy, batch, latents = (
+        make_policy(latent_sampling=sampling, sigma=0.5, state_sigma=True),
+        questions(),
+        torch.randn(3, 4, 6),
+    )
+    plain = make_policy(latent_sampling=sampling, sigma=0.5)
+    plain.load_state_dict(policy.state_dict(), strict=False)
+    before = [each(batch.input_ids, batch.attention_mask, latents).density for each in (policy, plain)]
+    assert torch.equal(before[0].log_prob(latents), before[1].log_prob(latents))
+    torch.nn.init.normal_(policy.latent_head.log_std_shift.weight, std=0.1)
+    density = policy(batch.input_ids, batch.attention_mask, latents).density
+    assert density.log_std.shape == density.mean.shape and density.log_std.std(dim=0).min() > 0
+    torch.testing.assert_close(
+        density.log_prob(latents), Normal(density.mean, density.log_std.exp()).log_prob(latents).sum(-1)
+    )
+    for row in range(3):  # a row alone is the row of a batch
+        alone = policy(
+            batch.input_ids[row : row + 1], batch.attention_mask[row : row + 1], latents[row : row + 1]
+        ).density
+        torch.testing.assert_close(alone.log_std, density.log_std[row : row + 1])
+
+
+@pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
 @pytest.mark.parametrize("injection", ["anchors", "components", "trained"])
-def test_save_and_load_give_identical_outputs(tmp_path, sampling, injection):
+@pytest.mark.parametrize("sigma", ["learn_sigma", "state_sigma"])
+def test_save_and_load_give_identical_outputs(tmp_path, sampling, injection, sigma):
     policy = make_policy(
         latent_sampling=sampling,
         injection=injection,
-        learn_sigma=True,
         sigma=0.7,
         freeze_embeddings=True,
         learn_stop=True,
+        **{sigma: True},
     )
     torch.nn.init.normal_(policy.stop_head.weight)
+    if sigma == "state_sigma":
+        torch.nn.init.normal_(policy.latent_head.log_std_shift.weight, std=0.1)
     policy.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"config.json", "model.safetensors"}
     for loaded in (LatentPolicyModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):

@@ -165,8 +165,9 @@ def test_ratios_move_once_the_weights_do(tmp_path):
     assert max(first_passes) == 0 and min(later_passes) > 0
 
 
-def test_the_score_is_the_exact_density_of_the_stored_latents(tmp_path):
-    trainer = make_trainer(tmp_path, policy_kwargs={"learn_sigma": True, "sigma": 0.5}, max_steps=2)
+@pytest.mark.parametrize("sigma", ["learn_sigma", "state_sigma"])
+def test_the_score_is_the_exact_density_of_the_stored_latents(tmp_path, sigma):
+    trainer = make_trainer(tmp_path, policy_kwargs={sigma: True, "sigma": 0.5}, max_steps=2, beta=0.1)
     batches, compute = [], trainer._compute_loss
     trainer._compute_loss = lambda model, inputs: (compute(model, inputs), batches.append(inputs))[0]
     seen = record_losses(trainer)
@@ -195,11 +196,18 @@ def test_the_frozen_main_model_is_bit_identical_and_has_no_gradient(tmp_path):
 
 
 @pytest.mark.parametrize("sampling", ["autoregressive", "parallel"])
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_every_trainable_weight_gets_a_gradient(tmp_path, sampling, gradient_checkpointing):
+@pytest.mark.parametrize(
+    ("gradient_checkpointing", "sigma", "of_sigma"),
+    [
+        (False, "learn_sigma", "latent_head.log_std"),
+        (True, "learn_sigma", "latent_head.log_std"),
+        (False, "state_sigma", "latent_head.log_std_shift.weight"),
+    ],
+)
+def test_every_trainable_weight_gets_a_gradient(tmp_path, sampling, gradient_checkpointing, sigma, of_sigma):
     trainer = make_trainer(
         tmp_path,
-        policy_kwargs={"latent_sampling": sampling, "learn_sigma": True},
+        policy_kwargs={"latent_sampling": sampling, sigma: True},
         gradient_checkpointing=gradient_checkpointing,
         max_steps=1,
     )
@@ -212,7 +220,7 @@ def test_every_trainable_weight_gets_a_gradient(tmp_path, sampling, gradient_che
     trainer.add_callback(Recorder())
     trainer.train()
     assert any(name.startswith("assistant.layers") for name in gradients)
-    assert {"latent_head.mean.weight", "latent_head.log_std"} <= set(gradients)
+    assert {"latent_head.mean.weight", of_sigma} <= set(gradients)
     assert ("latent_in.weight" if sampling == "autoregressive" else "queries.weight") in gradients
     assert all(value > 0 for value in gradients.values()), gradients
 

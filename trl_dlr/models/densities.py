@@ -23,8 +23,8 @@ class DiagonalGaussian:
     Args:
         mean (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`):
             Mean of each latent step.
-        log_std (`torch.Tensor` broadcastable to `mean`):
-            Natural logarithm of the standard deviation, in units of the latents.
+        log_std (`torch.Tensor` of shape `(latent_dim,)` or as `mean`):
+            Natural logarithm of the standard deviation, in units of the latents: the same for all steps, or of each.
     """
 
     mean: torch.Tensor
@@ -77,11 +77,12 @@ class DiagonalGaussian:
 
     def rows(self) -> dict[str, torch.Tensor]:
         """Parameters by name that every row of the batch has its own of."""
-        return {"mean": self.mean}
+        return {"mean": self.mean, **({"log_std": self.log_std} if self.log_std.dim() > 1 else {})}
 
     def stored(self) -> dict[str, torch.Tensor]:
         """All parameters by name, with an entry for each row of the batch."""
-        return {"mean": self.mean, "log_std": self.log_std.expand(self.mean.size(0), 1, -1)}
+        rows = self.rows()
+        return rows if "log_std" in rows else rows | {"log_std": self.log_std.expand(self.mean.size(0), 1, -1)}
 
     def replace(self, parameters: dict[str, torch.Tensor]) -> "DiagonalGaussian":
         """The same density with other parameters, those of `rows` or of `stored`."""

@@ -31,7 +31,10 @@ def vocabulary_size(main_model: PreTrainedModel) -> int:
 
 
 class LatentHead(nn.Module):
-    """Density of a latent step from the assistant's hidden state: μ = W_μ · norm(h), σ fixed or learned (eq. 9)."""
+    """
+    Density of a latent step from the assistant's hidden state h: μ = W_μ · norm(h) (eq. 9), and σ fixed, learned, or
+    with log σ + W_σ · norm(h).
+    """
 
     def __init__(self, config: LatentPolicyConfig):
         super().__init__()
@@ -41,6 +44,7 @@ class LatentHead(nn.Module):
             self.log_std = nn.Parameter(log_std)
         else:
             self.register_buffer("log_std", log_std)
+        self.log_std_shift = nn.Linear(config.hidden_size, config.latent_dim) if config.state_sigma else None
 
     def forward(self, hidden_states: torch.Tensor) -> DiagonalGaussian:
         # Densities are float32 whatever the assistant computes in: a log-ratio sums over T * d dimensions
@@ -48,12 +52,18 @@ class LatentHead(nn.Module):
             hidden_states = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=1e-6)
             mean = F.linear(hidden_states, self.mean.weight.float(), self.mean.bias.float())
             # A copy: DDP takes a parameter that is itself an output for one that was not used
-            return DiagonalGaussian(mean, self.log_std.clone())
+            log_std = self.log_std.clone()
+            if (shift := self.log_std_shift) is not None:
+                log_std = log_std + F.linear(hidden_states, shift.weight.float(), shift.bias.float())
+            return DiagonalGaussian(mean, log_std)
 
     def reset_parameters(self) -> None:
         # ‖μ‖ starts well below σ: the first groups are explored rather than decided
         init.normal_(self.mean.weight, std=0.1 / math.sqrt(self.mean.in_features))
         init.zeros_(self.mean.bias)
+        if self.log_std_shift is not None:
+            init.zeros_(self.log_std_shift.weight)
+            init.zeros_(self.log_std_shift.bias)
 
     def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         return torch.randn(shape, device=device)

@@ -15,7 +15,7 @@ from .soft_tokens import SOFT_TOKEN_SCORES, SoftTokenOptions
 
 # Fields of a configuration that one density has and the others do not
 DENSITIES = {
-    "gaussian": ("sigma", "learn_sigma", "injection", "injection_scale"),
+    "gaussian": ("sigma", "learn_sigma", "state_sigma", "injection", "injection_scale"),
     "soft_tokens": (
         "soft_token_temperature",
         "soft_token_score",
@@ -58,6 +58,10 @@ class LatentOptions(SoftTokenOptions):
             Standard deviation σ of a Gaussian latent (its initial value if `learn_sigma`).
         learn_sigma (`bool`, *optional*, defaults to `False`):
             Whether σ is trained, one value per dimension.
+        state_sigma (`bool`, *optional*, defaults to `False`):
+            Whether σ depends on the state that a latent's mean comes from, as in GTS
+            ([2602.14077](https://huggingface.co/papers/2602.14077)): log σ plus a linear map of it, which is 0 before
+            training.
         soft_token_score (`str`, *optional*, defaults to `"lepo"`):
             What stands for a soft token's log-probability: `"exact"` (the Gumbel-softmax density), or the surrogates
             of the papers, `"lepo"` and `"latent_grpo"`.
@@ -82,6 +86,7 @@ class LatentOptions(SoftTokenOptions):
     latent_sampling: str = field(default="autoregressive", metadata={"choices": ["autoregressive", "parallel"]})
     sigma: float = 1.0
     learn_sigma: bool = False
+    state_sigma: bool = False
     soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
     injection: str = field(default="anchors", metadata={"choices": list(INJECTIONS)})
     injection_scale: float = 0.3
@@ -118,6 +123,11 @@ class LatentOptions(SoftTokenOptions):
         self._check_density()
 
     def _check_density(self) -> None:
+        if self.state_sigma and self.learn_sigma:
+            raise ValueError(
+                "`state_sigma=True` trains σ, one value per dimension included, so `learn_sigma` has no meaning beside "
+                "it, got True. Leave it at False."
+            )
         if self.one_sided_noise and self.latent_density == "gaussian":
             raise ValueError(
                 "`one_sided_noise=True` is for soft tokens alone: the gradient of a Gaussian's log-density in its "
