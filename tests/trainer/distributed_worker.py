@@ -100,7 +100,11 @@ def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
         batches = {f"per_device_{part}_batch_size": batch_size for part in ("train", "eval")}
         trainer = make_soft_token_trainer(folder, model, **EXACT, **batches, **kwargs)
         trainer.train()
-        write(trainer, folder, {"kl": history(trainer, "kl")})
+        write(
+            trainer,
+            folder,
+            {key: history(trainer, key) for key in ("kl", "redrawn_groups", "reward", "frac_reward_zero_std")},
+        )
         return trainer
     if mode in ("sft", "coconut", "latent_rl"):
         curriculum = {"num_stages": 3, "latents_per_stage": 1, "max_steps": 6, "train_dataset": with_steps(32)}

@@ -134,6 +134,8 @@ CASES_OF_TWO = {
     "spanning": ("rollouts", {"exploration_check_prompts": 2, "own_weights": True}),
     "screened": ("rollouts", SCREENED),
     "soft_tokens": ("soft_tokens", {"beta": 0.04, "max_steps": 1}),
+    # Answers of one token at most: groups are alike in one process, and not in the other
+    "redrawn": ("soft_tokens", {"num_generations": 2, "max_completion_length": 1, "max_redraws": 4, "max_steps": 2}),
 }
 
 
@@ -165,6 +167,10 @@ def test_two_processes_learn_what_one_does_and_share_their_groups(one_process, t
     assert logs[0]["latent/kl"][0] == 0.0  # the reference is the first process's policy, as the policy is
     logs, _ = read(tmp_path / "soft_tokens")
     assert logs[0]["kl"] == logs[1]["kl"] == [pytest.approx(0, abs=1e-6)]  # so is that of a model that thinks
+    logs, _ = read(tmp_path / "redrawn")
+    for key in ("redrawn_groups", "reward", "frac_reward_zero_std"):
+        assert logs[0][key] == logs[1][key], key
+    assert logs[0]["redrawn_groups"][0] > 0
     logs, weights = read(tmp_path / "screened")
     assert logs[0]["decoded"] + logs[1]["decoded"] == 8 + 3 * 2
     assert any(name.startswith("value_head.") for name in weights)  # `read` compares those of the two processes
