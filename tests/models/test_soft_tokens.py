@@ -8,6 +8,7 @@ from torch.distributions import Gumbel, RelaxedOneHotCategorical
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from trl_dlr.models.soft_tokens import (
+    CLAMPED_GUMBEL,
     gumbel_noise,
     gumbel_softmax,
     gumbel_softmax_log_prob,
@@ -84,6 +85,25 @@ def test_latent_grpos_score_by_hand_and_the_sign_of_its_gradient():
     drawn = log_probs.detach() + gumbel_noise((1000, 2), CPU, is_one_sided=True)
     (gradient,) = torch.autograd.grad(latent_grpo_score(drawn, log_probs).sum(), log_probs)
     assert (gradient >= 0).all()
+
+
+def test_one_sided_noise_moves_the_mean_of_latent_grpos_gradient_away_from_zero():
+    # docs/soft_token_grpo.md derives it: a score whose gradient has a mean follows it, whatever the rewards are
+    torch.manual_seed(0)
+    log_probs, size = torch.randn(6).log_softmax(-1).expand(200_000, 6).requires_grad_(), 6
+
+    def mean_gradient(is_one_sided, shift=0.0):
+        drawn = log_probs.detach() + gumbel_noise(log_probs.shape, CPU, is_one_sided) - shift
+        (gradient,) = torch.autograd.grad(latent_grpo_score(drawn, log_probs).sum(), log_probs)
+        return gradient.mean(0) * size
+
+    lowest, highest = CLAMPED_GUMBEL
+    clamped = gumbel_noise((1_000_000,), CPU).clamp(lowest, highest)
+    expected = 1 - (lowest - clamped).exp().mean()
+    assert expected == pytest.approx(0.78, abs=0.005)
+    torch.testing.assert_close(mean_gradient(True), expected.expand(size), atol=0.01, rtol=0)
+    torch.testing.assert_close(mean_gradient(False), torch.zeros(size), atol=0.02, rtol=0)
+    assert mean_gradient(True, shift=-lowest).abs().max() < 0.04  # what clamping leaves
 
 
 def test_scores_of_unchanged_weights_are_equal_bit_for_bit():
