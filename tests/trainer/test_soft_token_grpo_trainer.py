@@ -9,7 +9,7 @@ from trl import GRPOConfig
 
 from tests.families import tiny_family
 from tests.tiny import VOCABULARY, random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer
-from tests.trainer.test_latent_grpo_trainer import history, length_reward
+from tests.trainer.test_latent_grpo_trainer import history, length_reward, weights
 from trl_dlr import LatentReportCallback, SoftTokenGRPOConfig, SoftTokenGRPOTrainer, ThinkingReasoner
 from trl_dlr.models.soft_tokens import SOFT_TOKEN_SCORES, gumbel_softmax_log_prob, latent_grpo_score, lepo_score
 from trl_dlr.models.thinking import ThinkingConfig, Thoughts
@@ -228,6 +228,28 @@ def test_groups_whose_rewards_are_alike_are_drawn_anew(tmp_path, method):
         torch.testing.assert_close(trainer._scoring.logps * masks, inputs["old_per_token_logps"] * masks)
 
 
+def test_an_end_marker_of_the_models_own_may_count_in_the_loss(tmp_path):
+    of_markers = {}
+    for counts in (False, True):
+        trainer = make_trainer(tmp_path, **LATENT_GRPO, end_marker_in_loss=counts)
+        inputs = rollout_of(trainer)
+        own = trainer._thoughts.has_ended
+        assert 0 < own.sum() < len(own)
+        places = inputs["latent_lengths"].unsqueeze(1)
+        of_markers[counts] = inputs["tool_mask"].gather(1, places).squeeze(1)
+        assert of_markers[counts].tolist() == (own.long() * counts).tolist()
+        assert inputs["completion_ids"].gather(1, places).unique().tolist() == trainer.thinker.end_ids
+        assert torch.isfinite(loss_of(trainer, inputs))
+
+
+def test_embeddings_and_head_may_stay_as_they_are(tmp_path):
+    trainer = make_trainer(tmp_path, **LATENT_GRPO, freeze_embeddings=True)
+    before = weights(trainer.model)
+    trainer.train()
+    moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and not moved & {"model.embed_tokens.weight", "lm_head.weight"}
+
+
 def test_groups_that_span_processes_cannot_be_drawn_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(SoftTokenGRPOConfig, "world_size", 2)
     kwargs = {"per_device_train_batch_size": 4, "num_generations": 8, "bf16": False, "use_cpu": True}
@@ -377,6 +399,7 @@ def test_evaluation_reports_the_held_out_reward(tmp_path):
         ({"soft_token_score": "mine"}, "`soft_token_score` must be one of exact, lepo, latent_grpo, got 'mine'"),
         ({**EXACT, "latent_top_k": 5}, "so `latent_top_k` must be None, got 5"),
         ({**EXACT, "one_sided_noise": True}, "so `one_sided_noise` must be False, got True"),
+        ({"end_marker_in_loss": True}, "`end_marker_in_loss=True` needs `stop_at_end_marker=True`, got False"),
         ({"max_redraws": -1}, "`max_redraws` must be at least 0, got -1"),
         ({**LEPO, "beta": 0.1}, "`beta=0.1` with `soft_token_score='lepo'`: its latents have no ratio"),
         (

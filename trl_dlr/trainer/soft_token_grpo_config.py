@@ -42,12 +42,20 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout. With dropout, unchanged weights would not give a ratio of 1.
 
+        > Parameters of the model
+
+        freeze_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether input embeddings and LM head stay as they are, as in Latent-GRPO's release.
+
         > Parameters of the loss
 
         soft_token_score (`str`, *optional*, defaults to `"lepo"`):
             What stands for the log-probability of a soft token. `"exact"`: the Gumbel-softmax density over the whole
             vocabulary. `"lepo"`: LEPO's surrogate, whose gradient is taken without a ratio. `"latent_grpo"`:
             Latent-GRPO's surrogate.
+        end_marker_in_loss (`bool`, *optional*, defaults to `False`):
+            Whether the first token of `end_marker` is scored as any other token where the model has ended its thought
+            with it, as in Latent-GRPO's release. It is the likeliest token there, not a draw.
 
         > Parameters of the rollout
 
@@ -58,12 +66,18 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
 
     disable_dropout: bool = True
     soft_token_score: str = field(default="lepo", metadata={"choices": list(SOFT_TOKEN_SCORES)})
+    freeze_embeddings: bool = False
+    end_marker_in_loss: bool = False
     max_redraws: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         refuse_options(self, REFUSED_OPTIONS, GRPOConfig, "SoftTokenGRPOTrainer")
         self.check_remedies()
+        if self.end_marker_in_loss and not self.stop_at_end_marker:
+            raise ValueError(
+                "`end_marker_in_loss=True` needs `stop_at_end_marker=True`, got False: no marker is the model's own choice."
+            )
         if self.max_redraws < 0:
             raise ValueError(f"`max_redraws` must be at least 0, got {self.max_redraws}.")
         num_rows = self.per_device_train_batch_size * self.steps_per_generation

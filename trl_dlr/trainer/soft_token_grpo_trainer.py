@@ -163,6 +163,9 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
             model, quantization_config = load_causal_lm(model, args, quantization_config), None
         check_can_think(model)
         check_vocabulary(model, processing_class, "processing_class")
+        if args.freeze_embeddings:
+            for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+                table.requires_grad_(False)
         config = model.config.get_text_config()
         self.thinker = Thinker(args.thinking_config(), processing_class, config.vocab_size)
         thought_length = args.num_latents + len(self.thinker.end_ids)
@@ -282,10 +285,11 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         end_ids, lengths = self.thinker.end_ids, self._thoughts.lengths.tolist()
         placeholder, is_scored = self.thinker.placeholder_id, int(self.thinker.latents.is_scored)
         completion_ids = [[placeholder] * n + end_ids + ids for n, ids in zip(lengths, answer_ids, strict=True)]
-        # TRL's mask of what the model itself has chosen: neither markers nor latents that are not drawn
+        # TRL's mask of what the model itself has chosen: no marker that was put there, and no latent that is not drawn
+        marked = [int(chosen and self.args.end_marker_in_loss) for chosen in self._thoughts.has_ended.tolist()]
         tool_mask = [
-            [is_scored] * n + [0] * len(end_ids) + [1] * (len(ids) - appended) + [0] * appended
-            for n, ids, appended in zip(lengths, answer_ids, self._num_appended, strict=True)
+            [is_scored] * n + ([mark] + [0] * len(end_ids))[: len(end_ids)] + [1] * (len(ids) - cut) + [0] * cut
+            for n, mark, ids, cut in zip(lengths, marked, answer_ids, self._num_appended, strict=True)
         ]
         return prompt_ids, completion_ids, tool_mask, completions, *others
 
