@@ -28,7 +28,7 @@ CONFIGS = ROOT / "examples" / "configs"
 PRESETS = {
     "train": ("codes", "demo", "gsm8k", "gsm8k_smollm2", "math", "paper_llama2_7b"),
     "sft": ("sft_codes", "sft_gsm8k", "sft_gsm8k_smollm2"),
-    "soft-token": ("latent_grpo", "lepo"),
+    "soft-token": ("latent_grpo", "latent_grpo_centred", "lepo"),
     "coconut": ("coconut_gsm8k",),
     "latent-rl": ("latent_rl",),
 }
@@ -94,6 +94,7 @@ def test_a_preset_trains(folder, preset):
         "math": {"dataset_train_split": "train"},
         "paper_llama2_7b": {"latent_dim": 16},
         "latent_grpo": {"end_marker": "=", "mixture_size": 4, "min_candidates": 4},
+        "latent_grpo_centred": {"end_marker": "=", "mixture_size": 4, "min_candidates": 4},
         "lepo": {"latent_top_k": 4},
         "latent_rl": {"start_marker": "+", "end_marker": "="},
     }
