@@ -140,6 +140,7 @@ def coconut(model: LlamaForCausalLM, unit: str, args: CurriculumBenchmarkArgumen
         latents_per_stage=args.latents_per_stage,
         curriculum_unit=unit,
         epochs_per_stage=args.epochs_per_stage,
+        stage_mixing=0.0,
         max_completion_length=4,
         **common,
     )
