@@ -78,13 +78,18 @@ class Curriculum(TrainerCallback, ExportableState):
                 reset_optimizer(optimizer)
 
     def draw_stages(self, num_rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Stage of each row: the present one, mixed with those up to it if there is a `generator` to choose them."""
+        """
+        Stage of each row: the present one, mixed with those up to it if there is a `generator` to choose them. Every
+        process draws those of all processes' rows, and takes its own: what one process trains on, several do.
+        """
         stages = torch.full((num_rows,), self.stage)
         if generator is not None and self.args.stage_mixing > 0:
-            is_mixed = torch.rand(num_rows, generator=generator) < self.args.stage_mixing
+            number = num_rows * self.args.world_size
+            is_mixed = torch.rand(number, generator=generator) < self.args.stage_mixing
             first = 1 if self.epochs_of_stage_0 is None else 0
-            others = torch.randint(first, self.stage + 1, (num_rows,), generator=generator)
-            stages = torch.where(is_mixed, others, stages)
+            others = torch.randint(first, self.stage + 1, (number,), generator=generator)
+            drawn = torch.where(is_mixed, others, self.stage)
+            stages = drawn[self.args.process_index * num_rows :][:num_rows]
         return stages
 
     def what_is_left(
@@ -101,9 +106,8 @@ def stored_attributes(state: TrainerState) -> dict[str, Any]:
 
 
 def stage_generator(trainer: Trainer) -> torch.Generator:
-    """What draws the stages of a step's rows in this process, the same after a checkpoint."""
-    step = trainer.state.global_step * trainer.accelerator.num_processes + trainer.accelerator.process_index
-    return torch.Generator().manual_seed(trainer.args.seed * 1_000_003 + step)
+    """What draws the stages of a step's rows, the same in every process and after a checkpoint."""
+    return torch.Generator().manual_seed(trainer.args.seed * 1_000_003 + trainer.state.global_step)
 
 
 def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
