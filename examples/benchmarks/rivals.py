@@ -66,7 +66,7 @@ CHOICES = {
     "grpo_full": [3e-6, 1e-5, 3e-5],
     "sft_lora": [1e-4, 3e-4, 1e-3, 3e-3],
     "prompt_tuning": [3e-3, 1e-2, 3e-2],
-    "dlr": ["Answer: ", " Answer:", " briefly"],
+    "dlr": ["Answer: ", " Answer:", " briefly", "In one sentence:"],
 }
 ARMS = ["grpo_lora", "dlr", "grpo_full", "sft_lora", "prompt_tuning", "sft_dlr", "samples", "untrained"]
 USED = ["addition", "chain_sum", "products", "capitals", "opposites"]
