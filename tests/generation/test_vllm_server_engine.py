@@ -2,123 +2,20 @@
 
 """Against a small server of the same speech; tests/generation/test_vllm_engine.py has the real one."""
 
-import base64
-import io
-import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfig
 
+from tests.fake_vllm import serve
 from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
 from trl_dlr.generation import TransformersEngine, VLLMServerEngine, vllm_server_engine
 
 
 PROMPTS = [[5, 6, 7], [8, 4], [5, 9, 10, 11, 12]]
-
-
-class FakeServer(ThreadingHTTPServer):
-    """Speaks the part of vLLM's API that the engine uses. `faults` are played before the next completions."""
-
-    daemon_threads = True
-
-    def __init__(self, main_model, port=0, max_model_len=64, takes_embeds=True, scale=1.0):
-        super().__init__(("127.0.0.1", port), Handler)
-        self.main_model = main_model
-        self.max_model_len = max_model_len
-        self.takes_embeds = takes_embeds
-        self.scale = scale  # that it applies to embeddings
-        self.faults = []
-        self.bodies = []
-        self.lock = threading.Lock()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-    def answer(self, reply, status=200):
-        data = json.dumps(reply).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def refuse(self, message, status=400):
-        self.answer({"error": {"message": message, "type": "BadRequestError", "code": status}}, status)
-
-    def do_GET(self):
-        if self.path == "/health":
-            return self.answer({})
-        assert self.path == "/v1/models"
-        adapter = {"id": "adapter", "parent": "main", "max_model_len": None}
-        self.answer({"data": [adapter, {"id": "main", "parent": None, "max_model_len": self.server.max_model_len}]})
-
-    def do_POST(self):
-        assert self.path == "/v1/completions"
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.bodies.append(body)
-            fault = self.server.faults.pop(0) if self.server.faults else None
-        if fault is not None:
-            return fault(self)
-        if body["model"] != "main":
-            return self.refuse(f"The model `{body['model']}` does not exist.", 404)
-        embed = self.server.main_model.get_input_embeddings()
-        if "prompt_embeds" in body:
-            if not self.server.takes_embeds:
-                return self.refuse(
-                    "You must set `--enable-prompt-embeds` to input `prompt_embeds`. (parameter=prompt_embeds)"
-                )
-            rows = [
-                self.server.scale * torch.load(io.BytesIO(base64.b64decode(blob))) for blob in body["prompt_embeds"]
-            ]
-            sizes = {rows[0].size(1), embed.embedding_dim}
-            if len(sizes) > 1:
-                return self.refuse(
-                    f"`prompt_embeds` hidden_size {rows[0].size(1)} does not match the model's hidden_size "
-                    f"{embed.embedding_dim}. (parameter=prompt_embeds)"
-                )
-        else:
-            rows = [embed(torch.tensor(ids)) for ids in body["prompt"]]
-        with self.server.lock:
-            choices = [self.complete(embeds, body, index) for index, embeds in enumerate(rows)]
-        self.answer({"choices": choices[::-1]})
-
-    @torch.no_grad()
-    def complete(self, embeds, body, index):
-        embed, stop = self.server.main_model.get_input_embeddings(), body.get("stop_token_ids", [])
-        ids, top = [], []
-        while len(ids) < body["max_tokens"] and not (ids and ids[-1] in stop):
-            logprobs = self.server.main_model(inputs_embeds=embeds[None]).logits[0, -1].log_softmax(-1)
-            best = logprobs.topk(body.get("logprobs", 1))
-            top.append({f"token_id:{token}": logprobs[token].item() for token in best.indices.tolist()})
-            ids.append(best.indices[0].item())
-            embeds = torch.cat([embeds, embed(torch.tensor(ids[-1:]))])
-        finish_reason = "stop" if ids[-1] in stop else "length"
-        return {"index": index, "token_ids": ids, "finish_reason": finish_reason, "logprobs": {"top_logprobs": top}}
-
-
-@contextmanager
-def serve(main_model, **kwargs):
-    server = FakeServer(main_model, **kwargs)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture(scope="module", autouse=True)

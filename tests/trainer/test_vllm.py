@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from tests.generation.test_vllm_server_engine import serve
+from tests.fake_vllm import serve
 from tests.tiny import random_main_model, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, make_trainer, weights
 from trl_dlr import generation

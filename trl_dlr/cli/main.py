@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": ("scripts.evaluate", "measure a policy on held-out questions, beside its controls"),
     "generate": ("cli.generate", "answer one or more questions with a policy"),
     "chat": ("cli.chat", "ask a policy question after question"),
+    "serve": ("cli.serve", "serve policies of one main model with OpenAI's API"),
     "push": ("cli.push", "push a saved policy to the Hub"),
     "report": ("cli.report", "write the page with a run's plots"),
     "plan": ("cli.plan", "say what a run of `train` takes of each GPU's memory"),

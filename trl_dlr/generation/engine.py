@@ -161,11 +161,12 @@ class DecodingEngine(ABC):
         hidden_size)` of each. What follows an end of sequence or a stop string is cut off.
         """
 
-    def check_length(self, prompt_length: int, num_latents: int) -> None:
+    def check_length(self, prompt_length: int, num_latents: int, max_new_tokens: int | None = None) -> None:
         """Raise a `ValueError` if prompt, latents and completion together are more than can be decoded."""
-        length = prompt_length + num_latents + self.max_new_tokens
+        max_new_tokens = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        length = prompt_length + num_latents + max_new_tokens
         together = (
-            f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and {self.max_new_tokens} new tokens "
+            f"A prompt of {prompt_length} tokens, `num_latents={num_latents}` and {max_new_tokens} new tokens "
             "(`max_completion_length` of a trainer, `max_new_tokens` of a reasoner) together exceed "
         )
         if self.max_positions is not None and length > self.max_positions:

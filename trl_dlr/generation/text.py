@@ -144,6 +144,10 @@ class StopStrings(StoppingCriteria):
         text = self.processing_class.decode(ids, skip_special_tokens=False)
         return any(stop in text for stop in self.stop_strings)
 
+    def are_at_the_end(self, ids: list[int]) -> bool:
+        """Whether tokens hold one that their last token may have completed."""
+        return self.are_in(ids[-self._num_last :]) and self.are_in(ids)
+
     def cut(self, ids: list[int]) -> list[int]:
         """Tokens up to the one that completes the first of them; all, if there is none."""
         if not self.are_in(ids):
@@ -152,6 +156,4 @@ class StopStrings(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs) -> torch.Tensor:
         """Which rows, of shape `(batch_size, length)`, the latest token has ended."""
-        last = input_ids[:, -self._num_last :].tolist()
-        is_in = [self.are_in(tail) and self.are_in(ids) for tail, ids in zip(last, input_ids.tolist(), strict=True)]
-        return torch.tensor(is_in, device=input_ids.device)
+        return torch.tensor([self.are_at_the_end(ids) for ids in input_ids.tolist()], device=input_ids.device)

@@ -2,7 +2,6 @@
 
 """The frozen main model, decoding with transformers."""
 
-import inspect
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -11,31 +10,27 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
 )
 
 from ..field_types import check_type
 from ..models.architectures import (
-    CACHE_ARGUMENT,
-    attention_layers,
     check_family,
     embedding_device,
     gaps_are_exact,
     latent_token_ids,
     ready_to_generate,
     takes_up_a_cache,
-    text_backbone,
 )
 from ..models.main_model import contiguous_lm_head
 from .engine import DecodingEngine, check_generation_kwargs, check_sampling
 from .graphed_decoding import DecodingBatch, GraphedDecoding, can_be_graphed, is_plainly_greedy
-from .text import StopStrings, control_ids
+from .running_batch import DecodingRow, RowsEnd, RunningBatch
+from .text import control_ids
 
 
 # Of `GenerationConfig`, what applies to rows that are decoded together, in several passes, one token after the other
@@ -129,18 +124,32 @@ class TransformersEngine(DecodingEngine):
                 indices = by_length[start : start + batch_size]
                 batch_embeds = None if latent_embeds is None else [latent_embeds[index] for index in indices]
                 batch_rows = [rows[index] for index in indices]
-                decoded = self._decode_batch(prompt_ids, batch_rows, batch_embeds, latent_ids)
+                batch = self.batch(prompt_ids, batch_rows, batch_embeds, latent_ids)
+                decoded = self._decode_graphed(batch) if self.is_graphed else self._decode_with_generate(batch)
                 for index, ids in zip(indices, decoded, strict=True):
                     completions[index] = ids
         return completions
 
-    def _decode_batch(
+    def batch(
         self,
         prompt_ids: list[list[int]],
         rows: list[int],
-        latent_embeds: list[torch.Tensor] | None,
-        latent_ids: list[int] | None,
-    ) -> list[list[int]]:
+        latent_embeds: list[torch.Tensor] | None = None,
+        latent_ids: list[int] | None = None,
+    ) -> DecodingBatch:
+        """
+        Rows as they are decoded.
+
+        Args:
+            prompt_ids (`list[list[int]]`):
+                Rendered prompts in the main model's tokens.
+            rows (`list[int]`):
+                Index of each row's prompt.
+            latent_embeds (`list[torch.Tensor]`, *optional*):
+                Embeddings of each row, of shape `(num_latents, hidden_size)`, that follow its prompt.
+            latent_ids (`list[int]`, *optional*):
+                Tokens that stand for the latents, see [`latent_token_ids`].
+        """
         device = embedding_device(self.model.get_input_embeddings())
         prompts = [prompt_ids[index] for index in dict.fromkeys(rows)]  # each once, in the order of the rows
         order = {index: i for i, index in enumerate(dict.fromkeys(rows))}
@@ -158,7 +167,7 @@ class TransformersEngine(DecodingEngine):
             batch.latent_mask = pad([batch.prompt_mask.new_ones(len(latents)) for latents in latent_embeds])
             stand_in = latent_token_ids(self.model, batch.latents[:1], latent_ids)[0]
             batch.latent_ids = pad([stand_in[: len(latents)] for latents in latent_embeds])
-        return self._decode_graphed(batch) if self.is_graphed else self._decode_with_generate(batch)
+        return batch
 
     @torch.inference_mode(False)  # of which tensors are kept
     @torch.no_grad()
@@ -178,59 +187,12 @@ class TransformersEngine(DecodingEngine):
         return self.graphed.decode(batch, self.max_new_tokens, is_over).tolist()
 
     def _decode_with_generate(self, batch: DecodingBatch) -> list[list[int]]:
-        """Tokens of each row up to its end; the rows that have ended leave the batch when they are half of it."""
-        token_ids, mask, embed = batch.token_ids, batch.mask, self.model.get_input_embeddings()
-        cache = DynamicCache(config=self.model.config)
-        embeds = embed(batch.prompt_ids)[batch.prompt_of]
-        if batch.latents is not None:
-            embeds = torch.cat([embeds, batch.latents], dim=1)
-        if batch.has_gaps and not gaps_are_exact(self.model):  # each row reads its prompt by itself
-            index, mask = batch.without_gaps()
-            token_ids, embeds = token_ids.gather(1, index), embeds.gather(1, index.unsqueeze(2).expand_as(embeds))
-        elif batch.latents is not None and takes_up_a_cache(self.model):
-            inputs = batch.prompt_inputs()
-            if "position_ids" not in inspect.signature(self.model.forward).parameters:
-                del inputs["position_ids"]  # `generate` will give it none either
-            text_backbone(self.model)(**inputs, **{CACHE_ARGUMENT: cache}, use_cache=True)
-            cache.reorder_cache(batch.prompt_of)
-
-        completions = [[]] * batch.num_rows
-        alive = torch.arange(batch.num_rows, device=mask.device)  # rows that have not finished
-        completion_ids = batch.prompt_ids.new_empty(batch.num_rows, 0)
-        while True:
-            done = completion_ids.size(1)
-            limits = {
-                "max_new_tokens": self.max_new_tokens - done,
-                "min_new_tokens": max(self.generation_kwargs["min_new_tokens"] - done, 0),
-            }
-            ended = HalfEnded(self.eos_token_ids, self.stop_strings)
-            # `generate` wants embeddings of the full length; those in the cache are only counted
-            with ready_to_generate(self.model, token_ids):
-                completion_ids = self.model.generate(
-                    input_ids=completion_ids,
-                    inputs_embeds=embeds,
-                    attention_mask=mask,
-                    **{CACHE_ARGUMENT: cache},
-                    generation_config=GenerationConfig(**{**self.generation_kwargs, **limits}),
-                    stopping_criteria=StoppingCriteriaList([ended]),
-                )
-            is_finished = ended.has_ended
-            if completion_ids.size(1) >= self.max_new_tokens:
-                is_finished[:] = True
-            for row, ids in zip(alive[is_finished].tolist(), completion_ids[is_finished].tolist(), strict=True):
-                completions[row] = ids
-            if is_finished.all():
-                return completions
-            keep = (~is_finished).nonzero().squeeze(1)
-            alive, completion_ids = alive[keep], completion_ids[keep]
-            if any(attention_layers(self.model)):
-                cache.reorder_cache(keep)
-            else:
-                cache = DynamicCache(config=self.model.config)
-            new_ids = completion_ids[:, done:]
-            token_ids = torch.cat([token_ids[keep], new_ids], dim=1)
-            embeds = torch.cat([embeds[keep], embed(new_ids)], dim=1)
-            mask = torch.cat([mask[keep], mask.new_ones(new_ids.shape)], dim=1)
+        """Tokens of each row up to its end."""
+        rows = [DecodingRow(self.max_new_tokens, self.stop_strings) for _ in range(batch.num_rows)]
+        running = RunningBatch(self.model, self.generation_kwargs, batch, rows)
+        while len(running) > 0:
+            running.advance()
+        return [row.completion_ids for row in rows]
 
     @torch.no_grad()
     def stream(
@@ -262,9 +224,9 @@ class TransformersEngine(DecodingEngine):
         embeds = torch.cat([embeds, latent_embeds.to(embeds)], dim=1)
         stand_in = latent_token_ids(self.model, latent_embeds, latent_ids).to(token_ids.device)
         token_ids = torch.cat([token_ids, stand_in], dim=1)
-        pieces, failure = CompletionStreamer(self.processing_class, self.eos_token_ids), []
-        is_wanted = StillWanted()
-        ended = HalfEnded(self.eos_token_ids, self.stop_strings)
+        pieces, failure, is_over = CompletionStreamer(self.processing_class, self.eos_token_ids), [], threading.Event()
+        row = DecodingRow(limit, self.stop_strings)
+        ends = RowsEnd([row], self.eos_token_ids, num_read=0, is_due=is_over.is_set)
 
         def write():
             try:
@@ -273,7 +235,7 @@ class TransformersEngine(DecodingEngine):
                         inputs_embeds=embeds,
                         attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
                         generation_config=GenerationConfig(**self.generation_kwargs, max_new_tokens=limit),
-                        stopping_criteria=StoppingCriteriaList([is_wanted, ended]),
+                        stopping_criteria=StoppingCriteriaList([ends]),
                         streamer=pieces,
                     )
             except Exception as error:  # which would end unseen in the thread, with the reader waiting
@@ -285,7 +247,7 @@ class TransformersEngine(DecodingEngine):
         try:
             yield from (piece for piece in pieces if piece)
         finally:  # also when the reader has gone
-            is_wanted.is_over = True
+            is_over.set()
             writer.join()
         if failure:
             raise failure[0]
@@ -300,34 +262,3 @@ class CompletionStreamer(TextIteratorStreamer):
 
     def put(self, value: torch.Tensor):
         super().put(value[~torch.isin(value, self.control)])
-
-
-class StillWanted(StoppingCriteria):
-    """Stops a row that nobody reads any more."""
-
-    is_over = False
-
-    def __call__(self, input_ids, scores, **kwargs):
-        return torch.full((input_ids.size(0),), self.is_over, device=input_ids.device)
-
-
-class HalfEnded(StoppingCriteria):
-    """
-    Stops rows that have ended, and a batch when half of its rows have, so that the others go on without them.
-
-    Attributes:
-        has_ended (`torch.Tensor` of shape `(batch_size,)`):
-            Rows that an end token or a stop string has ended.
-    """
-
-    def __init__(self, eos_token_ids: list[int], stop_strings: StopStrings | None):
-        self.eos_token_ids = eos_token_ids
-        self.stop_strings = stop_strings
-        self.has_ended = None
-
-    def __call__(self, input_ids, scores, **kwargs):
-        is_end = torch.isin(input_ids[:, -1], torch.tensor(self.eos_token_ids, device=input_ids.device))
-        if self.stop_strings is not None:
-            is_end = is_end | self.stop_strings(input_ids, scores)
-        self.has_ended = is_end if self.has_ended is None else self.has_ended | is_end
-        return self.has_ended | (2 * int(self.has_ended.sum()) >= len(is_end))

@@ -172,7 +172,7 @@ class VLLMServerEngine(DecodingEngine):
     def _complete(self, prompts: list, fields: dict[str, Any], key: str = "prompt_embeds") -> list[dict]:
         """Choices of the server, one for each prompt, given as embeddings of shape `(length, hidden_size)` or ids."""
         if key == "prompt_embeds":
-            prompts = [_to_base64(embeds) for embeds in prompts]
+            prompts = [to_base64(embeds) for embeds in prompts]
         body = {**fields, "model": self.model, key: prompts, "return_token_ids": True}
         return self._send("/v1/completions", body, parse=lambda reply: self._read_choices(reply, len(prompts)))
 
@@ -274,7 +274,7 @@ class _Away(Exception):
     """The server is not there now, but may come back."""
 
 
-def _to_base64(tensor: torch.Tensor) -> str:
+def to_base64(tensor: torch.Tensor) -> str:
     file = io.BytesIO()
     torch.save(tensor, file)
     return base64.b64encode(file.getvalue()).decode()

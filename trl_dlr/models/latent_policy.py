@@ -81,6 +81,12 @@ class LatentPolicyOutput(ModelOutput):
         """Latents without noise, shape `(batch_size, num_latents, latent_dim)`."""
         return self.density.mean
 
+    def limit(self, num_latents: torch.Tensor) -> None:
+        """End trajectories after the first `num_latents`, shape `(batch_size,)` or `()`, if they took more."""
+        self.lengths = self.lengths.minimum(num_latents.to(self.lengths))
+        is_over = torch.arange(self.latents.size(1), device=self.lengths.device) >= self.lengths.unsqueeze(1)
+        self.latents = self.latents.masked_fill(is_over.unsqueeze(-1), 0.0)
+
 
 class LatentPolicyModel(PreTrainedModel):
     """
@@ -556,6 +562,7 @@ class LatentPolicyModel(PreTrainedModel):
         attention_mask: torch.Tensor,
         num_samples: int | torch.Tensor = 1,
         deterministic: bool = False,
+        seeds: list[int] | None = None,
     ) -> LatentPolicyOutput:
         """
         Draw trajectories of latents; the question is encoded once, however many are drawn.
@@ -570,27 +577,41 @@ class LatentPolicyModel(PreTrainedModel):
             deterministic (`bool`, *optional*, defaults to `False`):
                 Whether to take the mean of every step instead of a sample, and to stop where that is likelier than
                 not.
+            seeds (`list[int]`, *optional*):
+                One for each question, whose trajectories are then drawn as if it were alone. If `None`, torch's global
+                generator goes on.
 
         Returns:
             [`LatentPolicyOutput`]: float32 latents with the densities that they were drawn from, for the sum of
             `num_samples` rows, a question's trajectories next to each other.
         """
-        rows = torch.arange(input_ids.size(0), device=input_ids.device).repeat_interleave(
-            torch.as_tensor(num_samples, device=input_ids.device)
-        )
-        shape = len(rows), self.config.num_latents, self.config.latent_dim
+        counts = torch.as_tensor(num_samples, device=input_ids.device).expand(input_ids.size(0))
+        rows = torch.arange(input_ids.size(0), device=input_ids.device).repeat_interleave(counts)
+        self.check_length(input_ids.size(1))
+        if deterministic or seeds is None:
+            noise, stop_draws = self._draw_randomness(len(rows), deterministic)
+        else:
+            drawn = []
+            for seed, count in zip(seeds, counts.tolist(), strict=True):
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed)
+                    drawn.append(self._draw_randomness(count))
+            noise, stop_draws = (None if part[0] is None else torch.cat(part) for part in zip(*drawn, strict=True))
+        with eval_mode(self):
+            return self._draw(input_ids, attention_mask, rows, noise, stop_draws)
+
+    def _draw_randomness(self, num_rows: int, deterministic: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Noise of latents, shape `(num_rows, T, latent_dim)`, and numbers by which they stop, `(num_rows, T)`."""
+        shape = num_rows, self.config.num_latents, self.config.latent_dim
         if deterministic:
-            noise = torch.zeros(shape, device=rows.device)
+            noise = torch.zeros(shape, device=self.device)
         elif self.config.latent_sampling == "parallel":
             noise = self.draw_noise(shape)
         else:  # step by step, so that fewer latents are the same first ones
             noise = torch.cat([self.draw_noise((shape[0], 1, shape[2])) for _ in range(shape[1])], dim=1)
-        self.check_length(input_ids.size(1))
-        stop_draws = None
-        if self.config.learn_stop:
-            stop_draws = noise.new_full(shape[:2], 0.5) if deterministic else torch.rand(shape[:2], device=rows.device)
-        with eval_mode(self):
-            return self._draw(input_ids, attention_mask, rows, noise, stop_draws)
+        if not self.config.learn_stop:
+            return noise, None
+        return noise, noise.new_full(shape[:2], 0.5) if deterministic else torch.rand(shape[:2], device=self.device)
 
     def draw_noise(self, shape: tuple[int, int, int]) -> torch.Tensor:
         """Noise of shape `(B, T, latent_dim)` to draw latents with, as the density has it: `forward` takes it."""

@@ -359,6 +359,7 @@ class LatentReasoner:
         selection: str = "first",
         seed: int | None = None,
         max_new_tokens: int | None = None,
+        num_latents: int | None = None,
     ) -> LatentReasonerOutput:
         """
         Answer prompts.
@@ -378,6 +379,8 @@ class LatentReasoner:
                 Seed of the latents. If `None`, torch's global generator goes on.
             max_new_tokens (`int`, *optional*):
                 Tokens of an answer at most. If `None`, as many as the reasoner was loaded with.
+            num_latents (`int`, *optional*):
+                Latents of a trajectory at most, the first ones. If `None`, as many as the policy was trained with.
 
         Returns:
             [`LatentReasonerOutput`]
@@ -401,15 +404,17 @@ class LatentReasoner:
                 "`selection='best'` needs a value head, but the policy was trained without one "
                 "(`prescreening_fraction=1`). Use 'majority'."
             )
+        self.check_num_latents(num_latents)
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             drawn = self._draw(prompts, num_samples, deterministic=not do_sample)
+        if num_latents is not None:
+            drawn.limit(torch.tensor(num_latents))
         shape = len(prompts), num_samples
         scores = None
         if self.value_head is not None:
-            scores = self.value_head(self.policy.features(drawn.latents, drawn.lengths), drawn.question_states)
-            scores = scores.unflatten(0, shape)
+            scores = self.score(drawn).unflatten(0, shape)
         latents, lengths = drawn.latents.unflatten(0, shape), drawn.lengths.unflatten(0, shape)
         with self.engine.limited_to(max_new_tokens):
             if selection == "best":
@@ -464,6 +469,13 @@ class LatentReasoner:
         batch = batch.to(self.policy.device)
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
+    def check_num_latents(self, num_latents: int | None) -> None:
+        """Raise a `ValueError` if trajectories cannot be of at most so many latents."""
+        check_type("num_latents", num_latents, int | None)
+        most = self.policy.config.num_latents
+        if num_latents is not None and not 1 <= num_latents <= most:
+            raise ValueError(f"`num_latents` must be between 1 and the policy's {most}, got {num_latents}.")
+
     def tokenize_for_main_model(self, prompts: list) -> list[list[int]]:
         """Ids of prompts in the main model's tokens."""
         return tokenize_prompts(prompts, self.main_processing_class, self.policy.config.chat_template_kwargs)
@@ -481,6 +493,10 @@ class LatentReasoner:
         """
         drawn = self._draw(prompts, num_samples, deterministic)
         return drawn.latents, drawn.lengths
+
+    def score(self, drawn: LatentPolicyOutput) -> torch.Tensor:
+        """Log-odds of reward of trajectories by the value head, shape `(num_rows,)`."""
+        return self.value_head(self.policy.features(drawn.latents, drawn.lengths), drawn.question_states)
 
     def decode(
         self,

@@ -211,6 +211,10 @@ class ThinkingReasoner(LatentReasoner):
         model.requires_grad_(False).eval()
         return cls(model, tokenizer, config, max_new_tokens, generation_kwargs, batch_size, card)
 
+    def check_num_latents(self, num_latents: int | None) -> None:
+        if num_latents is not None:
+            raise ValueError("`num_latents` has no meaning here: the model ends a thought itself. Leave it out.")
+
     def _short_card(self, repo_id: str, tags: list[str] | None = None) -> str:
         tags = "".join(f"\n- {tag}" for tag in ["trl", "trl_dlr", "latent-reasoning", *(tags or [])])
         return f"""\

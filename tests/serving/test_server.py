@@ -1,0 +1,497 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+import torch
+
+from tests.fake_vllm import serve
+from tests.serving.served import KEY, NEW_TOKENS, running, save_models
+from trl_dlr import LatentReasoner
+from trl_dlr.serving.scheduler import Job, Scheduler
+
+
+PROMPTS = ["A12", "B3", "C4567", "D89"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    save_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["transformers", "upstream"])
+def server(request, folder):
+    if request.param == "transformers":
+        with running(folder) as server:
+            yield server
+        return
+    main_model = LatentReasoner.from_pretrained(str(folder / "sums")).engine.model
+    with serve(main_model, max_model_len=128) as upstream, running(folder, engine=upstream.url) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def reasoners(folder):
+    return {
+        name: LatentReasoner.from_pretrained(str(folder / name), max_new_tokens=limit)
+        for name, limit in (("sums", NEW_TOKENS), ("codes", NEW_TOKENS - 2))
+    }
+
+
+def ask(client, prompt="A12", model="sums", **kwargs):
+    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}], **kwargs)
+
+
+def chat(prompt):
+    return [{"role": "user", "content": prompt}]
+
+
+# ---- With OpenAI's client ----
+
+
+def test_each_policy_and_the_main_model_are_listed(client):
+    models = client.models.list().data
+    assert [model.id for model in models] == ["sums", "codes", "main"]
+    assert [model.parent for model in models] == ["main", "main", None]
+    assert client.models.retrieve("codes").id == "codes"
+
+
+@pytest.mark.parametrize("model", ["sums", "codes"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_answers_are_those_of_the_reasoner(client, reasoners, model, prompt):
+    expected = reasoners[model].generate([chat(prompt)]).texts[0]
+    reply = ask(client, prompt, model)
+    assert reply.choices[0].message.content == expected
+    assert reply.choices[0].message.role == "assistant" and reply.model == model
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+    sampled = reasoners[model].generate([chat(prompt)], num_samples=4, seed=7).candidates[0]
+    reply = ask(client, prompt, model, n=4, seed=7)
+    assert [choice.message.content for choice in reply.choices] == sampled
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+    assert len(set(sampled)) > 1
+    text = client.completions.create(model=model, prompt=[prompt, "E1"], temperature=0)
+    assert [choice.text for choice in text.choices] == reasoners[model].generate([prompt, "E1"]).texts
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"n": 3, "seed": 5}, {"extra_body": {"selection": "majority"}, "n": 5, "seed": 2}]
+)
+def test_a_stream_is_the_same_answer_in_pieces(client, kwargs):
+    whole = ask(client, **kwargs)
+    texts, reasons, usage, roles = {}, {}, None, []
+    for chunk in ask(client, stream=True, stream_options={"include_usage": True}, **kwargs):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            roles += [choice.delta.role] if choice.delta.role else []
+            reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
+    assert [texts[choice.index] for choice in whole.choices] == [choice.message.content for choice in whole.choices]
+    assert [reasons[choice.index] for choice in whole.choices] == [choice.finish_reason for choice in whole.choices]
+    assert usage == whole.usage and roles == ["assistant"] * len(whole.choices)
+    pieces = [choice.text for chunk in client.completions.create(model="sums", prompt="A12", stream=True)
+              for choice in chunk.choices]  # fmt: skip
+    assert "".join(pieces) == client.completions.create(model="sums", prompt="A12").choices[0].text
+    assert len(pieces) > 1
+
+
+def test_the_same_seed_gives_the_same_answers(client):
+    def texts(**kwargs):
+        return [choice.message.content for choice in ask(client, n=6, **kwargs).choices]
+
+    assert texts(seed=1) == texts(seed=1) != texts(seed=2)
+    assert texts() != texts()
+    assert texts(temperature=1, seed=3) == texts(temperature=0.1, seed=3)  # which is the policy's own density
+    assert len(set(texts(temperature=0))) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_end_an_answer_and_are_not_part_of_it(client, stream):
+    whole = ask(client).choices[0].message.content
+    stop = whole[3:6]
+    expected = whole[: whole.index(stop)]
+    if stream:
+        chunks = list(ask(client, stop=[stop, "zzz"], stream=True))
+        text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+        reason = chunks[-1].choices[0].finish_reason
+    else:
+        choice = ask(client, stop=[stop, "zzz"]).choices[0]
+        text, reason = choice.message.content, choice.finish_reason
+    assert (text, reason) == (expected, "stop")
+
+
+def test_limits_of_a_request(client, reasoners):
+    assert ask(client, max_tokens=3).usage.completion_tokens == 3
+    assert ask(client, max_completion_tokens=2).choices[0].finish_reason == "length"
+    fewer = ask(client, extra_body={"num_latents": 2}).choices[0].message.content
+    assert fewer == reasoners["sums"].generate([chat("A12")], num_latents=2).texts[0]
+    assert fewer != ask(client).choices[0].message.content
+    assert ask(client, "A12", "codes", max_tokens=20).usage.completion_tokens > NEW_TOKENS - 2
+
+
+def test_selections_return_one_answer(client, reasoners):
+    for model, selection in (("sums", "majority"), ("codes", "best")):
+        expected = reasoners[model].generate([chat("B3")], 6, selection=selection, seed=4).texts[0]
+        reply = ask(client, "B3", model, n=6, seed=4, extra_body={"selection": selection})
+        assert [choice.message.content for choice in reply.choices] == [expected]
+
+
+def test_arguments_of_the_chat_template(client, reasoners):
+    reply = ask(client, extra_body={"chat_template_kwargs": {"more": "7"}})
+    assert reply.choices[0].message.content == reasoners["sums"].generate(["A12=7"]).texts[0]
+    assert reply.usage.prompt_tokens == 5
+
+
+def test_the_main_model_answers_without_latents(client, reasoners):
+    assert ask(client, model="main").choices[0].message.content == reasoners["sums"].decode([chat("A12")])[0]
+
+
+# ---- What is refused ----
+
+BODY = {"model": "sums", "messages": [{"role": "user", "content": "A12"}]}
+BAD = [
+    ({"model": "other"}, 404, "'other' does not exist here. There are: sums, codes, main", "model"),
+    ({"model": None}, 400, "Invalid value for 'model'", "model"),
+    ({"messages": []}, 400, "Invalid value for 'messages'", "messages"),
+    ({"messages": "A12"}, 400, "Invalid value for 'messages'", "messages"),
+    ({"messages": [{"role": "user"}]}, 400, "Missing required parameter: 'messages.0.content'", "messages.0.content"),
+    ({"messages": [{"role": "boss", "content": "A"}]}, 400, "Invalid value for 'messages.0.role'", "messages.0.role"),
+    ({"messages": [{"role": "user", "content": " "}]}, 400, "must have a text", "messages"),
+    ({"messages": [{"role": "user", "content": 3}]}, 400, "Invalid value for 'messages.0.content", None),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        400,
+        "Invalid value for 'messages.0.content",
+        None,
+    ),
+    ({"n": 0}, 400, "Invalid value for 'n': Input should be greater than or equal to 1, got 0", "n"),
+    ({"n": 33}, 400, "asks for 33 answers, of at most 32", "n"),
+    ({"n": "4"}, 400, "Invalid value for 'n'", "n"),
+    ({"n": 1.5}, 400, "Invalid value for 'n'", "n"),
+    ({"max_tokens": 0}, 400, "Invalid value for 'max_tokens'", "max_tokens"),
+    ({"max_tokens": -1}, 400, "Invalid value for 'max_tokens'", "max_tokens"),
+    ({"max_completion_tokens": 500}, 400, "exceed the main model's 128 positions", None),
+    ({"messages": [{"role": "user", "content": "1" * 400}]}, 400, "exceed the main model's 128 positions", None),
+    ({"temperature": 3}, 400, "Invalid value for 'temperature'", "temperature"),
+    ({"temperature": -1}, 400, "Invalid value for 'temperature'", "temperature"),
+    ({"temperature": "hot"}, 400, "Invalid value for 'temperature'", "temperature"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, 400, "must be at most 4 texts that are not empty", "stop"),
+    ({"stop": ""}, 400, "must be at most 4 texts that are not empty", "stop"),
+    ({"stop": 3}, 400, "Invalid value for 'stop", None),
+    ({"seed": 2**70}, 400, "Invalid value for 'seed'", "seed"),
+    ({"seed": "one"}, 400, "Invalid value for 'seed'", "seed"),
+    ({"stream": "yes"}, 400, "Invalid value for 'stream'", "stream"),
+    ({"stream_options": {"include_usage": True}}, 400, "is only allowed with 'stream'", "stream_options"),
+    ({"logprobs": True}, 400, "'logprobs' is not supported", "logprobs"),
+    ({"top_logprobs": 3}, 400, "'top_logprobs' is not supported", "top_logprobs"),
+    ({"tools": [{"type": "function"}]}, 400, "'tools' is not supported", "tools"),
+    ({"top_p": 0.9}, 400, "'top_p' is not supported by this server, got 0.9", "top_p"),
+    ({"response_format": {"type": "json_object"}}, 400, "'response_format' is not supported", "response_format"),
+    ({"temprature": 1}, 400, "Unknown parameter: 'temprature'", "temprature"),
+    ({"num_latents": 5}, 400, "must be between 1 and the policy's 4, got 5", "num_latents"),
+    ({"num_latents": 0}, 400, "Invalid value for 'num_latents'", "num_latents"),
+    ({"selection": "worst"}, 400, "Invalid value for 'selection'", "selection"),
+    ({"selection": "best"}, 400, "this policy has no value head", "selection"),
+    ({"model": "main", "num_latents": 2}, 400, "the main model alone has no latents", "num_latents"),
+    ({"chat_template_kwargs": 3}, 400, "Invalid value for 'chat_template_kwargs'", "chat_template_kwargs"),
+]
+
+
+@pytest.mark.parametrize(("change", "status", "message", "param"), BAD, ids=[str(row[0])[:60] for row in BAD])
+def test_bad_requests_are_refused_by_name(server, change, status, message, param):
+    reply = httpx.post(
+        f"{server.url}/v1/chat/completions", json=BODY | change, headers={"Authorization": f"Bearer {KEY}"}
+    )
+    error = reply.json()["error"]
+    assert reply.status_code == status and message in error["message"]
+    assert error["type"] in ("invalid_request_error", "not_found_error") and set(error) == {
+        "message",
+        "type",
+        "param",
+        "code",
+    }
+    assert param is None or error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        (b"{", 400, "The body is no JSON"),
+        (b"", 400, "required"),
+        (b"[]", 400, "Invalid value"),
+        (b"\xff\xfe", 400, ""),
+        (b'{"model": "sums", "messages": ' + b"[" * 100_000, 400, ""),
+        (b" " * 1_000_001, 413, "larger than 1,000,000 bytes"),
+    ],
+)
+def test_bodies_that_are_no_requests(server, content, status, message):
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    reply = httpx.post(f"{server.url}/v1/chat/completions", content=content, headers=headers)
+    assert reply.status_code == status and message in reply.json()["error"]["message"]
+
+    def parts():
+        for start in range(0, len(content), 100_000):
+            yield content[start : start + 100_000]
+
+    reply = httpx.post(f"{server.url}/v1/chat/completions", content=parts(), headers=headers)  # of unknown length
+    assert reply.status_code == status
+
+
+def test_keys_and_paths(server, client):
+    with pytest.raises(openai.AuthenticationError, match="Incorrect API key provided"):
+        ask(openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0))
+    assert httpx.get(f"{server.url}/v1/models").status_code == 401
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    with pytest.raises(openai.NotFoundError, match="'other' does not exist here"):
+        ask(client, model="other")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert httpx.get(f"{server.url}/v2", headers=headers).json()["error"]["message"] == "GET /v2: Not Found"
+    assert httpx.get(f"{server.url}/v1/chat/completions", headers=headers).status_code == 405
+
+
+# ---- Many at once ----
+
+
+def test_answers_to_many_clients_are_those_asked_alone(server, client):
+    asked = [
+        {"prompt": f"{'ABCDEFGH'[i % 8]}{i}", "model": ("sums", "codes", "main")[i % 3], "max_tokens": 3 + i % 9}
+        | ({"n": 3, "seed": i} if i % 4 == 0 and i % 3 < 2 else {"temperature": 0})
+        for i in range(60)
+    ]
+
+    def texts(kwargs):
+        return [choice.message.content for choice in ask(client, **kwargs).choices]
+
+    alone = [texts(kwargs) for kwargs in asked]
+    with ThreadPoolExecutor(60) as pool:
+        assert list(pool.map(texts, asked)) == alone
+    assert server.scheduler.num_waiting == 0 and server.scheduler.decoder.num_rows == 0
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert 'trl_dlr_requests_total{model="codes",status="200"}' in metrics
+    assert "trl_dlr_running_answers 0.0" in metrics and "trl_dlr_policies 2.0" in metrics
+
+
+@pytest.fixture
+def slow(folder, monkeypatch):
+    """A server of two answers at a time, whose decoding waits until it is let go."""
+    go = threading.Event()
+    with running(folder, max_rows=2, max_waiting=3, timeout=3.0) as server:
+        advance = type(server.scheduler.decoder).advance
+
+        def wait(decoder, is_due):
+            go.wait(20)
+            advance(decoder, is_due)
+
+        monkeypatch.setattr(type(server.scheduler.decoder), "advance", wait)
+        server.go = go
+        yield server
+        go.set()
+
+
+def test_more_than_may_wait_are_told_to_try_again(slow):
+    client = openai.OpenAI(base_url=f"{slow.url}/v1", api_key=KEY, max_retries=0)
+    with ThreadPoolExecutor(6) as pool:
+        first = [pool.submit(ask, client, model="main", max_tokens=2) for _ in range(4)]
+        deadline = time.monotonic() + 10
+        while slow.scheduler.num_waiting < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(openai.RateLimitError, match="3 requests wait, and at most 3 may") as caught:
+            ask(client)
+        assert caught.value.response.headers["Retry-After"] == "1"
+        slow.go.set()
+        assert len({future.result().choices[0].message.content for future in first}) == 1
+
+
+def test_a_request_that_takes_too_long_is_given_up(slow):
+    client = openai.OpenAI(base_url=f"{slow.url}/v1", api_key=KEY, max_retries=0)
+    with pytest.raises(openai.InternalServerError, match="longer than the 3 seconds") as caught:
+        ask(client)
+    assert caught.value.status_code == 504
+    slow.go.set()
+    assert ask(client, max_tokens=1).usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_nobody_waits_for_is_given_up(folder, stream):
+    with running(folder, max_rows=2) as server:
+        decoder = server.scheduler.decoder
+        headers = {"Authorization": f"Bearer {KEY}"}
+        body = {"model": "sums", "prompt": "A1", "n": 2, "max_tokens": 110, "stream": stream, "seed": 0}
+        with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
+            with client.stream(
+                "POST", f"{server.url}/v1/completions", json=body, headers=headers, timeout=30
+            ) as reply:
+                if stream:
+                    next(reply.iter_lines())
+                raise httpx.ReadTimeout("the client goes")
+        deadline = time.monotonic() + 20
+        while (decoder.num_rows or server.scheduler.num_waiting) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert decoder.num_rows == 0
+        reply = httpx.post(
+            f"{server.url}/v1/completions", json=body | {"stream": False, "max_tokens": 2}, headers=headers
+        )
+        assert reply.status_code == 200
+
+
+class OneAtATime:
+    """A decoder that notes what it begins, and has no room until it is told."""
+
+    is_busy, takes_more, num_rows = False, True, 2
+
+    def __init__(self):
+        self.begun = []
+
+    def begin(self, jobs, latent_embeds):
+        self.begun += [(job.model, job.seed) for job in jobs]
+        self.num_rows = 2
+
+
+def job(model, number, num_rows=1):
+    return Job(model, None, [], [1], num_rows, number, False, 0.0, None, 4, [], False)
+
+
+def test_models_take_turns_and_large_requests_get_one():
+    decoder = OneAtATime()
+    scheduler = Scheduler(decoder, max_rows=2, max_waiting=20)
+    scheduler.submit([job("a", 1), job("a", 2), job("a", 3), job("a", 4)])
+    scheduler.submit([job("b", 1, num_rows=2), job("b", 2)])
+    scheduler.submit([job("c", 1)])
+    for number, num_rows in enumerate((1, 1, 0, 1, 1, 1, 1)):  # that are still under way
+        decoder.num_rows = num_rows
+        scheduler.wake()
+        deadline = time.monotonic() + 5
+        while decoder.num_rows != 2 and time.monotonic() < deadline and number not in (1,):
+            time.sleep(0.001)
+        if number == 1:  # the large one waits for two places, and the others for it
+            time.sleep(0.05)
+            assert decoder.begun == [("a", 1)]
+    assert decoder.begun == [("a", 1), ("b", 1), ("c", 1), ("a", 2), ("b", 2), ("a", 3)]
+
+
+# ---- Operations ----
+
+
+def test_policies_are_loaded_and_unloaded_with_the_key(folder, monkeypatch):
+    with running(folder, api_key=None) as server:
+        reply = httpx.post(f"{server.url}/v1/policies", json={"policy": "user/third"})
+        assert reply.status_code == 403 and "API key" in reply.json()["error"]["message"]
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+    with running(folder) as server:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        url = f"{server.url}/v1/policies"
+        assert httpx.post(url, json={"policy": "user/third"}).status_code == 401
+        for bad in (str(folder / "sums"), "../sums", "tests/serving", "a/b/c", ""):
+            reply = httpx.post(url, json={"policy": bad}, headers=headers)
+            assert reply.status_code == 400 and reply.json()["error"]["param"] == "policy", bad
+        load = LatentReasoner.without_main_model
+        at_the_hub = {"user/third": str(folder / "codes")}
+        monkeypatch.setattr(LatentReasoner, "without_main_model", lambda name: load(at_the_hub[name]))
+        monkeypatch.setattr("trl_dlr.serving.app.find_file", lambda name, file: None)
+        reply = httpx.post(url, json={"policy": "user/third"}, headers=headers)
+        assert reply.status_code == 201 and reply.json()["id"] == "user/third"
+        reply = httpx.post(url, json={"policy": "user/third"}, headers=headers)
+        assert reply.status_code == 400 and "is taken" in reply.json()["error"]["message"]
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+        assert ask(client, model="user/third").choices == ask(client, model="codes").choices
+        assert httpx.delete(f"{url}/user/third", headers=headers).json()["deleted"]
+        assert httpx.delete(f"{url}/user/third", headers=headers).status_code == 404
+        with pytest.raises(openai.NotFoundError):
+            ask(client, model="user/third")
+
+
+def test_an_error_of_one_request_is_none_of_the_others(folder, monkeypatch):
+    with running(folder) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+        policy, sample = server.policies["codes"].policy, server.policies["codes"].policy.sample
+
+        def broken(*args, **kwargs):
+            raise RuntimeError("no memory")
+
+        policy.sample = broken
+        with pytest.raises(openai.InternalServerError, match="RuntimeError: no memory"):
+            ask(client, model="codes")
+        assert ask(client, model="sums").choices[0].message.content
+        policy.sample = sample
+        assert ask(client, model="codes").choices[0].message.content
+
+
+def test_logs_have_no_contents_unless_asked(folder, caplog):
+    for logs_contents in (False, True):
+        caplog.clear()
+        with running(folder, logs_contents=logs_contents) as server, caplog.at_level("INFO", logger="trl_dlr"):
+            ask(openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0), "A9")
+        fields = next(record.fields for record in caplog.records if record.getMessage() == "request")
+        assert fields["status"] == 200 and fields["model"] == "sums" and fields["seconds"] > 0
+        assert ("A9" in json.dumps(fields)) == logs_contents
+        assert KEY not in caplog.text
+
+
+def test_a_vllm_server_that_is_away_and_comes_back(folder):
+    main_model = LatentReasoner.from_pretrained(str(folder / "sums")).engine.model
+    with serve(main_model, max_model_len=128) as upstream:
+        port = upstream.server_port
+        with running(folder, engine=upstream.url) as server:
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+            expected = ask(client).choices[0].message.content
+            upstream.breaks_after = 2
+            with pytest.raises(openai.InternalServerError, match="closed the connection in the middle"):
+                ask(client)
+            pieces = []
+            with pytest.raises(openai.APIError, match="closed the connection in the middle"):
+                for chunk in ask(client, stream=True):
+                    pieces.append(chunk.choices[0].delta.content or "")
+            assert expected.startswith("".join(pieces)) and "".join(pieces)
+            upstream.breaks_after = None
+            upstream.shutdown()
+            upstream.server_close()
+            with pytest.raises(openai.InternalServerError, match="is away") as caught:
+                ask(client)
+            assert caught.value.status_code == 503 and caught.value.response.headers["Retry-After"] == "5"
+            health = httpx.get(f"{server.url}/health")
+            assert health.status_code == 503 and "is away" in health.json()["error"]["message"]
+            assert "trl_dlr_upstream_errors 3.0" in httpx.get(f"{server.url}/metrics").text
+            with serve(main_model, max_model_len=128, port=port):
+                assert ask(client).choices[0].message.content == expected
+                assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_what_was_begun_is_finished_when_the_server_stops(folder):
+    with ThreadPoolExecutor(1) as pool:
+        with running(folder) as server:
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+            future = pool.submit(ask, client, max_tokens=100)
+            while server.scheduler.decoder.num_rows == 0 and not future.done():
+                time.sleep(0.001)
+        assert future.result().usage.completion_tokens > 0
+    assert not server.scheduler.is_alive
+
+
+def test_memory_of_requests_is_given_back(folder):
+    with running(folder) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+        for i in range(5):
+            ask(client, n=3, seed=i)
+        decoder = server.scheduler.decoder
+        while decoder.running is not None:
+            time.sleep(0.001)
+        assert decoder.jobs == {} and not any(server.scheduler.queues.values())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,6 @@
+# Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+
+from .app import Server, ServerSettings, create_app
+
+
+__all__ = ["Server", "ServerSettings", "create_app"]
