@@ -1,9 +1,11 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import openai
@@ -13,6 +15,7 @@ import torch
 from tests.fake_vllm import serve
 from tests.serving.served import KEY, NEW_TOKENS, running, save_models
 from trl_dlr import LatentReasoner
+from trl_dlr.serving.protocol import PolicyRequest
 from trl_dlr.serving.scheduler import Job, Scheduler
 
 
@@ -155,6 +158,23 @@ def test_arguments_of_the_chat_template(client, reasoners):
 
 def test_the_main_model_answers_without_latents(client, reasoners):
     assert ask(client, model="main").choices[0].message.content == reasoners["sums"].decode([chat("A12")])[0]
+
+
+def test_what_the_page_shows_works(folder, capsys):
+    page = Path("docs/serving.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    body = re.search(r"-d '(\{\"model\".*?)'", page)[1]
+    admin = re.search(r"-d '(\{\"policy\".*?)'", page)[1]
+    assert PolicyRequest.model_validate_json(admin).policy == "user/third"
+    with running(folder, api_key=None) as server:
+        exec(code.replace("http://127.0.0.1:8000", server.url), {})
+        expected = LatentReasoner.from_pretrained(str(folder / "sums"), max_new_tokens=NEW_TOKENS)
+        expected = expected.generate([chat("What is 3 + 4?")], 8, selection="majority", seed=0)
+        assert capsys.readouterr().out.strip() == expected.texts[0]
+        reply = httpx.post(
+            f"{server.url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert reply.status_code == 200
 
 
 # ---- What is refused ----

@@ -318,8 +318,9 @@ class Scheduler:
             name = next((name for name, queue in self.queues.items() if queue), None)
             if name is None or not self.decoder.takes_more:
                 return None
-            num_rows = self.decoder.num_rows + num_taken + self.queues[name][0].num_rows
-            return name if num_rows <= self.max_rows else None
+            # Where it is crowded, several begin at once: each time costs a copy of what is there
+            room = max(self.queues[name][0].num_rows, 0 if num_taken else self.max_rows // 8)
+            return name if self.decoder.num_rows + num_taken + room <= self.max_rows else None
 
     def _next_jobs(self) -> list[Job]:
         """Jobs that there is room for, one of each model in turn."""
