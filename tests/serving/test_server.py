@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from tests.fake_vllm import serve
+from tests.families import tiny_family
 from tests.serving.served import KEY, NEW_TOKENS, running, save_models
+from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import LatentReasoner
+from trl_dlr.generation import TransformersEngine
 from trl_dlr.serving.protocol import PolicyRequest
-from trl_dlr.serving.scheduler import Job, Scheduler
+from trl_dlr.serving.scheduler import Job, Scheduler, TransformersDecoder
 
 
 PROMPTS = ["A12", "B3", "C4567", "D89"]
@@ -177,6 +180,28 @@ def test_what_the_page_shows_works(folder, capsys):
         assert reply.status_code == 200
 
 
+def test_a_conversation_goes_on_with_the_reply(client):
+    reply = ask(client).choices[0].message
+    for again in (reply, reply.model_dump(), {"role": "assistant", "content": reply.content}):
+        messages = [*chat("A12"), again, *chat("B3")]
+        client.chat.completions.create(model="sums", messages=messages)
+
+
+def test_several_prompts_have_seeds_of_their_own(client):
+    def texts(model, **kwargs):
+        reply = client.completions.create(model=model, prompt=["A12", "A12"], n=4, **kwargs)
+        return [choice.text for choice in reply.choices]
+
+    for model in ("sums", "main"):
+        kwargs = {} if model == "sums" else {"temperature": 1}
+        for seed in ({}, {"seed": 3}):
+            found = texts(model, **kwargs, **seed)
+            assert found[:4] != found[4:] or model == "main"  # a fake server samples nothing
+        assert texts(model, seed=3, **kwargs) == found
+        alone = client.completions.create(model=model, prompt="A12", n=4, seed=3, **kwargs)
+        assert [choice.text for choice in alone.choices] == found[:4]
+
+
 # ---- What is refused ----
 
 BODY = {"model": "sums", "messages": [{"role": "user", "content": "A12"}]}
@@ -224,6 +249,11 @@ BAD = [
     ({"selection": "worst"}, 400, "Invalid value for 'selection'", "selection"),
     ({"selection": "best"}, 400, "this policy has no value head", "selection"),
     ({"model": "main", "num_latents": 2}, 400, "the main model alone has no latents", "num_latents"),
+    ({"logprobs": 0}, 400, "'logprobs' is not supported", "logprobs"),
+    ({"max_tokens": 2, "max_completion_tokens": 2}, 400, "give one of them", "max_tokens"),
+    ({"chat_template_kwargs": {"chat_template": "7"}}, 400, "chat_template cannot be set", "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"truncation": True}}, 400, "truncation cannot be set", "chat_template_kwargs"),
+    ({"messages": [{"role": "user", "content": "1" * 9000}]}, 400, "more than 8192 characters", None),
     ({"chat_template_kwargs": 3}, 400, "Invalid value for 'chat_template_kwargs'", "chat_template_kwargs"),
 ]
 
@@ -248,8 +278,10 @@ def test_bad_requests_are_refused_by_name(server, change, status, message, param
     ("content", "status", "message"),
     [
         (b"{", 400, "The body is no JSON"),
-        (b"", 400, "required"),
-        (b"[]", 400, "Invalid value"),
+        (json.dumps(BODY | {"stop": "\ud800"}).encode(), 400, ""),
+        (json.dumps(BODY | {"\ud800": 1}).encode(), 400, ""),
+        (b"", 400, "The body is no JSON"),
+        (b"[]", 400, "must be a JSON object"),
         (b"\xff\xfe", 400, ""),
         (b'{"model": "sums", "messages": ' + b"[" * 100_000, 400, ""),
         (b" " * 1_000_001, 413, "larger than 1,000,000 bytes"),
@@ -273,6 +305,9 @@ def test_keys_and_paths(server, client):
         ask(openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0))
     assert httpx.get(f"{server.url}/v1/models").status_code == 401
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    for given, status in ((KEY, 401), (f"bearer {KEY}", 200), (f"Basic {KEY}", 401), ("Bearer clé".encode(), 401)):
+        assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": given}).status_code == status
+    assert httpx.post(f"{server.url}/v1/completions", content=b"{").status_code == 401
     with pytest.raises(openai.NotFoundError, match="'other' does not exist here"):
         ask(client, model="other")
     headers = {"Authorization": f"Bearer {KEY}"}
@@ -300,6 +335,48 @@ def test_answers_to_many_clients_are_those_asked_alone(server, client):
     metrics = httpx.get(f"{server.url}/metrics").text
     assert 'trl_dlr_requests_total{model="codes",status="200"}' in metrics
     assert "trl_dlr_running_answers 0.0" in metrics and "trl_dlr_policies 2.0" in metrics
+
+
+def test_a_burst_on_an_idle_server(folder):
+    with running(folder) as server:
+        decoder = server.scheduler.decoder
+        begin, seen = decoder.begin, []
+
+        def wait(jobs, latent_embeds):
+            seen.append(jobs[0].model)
+            begin(jobs, latent_embeds)
+
+        decoder.begin = wait
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+        asked = [{"model": ("sums", "codes", "main")[i % 3], "n": 1 + i % 2, "seed": i} for i in range(12)]
+        alone = [ask(client, **kwargs).choices for kwargs in asked]
+        for _ in range(4):
+            with ThreadPoolExecutor(12) as pool:
+                assert [reply.choices for reply in pool.map(lambda kwargs: ask(client, **kwargs), asked)] == alone
+        assert set(seen) == {"sums", "codes", "main"} and decoder.jobs == {}
+
+
+@pytest.mark.parametrize("model", ["", "lfm2"])
+@torch.no_grad()
+def test_groups_that_begin_at_once_are_answered(model):
+    main_model = tiny_family(model) if model else random_main_model()
+    decoder = TransformersDecoder(TransformersEngine(main_model, tiny_tokenizer(), 8))
+    assert decoder.can_join == (model == "")
+    answered, all_answered = [], threading.Event()
+    scheduler = Scheduler(decoder, max_rows=8, max_waiting=20)
+    jobs = [job(name, 0) for name in "abcabc"]
+    for each, is_sampled in zip(jobs, (False, True, False, True, False, True), strict=True):
+        each.is_sampled = is_sampled  # another group
+
+        def hand_on(index, token_ids, is_last, each=each):
+            if is_last:
+                answered.append(each)
+                all_answered.set() if len(answered) == len(jobs) else None
+
+        each.on_tokens, each.on_error = hand_on, lambda error: pytest.fail(str(error))
+    scheduler.submit(jobs)
+    assert all_answered.wait(20)
+    scheduler.close()
 
 
 @pytest.fixture
@@ -341,6 +418,9 @@ def test_a_request_that_takes_too_long_is_given_up(slow):
     with pytest.raises(openai.InternalServerError, match="longer than the 6 seconds") as caught:
         ask(client)
     assert caught.value.status_code == 504
+    with pytest.raises(openai.APIError, match="longer than the 6 seconds"):
+        for _ in ask(client, stream=True):
+            pass
     slow.go.set()
     assert ask(client, max_tokens=1).usage.completion_tokens == 1
 
@@ -371,7 +451,7 @@ def test_what_nobody_waits_for_is_given_up(folder, stream):
 class OneAtATime:
     """A decoder that notes what it begins, and has no room until it is told."""
 
-    is_busy, takes_more, num_rows = False, True, 2
+    is_busy, can_join, num_rows = False, True, 2
 
     def __init__(self):
         self.begun = []
@@ -383,6 +463,24 @@ class OneAtATime:
 
 def job(model, number, num_rows=1):
     return Job(model, None, [], [1], num_rows, number, False, 0.0, None, 4, [], False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_the_queue(slow, stream):
+    client = httpx.Client(base_url=slow.url, headers={"Authorization": f"Bearer {KEY}"})
+    first = threading.Thread(target=client.post, args=("/v1/completions",), kwargs={
+        "json": {"model": "main", "prompt": "A1", "n": 2}, "timeout": 30})  # fmt: skip
+    first.start()
+    deadline = time.monotonic() + 5
+    while slow.scheduler.decoder.num_rows < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/completions", json={"model": "sums", "prompt": "A1", "stream": stream}, timeout=0.5)
+    while slow.scheduler.num_waiting and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert slow.scheduler.num_waiting == 0
+    slow.go.set()
+    first.join()
 
 
 def test_models_take_turns_and_large_requests_get_one():

@@ -105,8 +105,12 @@ class ServeArguments:
         named = {}
         for policy in self.policy:
             name, is_named, location = policy.partition("=")
-            if not is_named:
-                name, location = Path(policy).resolve().name if os.path.isdir(policy) else policy, policy
+            if os.path.isdir(policy):
+                name, location = Path(policy).resolve().name, policy
+            elif not is_named:
+                name, location = policy, policy
+            if not name or not location:
+                raise ValueError(f"`policy` must be `policy` or `name=policy`, got {policy!r}.")
             named[name] = location
         return named
 

@@ -30,9 +30,14 @@ def can_be_graphed(model: PreTrainedModel) -> bool:
         and len(set(getattr(model, "hf_device_map", {}).values())) <= 1
         and not has_per_layer_inputs(model)
         and (quantizer is None or quantizer.is_compileable)
-        and not any(kind in str(getattr(module, "rope_type", "")) for module in model.modules() for kind in LIVE_ROPE)
+        and not has_live_rope(model)
         and gaps_are_exact(model)  # not with sliding windows, which count positions on the CPU
     )
+
+
+def has_live_rope(model: PreTrainedModel) -> bool:
+    """Whether positions are read otherwise where a batch is long."""
+    return any(kind in str(getattr(module, "rope_type", "")) for module in model.modules() for kind in LIVE_ROPE)
 
 
 def is_plainly_greedy(generation_kwargs: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from ..models.architectures import (
     takes_up_a_cache,
     text_backbone,
 )
-from .graphed_decoding import DecodingBatch
+from .graphed_decoding import DecodingBatch, has_live_rope
 from .text import StopStrings
 
 
@@ -71,9 +71,14 @@ class DecodingRow:
 
 
 def rows_can_join(model: PreTrainedModel) -> bool:
-    """Whether rows can be added to others that are being decoded: not to states that have no length."""
+    """
+    Whether rows can be added to others that are being decoded: not to states that have no length, nor where a long row
+    changes how the others' positions are read.
+    """
     layers = DynamicCache(config=model.config.get_text_config()).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return not has_live_rope(model) and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
+    )
 
 
 class RunningBatch:

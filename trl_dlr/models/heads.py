@@ -65,8 +65,10 @@ class LatentHead(nn.Module):
             init.zeros_(self.log_std_shift.weight)
             init.zeros_(self.log_std_shift.bias)
 
-    def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        return torch.randn(shape, device=device)
+    def draw_noise(
+        self, shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return torch.randn(shape, device=device, generator=generator)
 
     def draw(self, density: DiagonalGaussian, noise: torch.Tensor) -> torch.Tensor:
         """Latents of `density`, drawn with `noise`."""
@@ -112,8 +114,10 @@ class SoftTokenHead(nn.Linear):
             logits = F.linear(F.linear(hidden_states.float(), self.weight.float()), self.unembedding.float())
             return SoftTokens(logits.log_softmax(-1), self.temperature, self.score)
 
-    def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        return gumbel_noise(shape, device, self.is_one_sided)
+    def draw_noise(
+        self, shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return gumbel_noise(shape, device, self.is_one_sided, generator)
 
     def draw(self, density: SoftTokens, noise: torch.Tensor) -> torch.Tensor:
         """Latents of `density`, drawn with `noise`, without the tokens that are no candidates."""

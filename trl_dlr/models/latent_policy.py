@@ -593,29 +593,33 @@ class LatentPolicyModel(PreTrainedModel):
         else:
             drawn = []
             for seed, count in zip(seeds, counts.tolist(), strict=True):
-                with torch.random.fork_rng():
-                    torch.manual_seed(seed)
-                    drawn.append(self._draw_randomness(count))
+                generator = torch.Generator(input_ids.device).manual_seed(seed)
+                drawn.append(self._draw_randomness(count, generator=generator))
             noise, stop_draws = (None if part[0] is None else torch.cat(part) for part in zip(*drawn, strict=True))
         with eval_mode(self):
             return self._draw(input_ids, attention_mask, rows, noise, stop_draws)
 
-    def _draw_randomness(self, num_rows: int, deterministic: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _draw_randomness(
+        self, num_rows: int, deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Noise of latents, shape `(num_rows, T, latent_dim)`, and numbers by which they stop, `(num_rows, T)`."""
         shape = num_rows, self.config.num_latents, self.config.latent_dim
         if deterministic:
             noise = torch.zeros(shape, device=self.device)
         elif self.config.latent_sampling == "parallel":
-            noise = self.draw_noise(shape)
+            noise = self.draw_noise(shape, generator)
         else:  # step by step, so that fewer latents are the same first ones
-            noise = torch.cat([self.draw_noise((shape[0], 1, shape[2])) for _ in range(shape[1])], dim=1)
+            step = shape[0], 1, shape[2]
+            noise = torch.cat([self.draw_noise(step, generator) for _ in range(shape[1])], dim=1)
         if not self.config.learn_stop:
             return noise, None
-        return noise, noise.new_full(shape[:2], 0.5) if deterministic else torch.rand(shape[:2], device=self.device)
+        if deterministic:
+            return noise, noise.new_full(shape[:2], 0.5)
+        return noise, torch.rand(shape[:2], device=self.device, generator=generator)
 
-    def draw_noise(self, shape: tuple[int, int, int]) -> torch.Tensor:
+    def draw_noise(self, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> torch.Tensor:
         """Noise of shape `(B, T, latent_dim)` to draw latents with, as the density has it: `forward` takes it."""
-        return self.latent_head.draw_noise(shape, self.device)
+        return self.latent_head.draw_noise(shape, self.device, generator)
 
     def features(self, latents: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """

@@ -53,7 +53,9 @@ class SoftTokenOptions:
             raise ValueError(f"`soft_token_temperature` must be a positive number, got {self.soft_token_temperature}.")
 
 
-def gumbel_noise(shape: torch.Size, device: torch.device, is_one_sided: bool = False) -> torch.Tensor:
+def gumbel_noise(
+    shape: torch.Size, device: torch.device, is_one_sided: bool = False, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """
     Standard Gumbel noise, or Latent-GRPO's one-sided noise: the same clamped to [-1.5, 3] and shifted to [0, 4.5].
 
@@ -65,8 +67,10 @@ def gumbel_noise(shape: torch.Size, device: torch.device, is_one_sided: bool = F
         is_one_sided (`bool`, *optional*, defaults to `False`):
             Whether no candidate may be made less likely than it is. For Latent-GRPO's score only: there the gradient's
             sign is then the advantage's.
+        generator (`torch.Generator`, *optional*):
+            Where randomness comes from. If `None`, torch's global generator.
     """
-    uniform = torch.rand(shape, device=device).clamp(min=torch.finfo(torch.float32).tiny)
+    uniform = torch.rand(shape, device=device, generator=generator).clamp(min=torch.finfo(torch.float32).tiny)
     noise = -(-uniform.log()).clamp(min=torch.finfo(torch.float32).tiny).log()
     if not is_one_sided:
         return noise

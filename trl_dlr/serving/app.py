@@ -4,23 +4,25 @@
 
 import asyncio
 import hmac
+import inspect
 import json
 import logging
 import os
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from transformers import PreTrainedTokenizerBase
 
 from ..generation import TransformersEngine, tokenize_prompts
 from ..models.hub import find_file
@@ -38,12 +40,17 @@ from .protocol import (
     PolicyRequest,
     error_of_validation,
 )
-from .scheduler import Job, Scheduler, TransformersDecoder
+from .scheduler import Job, Scheduler, TransformersDecoder, derived_seed
 from .text import AnswerText
 from .upstream import UpstreamDecoder
 
 
 logger = logging.getLogger(__name__)
+
+# What a request may not decide: its arguments for a template are variables of the template
+APPLY_CHAT_TEMPLATE = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+CLIENT_GONE = 499  # nginx's status for it
+CHARACTERS_PER_TOKEN = 64  # at most, for prompts that are refused unread
 
 
 @dataclass
@@ -108,6 +115,8 @@ class Server:
         self.main_model_name = (
             Path(location).name if location and os.path.isdir(location) else location or "main-model"
         )
+        if name == self.main_model_name:
+            raise ValueError(f"The name {name!r} is the main model's. Serve the policy as `other_name=policy`.")
         self.metrics = Metrics()
         self.created = int(time.time())
         self.scheduler: Scheduler | None = None  # from `start` on
@@ -181,8 +190,13 @@ class Server:
                 reasoner.check_num_latents(request.num_latents)
             except ValueError as error:
                 raise invalid("num_latents", str(error)) from error
+        if taken := APPLY_CHAT_TEMPLATE & (request.chat_template_kwargs or {}).keys():
+            raise invalid("chat_template_kwargs", f"{', '.join(sorted(taken))} cannot be set by a request")
         chat_kwargs = {**({} if reasoner is None else reasoner.policy.config.chat_template_kwargs or {})}
         chat_kwargs |= request.chat_template_kwargs or {}
+        most = CHARACTERS_PER_TOKEN * (self.engine.max_positions or 2**20)
+        if any(len(str(prompt)) > most for prompt in request.prompts):
+            raise ApiError(f"A prompt has more than {most} characters.", 400, "context_length_exceeded")
         try:
             prompt_ids = tokenize_prompts(request.prompts, self.main_processing_class, chat_kwargs)
             question_ids = [[] for _ in prompt_ids]
@@ -193,6 +207,8 @@ class Server:
             raise invalid(param, f"it cannot be rendered: {error}") from error
         limit = request.limit or self.default_limit(reasoner)
         most_latents = 0 if reasoner is None else (request.num_latents or reasoner.policy.config.num_latents)
+        if not all(prompt_ids):
+            raise invalid("messages" if isinstance(request, ChatCompletionRequest) else "prompt", "it has no tokens")
         for ids, question in zip(prompt_ids, question_ids, strict=True):
             try:
                 self.engine.check_length(len(ids), most_latents, limit)
@@ -208,7 +224,7 @@ class Server:
                 question_ids=question,
                 prompt_ids=ids,
                 num_samples=num_samples,
-                seed=seed,
+                seed=derived_seed(seed, index),
                 is_sampled=reasoner is not None and temperature > 0,
                 temperature=temperature if reasoner is None else 0.0,
                 num_latents=request.num_latents,
@@ -216,7 +232,7 @@ class Server:
                 stop_strings=request.stop_strings,
                 decodes_best=request.selection == "best",
             )
-            for ids, question in zip(prompt_ids, question_ids, strict=True)
+            for index, (ids, question) in enumerate(zip(prompt_ids, question_ids, strict=True))
         ]
 
     def default_limit(self, reasoner: LatentReasoner | None) -> int:
@@ -226,14 +242,6 @@ class Server:
 
 def invalid(param: str, message: str) -> ApiError:
     return ApiError(f"Invalid value for '{param}': {message}.", code="invalid_value", param=param)
-
-
-@dataclass
-class Answer:
-    """An answer as it comes: its text so far, and how it ended."""
-
-    text: AnswerText
-    finish_reason: str | None = None
 
 
 class Exchange:
@@ -247,25 +255,17 @@ class Exchange:
             What is asked for.
     """
 
-    def __init__(self, server: Server, request: GenerationRequest):
-        self.server, self.request = server, request
+    def __init__(self, server: Server, request: GenerationRequest, jobs: list[Job]):
+        self.server, self.request, self.jobs = server, request, jobs
         self.is_chat = isinstance(request, ChatCompletionRequest)
         self.id = f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created, self.begun = int(time.time()), time.monotonic()
-        self.jobs = server.jobs(request)
-        self.answers = [
-            Answer(AnswerText(server.engine, request.stop_strings)) for job in self.jobs for _ in range(job.num_rows)
-        ]
-        self.num_open = len(self.answers)
+        self.answers = [AnswerText(server.engine, request.stop_strings) for job in jobs for _ in range(job.num_rows)]
         self._events: asyncio.Queue = asyncio.Queue()
         loop, first = asyncio.get_running_loop(), 0
-        for job in self.jobs:
+        for job in jobs:
             job.listen(loop, self._events.put_nowait, first, is_streamed=bool(request.stream))
             first += job.num_rows
-
-    @property
-    def is_selected(self) -> bool:
-        return self.request.selection == "majority"
 
     async def pieces(self) -> AsyncIterator[tuple[int, str]]:
         """
@@ -275,40 +275,32 @@ class Exchange:
             [`ApiError`]: if it cannot be had, or not in time.
         """
         self.server.scheduler.submit(self.jobs)
+        num_open, deadline = len(self.answers), self.begun + self.server.settings.timeout
         try:
-            async with asyncio.timeout(self.server.settings.timeout - (time.monotonic() - self.begun)):
-                while self.num_open > 0:
-                    event = await self._events.get()
-                    if isinstance(event, ApiError):
-                        raise event
-                    index, token_ids, is_last = event
-                    answer = self.answers[index]
-                    if answer.finish_reason is not None:
-                        continue
-                    piece = answer.text.add(token_ids, is_last)
-                    if is_last:
-                        answer.finish_reason = answer.text.finish_reason
-                        self.num_open -= 1
-                    if piece or is_last:
-                        yield index, piece
-        except TimeoutError as error:
-            raise ApiError(
-                f"The answer took longer than the {self.server.settings.timeout:g} seconds that this server gives a "
-                "request.",
-                504,
-                "timeout",
-            ) from error
+            while num_open > 0:
+                try:
+                    event = await asyncio.wait_for(self._events.get(), deadline - time.monotonic())
+                except TimeoutError as error:
+                    message = f"The answer took longer than the {self.server.settings.timeout:g} seconds of a request."
+                    raise ApiError(message, 504, "timeout") from error
+                if isinstance(event, ApiError):
+                    raise event
+                index, token_ids, is_last = event
+                piece = self.answers[index].add(token_ids, is_last)
+                num_open -= is_last
+                if piece or is_last:
+                    yield index, piece
         finally:  # also when the client has gone
-            if self.num_open > 0:
+            if num_open > 0:
                 self.server.scheduler.cancel(self.jobs)
 
     def chosen(self) -> list[int]:
         """Answers that are returned: all of them, or of each prompt the one that is selected."""
-        if not self.is_selected:
+        if self.request.selection != "majority":
             return list(range(len(self.answers)))
         found, first = [], 0
         for job in self.jobs:
-            texts = [answer.text.text for answer in self.answers[first : first + job.num_rows]]
+            texts = [answer.text for answer in self.answers[first : first + job.num_rows]]
             found.append(first + majority_vote(texts))
             first += job.num_rows
         return found
@@ -316,7 +308,7 @@ class Exchange:
     @property
     def usage(self) -> dict[str, int]:
         prompt = sum(len(job.prompt_ids) for job in self.jobs)
-        completion = sum(answer.text.num_tokens for answer in self.answers)
+        completion = sum(answer.num_tokens for answer in self.answers)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def choice(self, index: int, text: str | None, finish_reason: str | None, is_piece: bool) -> dict:
@@ -344,7 +336,7 @@ class Exchange:
         async for _ in self.pieces():
             pass
         choices = [
-            self.choice(place, self.answers[index].text.text, self.answers[index].finish_reason, is_piece=False)
+            self.choice(place, self.answers[index].text, self.answers[index].finish_reason, is_piece=False)
             for place, index in enumerate(self.chosen())
         ]
         return self.reply(choices, usage=self.usage)
@@ -352,29 +344,27 @@ class Exchange:
     async def chunks(self) -> AsyncIterator[dict]:
         """Replies to a request that is streamed, in the order in which they are sent."""
         wants_usage = self.request.stream_options is not None and self.request.stream_options.include_usage
-        usage = {"usage": None} if wants_usage else {}
-        seen = set()
-        if self.is_selected:  # of which nothing is known before all have ended
+        usage, seen = {"usage": None} if wants_usage else {}, set()
+
+        def chunk(index: int, text: str | None, reason: str | None) -> dict:
+            choice = self.choice(index, text, reason, is_piece=True)
+            if self.is_chat and index not in seen:
+                choice["delta"] = {"role": "assistant", "content": "", **choice["delta"]}
+            seen.add(index)
+            return self.reply([choice], is_piece=True, **usage)
+
+        if self.request.selection == "majority":  # of which nothing is known before all have ended
             async for _ in self.pieces():
                 pass
-            found = [(place, self.answers[index].text.text, index) for place, index in enumerate(self.chosen())]
-            pieces = _of_list(found)
+            for place, index in enumerate(self.chosen()):
+                yield chunk(place, self.answers[index].text, None)
+                yield chunk(place, None, self.answers[index].finish_reason)
         else:
-            pieces = ((index, piece, index) async for index, piece in self.pieces())
-        async for place, piece, index in pieces:
-            if place not in seen and self.is_chat:
-                row = self.choice(place, "", None, is_piece=True)
-                row["delta"] = {"role": "assistant", "content": ""}
-                yield self.reply([row], is_piece=True, **usage)
-            seen.add(place)
-            reason = self.answers[index].finish_reason
-            if piece and self.is_chat:
-                yield self.reply([self.choice(place, piece, None, is_piece=True)], is_piece=True, **usage)
-            if reason is not None:
-                text = None if self.is_chat else piece
-                yield self.reply([self.choice(place, text, reason, is_piece=True)], is_piece=True, **usage)
-            elif piece and not self.is_chat:
-                yield self.reply([self.choice(place, piece, None, is_piece=True)], is_piece=True, **usage)
+            async for index, piece in self.pieces():
+                if piece:
+                    yield chunk(index, piece, None)
+                if self.answers[index].finish_reason is not None:
+                    yield chunk(index, None, self.answers[index].finish_reason)
         if wants_usage:
             yield self.reply([], is_piece=True, usage=self.usage)
 
@@ -387,15 +377,10 @@ class Exchange:
         fields = {"id": self.id, "model": self.request.model, "status": status, "seconds": round(seconds, 4)}
         fields |= {"waited": round(waited, 4), **usage, "stream": bool(self.request.stream)}
         if error is not None:
-            fields["error"] = error.code
+            fields["error"], error.is_counted = error.code, True
         if self.server.settings.logs_contents:
-            fields |= {"prompts": self.request.prompts, "answers": [answer.text.text for answer in self.answers]}
+            fields |= {"prompts": self.request.prompts, "answers": [answer.text for answer in self.answers]}
         logger.info("request", extra={"fields": fields})
-
-
-async def _of_list(items: list) -> AsyncIterator:
-    for item in items:
-        yield item
 
 
 class LimitBody:
@@ -460,17 +445,19 @@ def create_app(server: Server) -> FastAPI:
         finally:
             await asyncio.to_thread(server.scheduler.close)
 
+    reading, loading = asyncio.Lock(), asyncio.Lock()
     app = FastAPI(title="trl-dlr", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(LimitBody, max_bytes=settings.max_body_bytes)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError):
+        if not error.is_counted:  # as a request of a model
+            server.metrics.refused(error.status)
         return error_response(error)
 
-    @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)
-    async def validation_error(request: Request, error):
-        return error_response(error_of_validation(error.errors()))
+    async def validation_error(request: Request, error: ValidationError):
+        return await api_error(request, error_of_validation(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException):
@@ -483,8 +470,12 @@ def create_app(server: Server) -> FastAPI:
         return error_response(ApiError("The server had an error. Its log says more.", 500, "internal_error"))
 
     def check_key(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if settings.api_key is not None and not hmac.compare_digest(given, settings.api_key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # Bytes of a header come as Latin-1
+        is_right = settings.api_key is None or (
+            scheme.lower() == "bearer" and hmac.compare_digest(given.encode("latin-1"), settings.api_key.encode())
+        )
+        if not is_right:
             raise ApiError("Incorrect API key provided.", 401, "invalid_api_key")
 
     def check_admin(request: Request) -> None:
@@ -510,49 +501,34 @@ def create_app(server: Server) -> FastAPI:
         return card(name)
 
     @app.post("/v1/chat/completions", dependencies=with_key)
-    async def chat(request: Request, body: ChatCompletionRequest):
-        return await answer(request, body)
+    async def chat(request: Request):
+        return await answer(request, ChatCompletionRequest)
 
     @app.post("/v1/completions", dependencies=with_key)
-    async def complete(request: Request, body: CompletionRequest):
-        return await answer(request, body)
+    async def complete(request: Request):
+        return await answer(request, CompletionRequest)
 
-    async def answer(request: Request, body: GenerationRequest) -> Response:
+    async def answer(request: Request, kind: type[GenerationRequest]) -> Response:
+        body = kind.model_validate_json(await request.body())
+        async with reading:  # tokenizers are no friends of several threads
+            jobs = await asyncio.to_thread(server.jobs, body)
+        exchange = Exchange(server, body, jobs)
         try:
-            exchange = Exchange(server, body)
-        except ApiError as error:
-            server.metrics.refused(body.model if body.model in server.policies else "other", error.status)
-            raise
-        if body.stream:
-            return await stream(exchange)
-        whole = asyncio.ensure_future(exchange.whole())
-        gone = asyncio.ensure_future(until_gone(request))
-        try:
-            await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not whole.done():
-                whole.cancel()
-                exchange.note(499)
-                return Response(status_code=499)
-            reply = whole.result()
-            exchange.note(200)
-            return JSONResponse(reply)
-        except ApiError as error:
-            exchange.note(error.status, error)
-            raise
-        finally:
-            gone.cancel()
-            whole.cancel()
-
-    async def stream(exchange: Exchange) -> Response:
-        chunks = exchange.chunks()
-        try:
-            first = await anext(chunks)  # what fails before has a status of its own
+            if not body.stream:
+                reply = await unless_gone(request, exchange.whole())
+                exchange.note(200)
+                return JSONResponse(reply)
+            chunks = exchange.chunks()
+            first = await unless_gone(request, anext(chunks))  # what fails before it has a status of its own
+        except ClientGone:
+            exchange.note(CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
         except ApiError as error:
             exchange.note(error.status, error)
             raise
 
         async def events():
-            status, failure = 499, None  # unless it comes to an end
+            status, failure = CLIENT_GONE, None  # unless it comes to an end
             try:
                 yield f"data: {json.dumps(first, ensure_ascii=False)}\n\n"
                 async for chunk in chunks:
@@ -569,14 +545,15 @@ def create_app(server: Server) -> FastAPI:
         return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
     @app.post("/v1/policies", dependencies=[Depends(check_admin)], status_code=201)
-    async def load(body: PolicyRequest):
+    async def load(request: Request):
+        body = PolicyRequest.model_validate_json(await request.body())
         if os.path.exists(body.policy):
             raise invalid("policy", "it is a path on this machine; only repositories on the Hub are loaded")
         name = body.name or body.policy
-        async with app.state.loading:
+        async with loading:
             try:
                 await asyncio.to_thread(server.add_policy, name, body.policy)
-            except (ValueError, OSError) as error:
+            except Exception as error:  # of any file of it
                 raise ApiError(f"The policy cannot be loaded: {error}", 400, "policy_not_loaded", "policy") from error
         logger.info("policy loaded", extra={"fields": {"model": name, "policy": body.policy}})
         return card(name)
@@ -601,11 +578,31 @@ def create_app(server: Server) -> FastAPI:
         server.metrics.observe(server)
         return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    app.state.loading = asyncio.Lock()
     return app
 
 
-async def until_gone(request: Request) -> None:
-    """Wait until the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def unless_gone(request: Request, answer: Coroutine) -> Any:
+    """
+    What comes of an answer, which is given up when the client closes the connection.
+
+    Raises:
+        [`ClientGone`]: if it has.
+    """
+
+    async def until_gone():
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    found, gone = asyncio.ensure_future(answer), asyncio.ensure_future(until_gone())
+    try:
+        await asyncio.wait((found, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not found.done():
+            raise ClientGone
+        return found.result()
+    finally:
+        gone.cancel()
+        found.cancel()

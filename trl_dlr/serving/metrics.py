@@ -35,9 +35,9 @@ class Metrics:
         for kind in ("prompt", "completion"):
             self.tokens.labels(model, kind).inc(usage[f"{kind}_tokens"])
 
-    def refused(self, model: str, status: int) -> None:
+    def refused(self, status: int) -> None:
         """Count a request that was refused before any work."""
-        self.requests.labels(model, status).inc()
+        self.requests.labels("none", status).inc()
 
     def observe(self, server: Any) -> None:
         """Look at what a server does now."""

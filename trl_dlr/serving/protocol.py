@@ -34,6 +34,7 @@ NEUTRAL: dict[str, tuple] = {
     "suffix": (None,),
     "best_of": (None, 1),
 }
+PART = r"\w[\w.-]*"  # of a name, never one of a path that leads elsewhere
 UNREAD = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 
 
@@ -53,6 +54,8 @@ class ApiError(Exception):
         retry_after (`int`, *optional*):
             Seconds after which trying again may help.
     """
+
+    is_counted = False  # in the metrics
 
     def __init__(
         self,
@@ -83,6 +86,14 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list["TextPart"]
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_what_is_empty(cls, values: Any) -> Any:
+        """What this server's and others' replies have beside a text may come back with the next request."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if name in cls.model_fields or value not in (None, [])}
 
     @property
     def text(self) -> str:
@@ -160,7 +171,7 @@ class GenerationRequest(BaseModel):
             if name in cls.model_fields:
                 kept[name] = value
             elif name in NEUTRAL:
-                if value not in NEUTRAL[name]:
+                if not any(value == allowed and type(value) is type(allowed) for allowed in NEUTRAL[name]):
                     allowed = " or ".join(repr(each) for each in NEUTRAL[name] if each is not None)
                     remedy = f"Leave it out{f', or give {allowed}' if allowed else ''}."
                     raise ApiError(
@@ -201,6 +212,8 @@ class ChatCompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def check_messages(self) -> "ChatCompletionRequest":
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_tokens: is the older name of 'max_completion_tokens'; give one of them")
         if not any(message.text.strip() for message in self.messages):
             raise ValueError("messages: must have a text")
         return self
@@ -235,8 +248,8 @@ class PolicyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    policy: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", max_length=200)]
-    name: Annotated[str, Field(pattern=r"^[\w./-]+$", max_length=200)] | None = None
+    policy: Annotated[str, Field(pattern=f"^{PART}/{PART}$", max_length=200)]
+    name: Annotated[str, Field(pattern=f"^{PART}(/{PART})*$", max_length=200)] | None = None
 
 
 def error_of_validation(errors: list[dict[str, Any]]) -> ApiError:
@@ -252,5 +265,7 @@ def error_of_validation(errors: list[dict[str, Any]]) -> ApiError:
     param = ".".join(where) or None
     if first["type"] == "missing" and param is not None:
         return ApiError(f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param)
+    if param is None:
+        return ApiError(f"The body must be a JSON object with the request: {message}.", code="invalid_value")
     seen = "" if not isinstance(first.get("input"), (str, int, float, bool)) else f", got {first['input']!r:.100}"
     return ApiError(f"Invalid value for '{param}': {message}{seen}.", code="invalid_value", param=param)

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,6 +75,11 @@ class Job:
         """Answers that are decoded."""
         return 1 if self.decodes_best else self.num_samples
 
+    @property
+    def group(self) -> tuple:
+        """What jobs have in common whose latents are drawn together: the policy, and whether they are sampled."""
+        return id(self.reasoner), self.is_sampled
+
     def listen(
         self, loop: asyncio.AbstractEventLoop, put: Callable[[Any], None], first: int, is_streamed: bool
     ) -> None:
@@ -119,13 +124,13 @@ class Decoder(Protocol):
             Answers under way.
         is_busy (`bool`):
             Whether [`~Decoder.advance`] has something to do.
-        takes_more (`bool`):
+        can_join (`bool`):
             Whether jobs can be begun beside those under way.
     """
 
     num_rows: int
     is_busy: bool
-    takes_more: bool
+    can_join: bool
 
     def begin(self, jobs: list[Job], latent_embeds: list[torch.Tensor] | None) -> None:
         """Begin the answers to jobs of one model, each after its prompt and its `(num_latents, hidden_size)`."""
@@ -154,7 +159,7 @@ class TransformersDecoder:
         self.engine = engine
         self.running: RunningBatch | None = None
         self.jobs: dict[int, tuple[Job, list[DecodingRow]]] = {}
-        self._can_join = rows_can_join(engine.model)
+        self.can_join = rows_can_join(engine.model)
 
     @property
     def num_rows(self) -> int:
@@ -163,10 +168,6 @@ class TransformersDecoder:
     @property
     def is_busy(self) -> bool:
         return self.running is not None
-
-    @property
-    def takes_more(self) -> bool:
-        return self._can_join or self.running is None
 
     def begin(self, jobs: list[Job], latent_embeds: list[torch.Tensor] | None) -> None:
         rows, prompt_of = [], []
@@ -178,16 +179,16 @@ class TransformersDecoder:
         anchor_ids = None if latent_embeds is None else jobs[0].reasoner.policy.config.anchor_ids
         batch = self.engine.batch([job.prompt_ids for job in jobs], prompt_of, latent_embeds, anchor_ids)
         added = RunningBatch(self.engine.model, self.engine.generation_kwargs, batch, rows)
-        if self.running is None:
-            self.running = added
-            return
-        added.advance(is_due=lambda: True)  # one token, without which a row cannot join
-        if len(added) > 0:
+        added.advance(is_due=lambda: True)  # one token, without which rows cannot join others
+        if len(added) > 0 and self.running is not None:
             self.running.join(added)
+        elif len(added) > 0:
+            self.running = added
+        self._forget_ended()
 
     def _row(self, job: Job, number: int) -> DecodingRow:
         stops = StopStrings(job.stop_strings, self.engine.processing_class) if job.stop_strings else None
-        generator = torch.Generator().manual_seed(job.seed + number) if job.temperature > 0 else None
+        generator = torch.Generator().manual_seed(derived_seed(job.seed, number)) if job.temperature > 0 else None
         row = DecodingRow(job.max_new_tokens, stops, job.temperature, generator)
         row.on_token = lambda token: job.on_tokens(number, [token], row.has_ended)
         return row
@@ -196,6 +197,9 @@ class TransformersDecoder:
         self.running.advance(is_due)
         if len(self.running) == 0:
             self.running = None
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
         self.jobs = {
             key: (job, rows) for key, (job, rows) in self.jobs.items() if not all(row.has_ended for row in rows)
         }
@@ -249,7 +253,7 @@ class Scheduler:
         with self._is_changed:
             if self._is_closed:
                 raise ApiError("The server is shutting down.", 503, "shutting_down", retry_after=10)
-            if self.num_waiting + len(jobs) > self.max_waiting:
+            if self.num_waiting > 0 and self.num_waiting + len(jobs) > self.max_waiting:
                 raise ApiError(
                     f"The server is busy: {self.num_waiting} requests wait, and at most {self.max_waiting} may. Try "
                     "again later.",
@@ -296,12 +300,7 @@ class Scheduler:
             for job in cancelled:
                 self.decoder.cancel(job)
             for together in batches(jobs):
-                try:
-                    self._begin(together)
-                except Exception as error:  # of the machine or of a model: the thread has to go on
-                    for job in together:
-                        self.decoder.cancel(job)
-                        job.on_error(failed(error))
+                self._try_to_begin(together)
             try:
                 if self.decoder.is_busy:
                     self.decoder.advance(lambda: self._is_due or self._next_name() is not None)
@@ -309,23 +308,40 @@ class Scheduler:
                 self.decoder.fail(failed(error))
         error = ApiError("The server was shut down.", 503, "shutting_down")
         self.decoder.fail(error)
-        for job in itertools.chain(*self.queues.values()):
-            job.on_error(error)
+        with self._is_changed:
+            for job in itertools.chain(*self.queues.values()):
+                job.on_error(error)
 
-    def _next_name(self, num_taken: int = 0) -> str | None:
-        """Model whose turn it is, if there is room for its next job beside `num_taken` rows; if not, all wait for it."""
+    def _try_to_begin(self, jobs: list[Job]) -> None:
+        try:
+            self._begin(jobs)
+        except Exception as error:  # of the machine or of a model: the thread has to go on
+            for job in jobs:
+                self.decoder.cancel(job)
+            if len(jobs) == 1:
+                jobs[0].on_error(failed(error))
+            else:  # maybe of one of them alone
+                for job in jobs:
+                    self._try_to_begin([job])
+
+    def _next_name(self, taken: Sequence[Job] = ()) -> str | None:
+        """Model whose turn it is, if there is room for its next job beside those taken; if not, all wait for it."""
         with self._is_changed:
             name = next((name for name, queue in self.queues.items() if queue), None)
-            if name is None or not self.decoder.takes_more:
+            if name is None:
+                return None
+            job = self.queues[name][0]
+            if not self.decoder.can_join and (self.decoder.is_busy or (taken and job.group != taken[0].group)):
                 return None
             # Where it is crowded, several begin at once: each time costs a copy of what is there
-            room = max(self.queues[name][0].num_rows, 0 if num_taken else self.max_rows // 8)
-            return name if self.decoder.num_rows + num_taken + room <= self.max_rows else None
+            room = max(job.num_rows, 0 if taken else self.max_rows // 8)
+            num_rows = self.decoder.num_rows + sum(job.num_rows for job in taken)
+            return name if num_rows + room <= self.max_rows else None
 
     def _next_jobs(self) -> list[Job]:
         """Jobs that there is room for, one of each model in turn."""
         jobs = []
-        while (name := self._next_name(sum(job.num_rows for job in jobs))) is not None:
+        while (name := self._next_name(jobs)) is not None:
             queue = self.queues.pop(name)
             jobs.append(queue.popleft())
             if queue:
@@ -364,14 +380,19 @@ class Scheduler:
         self.decoder.begin(jobs, [row[:length] for row, length in zip(latent_embeds, lengths, strict=True)])
 
 
+def derived_seed(seed: int, index: int) -> int:
+    """Seeds of several things of which the first has `seed` itself."""
+    return seed if index == 0 else (seed + index * 0x9E3779B97F4A7C15) % 2**63
+
+
 def failed(error: Exception) -> ApiError:
     logger.error("decoding failed", exc_info=error)
     return ApiError(f"Decoding failed: {type(error).__name__}: {error}", 500, "decoding_failed")
 
 
 def batches(jobs: list[Job]) -> list[list[Job]]:
-    """Jobs whose latents are drawn together: of one policy, and either sampled or not."""
+    """Jobs that begin together, see [`Job`]."""
     together: dict[tuple, list[Job]] = {}
     for job in jobs:
-        together.setdefault((id(job.reasoner), job.is_sampled), []).append(job)
+        together.setdefault(job.group, []).append(job)
     return list(together.values())

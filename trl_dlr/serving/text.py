@@ -14,39 +14,53 @@ class AnswerText:
             What decodes tokens.
         stop_strings (`list[str]`):
             Texts that end the answer, and are not part of it.
+
+    Attributes:
+        text (`str`):
+            What can be sent so far.
+        finish_reason (`str`, *optional*):
+            How it ended, once it has: `"stop"` or `"length"`.
     """
 
     def __init__(self, engine: DecodingEngine, stop_strings: list[str]):
         self.engine = engine
         self.stop_strings = stop_strings
-        self.token_ids: list[int] = []
-        self.text = ""  # what can be sent of it
-        self.finish_reason = "length"
+        self.text = ""
+        self.finish_reason: str | None = None
+        self._token_ids: list[int] = []
+        self._read = ""  # text of the tokens that make whole characters, kept back for stop strings included
+        self._start, self._end = 0, 0  # tokens whose text is known, the last ones of which the next are decoded with
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids)
+        return len(self._token_ids)
 
     def add(self, token_ids: list[int], is_last: bool) -> str:
-        """The text that further tokens add; what may still change is kept until the last."""
-        self.token_ids += token_ids
-        text = self.engine.decode([self.token_ids])[0]
+        """The text that further tokens add. What may still change is kept until the last one."""
+        self._token_ids += token_ids
+        if is_last:
+            text = self.engine.decode([self._token_ids])[0]
+        else:
+            text = self._read = self._read + self._newly_read()
         found = [place for stop in self.stop_strings if (place := text.find(stop)) >= 0]
         if found:
             text = text[: min(found)]
-            self.finish_reason = "stop"
-        elif is_last:
-            if self.token_ids and self.token_ids[-1] in self.engine.eos_token_ids:
-                self.finish_reason = "stop"
-        else:
-            text = text.rstrip("\ufffd")
+        elif not is_last:
             text = text[: len(text) - max((_overlap(text, stop) for stop in self.stop_strings), default=0)]
-        if not text.startswith(self.text):  # a tokenizer that changes what stood before; the rest comes at the end
-            if not is_last:
-                return ""
-            text = self.text + text[len(self.text) :]
-        piece, self.text = text[len(self.text) :], text
+        if is_last:
+            is_over = bool(found) or (self._token_ids[-1:] and self._token_ids[-1] in self.engine.eos_token_ids)
+            self.finish_reason = "stop" if is_over else "length"
+        piece = text[len(self.text) :]
+        self.text += piece
         return piece
+
+    def _newly_read(self) -> str:
+        """Text of the latest tokens: what they add to the few before them, once they make whole characters."""
+        before, now = self.engine.decode([self._token_ids[self._start : self._end], self._token_ids[self._start :]])
+        if len(now) <= len(before) or now.endswith("\ufffd"):
+            return ""
+        self._start, self._end = self._end, len(self._token_ids)
+        return now[len(before) :]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -39,7 +39,7 @@ class UpstreamDecoder:
     """
 
     is_busy = False  # itself
-    takes_more = True
+    can_join = True
 
     def __init__(self, engine: VLLMServerEngine, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]):
         self.engine = engine
