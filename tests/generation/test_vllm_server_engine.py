@@ -18,13 +18,7 @@ from trl_dlr.generation import TransformersEngine, VLLMServerEngine, vllm_server
 PROMPTS = [[5, 6, 7], [8, 4], [5, 9, 10, 11, 12]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    # Each of the server's threads would start a team of its own
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from trl_dlr.serving.protocol import PolicyRequest
 from trl_dlr.serving.scheduler import Job, Scheduler, TransformersDecoder
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ["A12", "B3", "C4567", "D89"]
 
 
@@ -608,11 +609,3 @@ def test_memory_of_requests_is_given_back(folder):
         while decoder.running is not None:
             time.sleep(0.001)
         assert decoder.jobs == {} and not any(server.scheduler.queues.values())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
