@@ -253,6 +253,8 @@ class Exchange:
             Server.
         request ([`GenerationRequest`]):
             What is asked for.
+        jobs (`list[Job]`):
+            One for each of its prompts, see [`~Server.jobs`].
     """
 
     def __init__(self, server: Server, request: GenerationRequest, jobs: list[Job]):
