@@ -20,12 +20,13 @@ class FakeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, main_model, port=0, max_model_len=64, takes_embeds=True, scale=1.0):
+    def __init__(self, main_model, port=0, max_model_len=64, takes_embeds=True, scale=1.0, key=None):
         super().__init__(("127.0.0.1", port), Handler)
         self.main_model = main_model
         self.max_model_len = max_model_len
         self.takes_embeds = takes_embeds
         self.scale = scale  # that it applies to embeddings
+        self.key = key
         self.breaks_after = None  # so many tokens of a stream
         self.faults = []
         self.bodies = []
@@ -50,16 +51,23 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, message, status=400):
         self.answer({"error": {"message": message, "type": "BadRequestError", "code": status}}, status)
 
+    def has_key(self):
+        return self.server.key is None or self.headers["Authorization"] == f"Bearer {self.server.key}"
+
     def do_GET(self):
         if self.path == "/health":
             return self.answer({})
         assert self.path == "/v1/models"
+        if not self.has_key():
+            return self.answer({"error": "Unauthorized"}, 401)
         adapter = {"id": "adapter", "parent": "main", "max_model_len": None}
         self.answer({"data": [adapter, {"id": "main", "parent": None, "max_model_len": self.server.max_model_len}]})
 
     def do_POST(self):
         assert self.path == "/v1/completions"
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.has_key():
+            return self.answer({"error": "Unauthorized"}, 401)
         with self.server.lock:
             self.server.bodies.append(body)
             fault = self.server.faults.pop(0) if self.server.faults else None

@@ -68,6 +68,15 @@ def test_it_gives_the_tokens_of_transformers(server, main_model, batch_size):
     assert engine.generate(PROMPTS) == alone
 
 
+def test_a_key_is_that_of_the_environment(main_model, monkeypatch):
+    with serve(main_model, key="a-key") as server:
+        monkeypatch.delenv("VLLM_API_KEY", raising=False)
+        with pytest.raises(RuntimeError, match="401.*Is its key in the environment variable VLLM_API_KEY"):
+            connect(server.url, main_model)
+        monkeypatch.setenv("VLLM_API_KEY", "a-key")
+        assert connect(server.url, main_model).generate(*rollout()) == expected_tokens(main_model)
+
+
 def test_a_shorter_answer_is_asked_of_the_server(server, main_model):
     engine = connect(server.url, main_model)
     whole = engine.generate(PROMPTS)

@@ -298,8 +298,16 @@ def test_bad_requests_are_refused_by_name(server, change, status, message, param
 )
 def test_bodies_that_are_no_requests(server, content, status, message):
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    count = f'trl_dlr_requests_total{{model="none",status="{status}"}} '
+
+    def num_refused():
+        found = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if line.startswith(count)]
+        return float(found[0].removeprefix(count)) if found else 0
+
+    before = num_refused()
     reply = httpx.post(f"{server.url}/v1/chat/completions", content=content, headers=headers)
     assert reply.status_code == status and message in reply.json()["error"]["message"]
+    assert num_refused() == before + 1
 
     def parts():
         for start in range(0, len(content), 100_000):
@@ -526,7 +534,7 @@ def test_policies_are_loaded_and_unloaded_with_the_key(folder, monkeypatch):
         load = LatentReasoner.without_main_model
         at_the_hub = {"user/third": str(folder / "codes")}
         monkeypatch.setattr(LatentReasoner, "without_main_model", lambda name: load(at_the_hub[name]))
-        monkeypatch.setattr("trl_dlr.serving.app.find_file", lambda name, file: None)
+        monkeypatch.setattr("trl_dlr.serving.server.find_file", lambda name, file: None)
         reply = httpx.post(url, json={"policy": "user/third"}, headers=headers)
         assert reply.status_code == 201 and reply.json()["id"] == "user/third"
         reply = httpx.post(url, json={"policy": "user/third"}, headers=headers)
@@ -566,6 +574,18 @@ def test_logs_have_no_contents_unless_asked(folder, caplog):
         assert KEY not in caplog.text
 
 
+def test_a_vllm_server_with_a_key(folder, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "another-key")
+    main_model = LatentReasoner.from_pretrained(str(folder / "sums")).engine.model
+    with serve(main_model, max_model_len=128, key="another-key") as upstream, running(folder, upstream.url) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+        assert ask(client).choices[0].message.content
+        upstream.key = "yet-another"
+        with pytest.raises(openai.InternalServerError, match="refuses the request: 401") as caught:
+            ask(client)
+        assert caught.value.status_code == 502
+
+
 def test_a_vllm_server_that_is_away_and_comes_back(folder):
     main_model = LatentReasoner.from_pretrained(str(folder / "sums")).engine.model
     with serve(main_model, max_model_len=128) as upstream:
@@ -593,6 +613,39 @@ def test_a_vllm_server_that_is_away_and_comes_back(folder):
             with serve(main_model, max_model_len=128, port=port):
                 assert ask(client).choices[0].message.content == expected
                 assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("end", ["client", "timeout", "close"])
+def test_what_a_vllm_server_does_not_finish_is_closed(folder, end):
+    closed = threading.Event()
+
+    def never_ends(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            while True:
+                piece = {"index": 0, "token_ids": [5], "text": "", "finish_reason": None}
+                handler.wfile.write(f"data: {json.dumps({'choices': [piece]})}\n\n".encode())
+                time.sleep(0.01)
+        except OSError:
+            closed.set()
+
+    main_model = LatentReasoner.from_pretrained(str(folder / "sums")).engine.model
+    timeout = 0.5 if end == "timeout" else 60.0
+    with serve(main_model, max_model_len=128) as upstream, running(folder, upstream.url, timeout=timeout) as server:
+        upstream.faults.append(never_ends)
+        body = {"model": "sums", "prompt": "A1", "stream": True}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, headers=headers, timeout=30) as reply:
+            lines = reply.iter_lines()
+            assert next(lines).startswith("data: ") and server.scheduler.decoder.num_rows == 1
+            if end == "close":
+                server.scheduler.close()
+            if end != "client":
+                *_, last = (line for line in lines if line)
+                code = {"timeout": "timeout", "close": "shutting_down"}[end]
+                assert json.loads(last.removeprefix("data: "))["error"]["code"] == code
+        assert closed.wait(20) and comes_true(lambda: server.scheduler.decoder.num_rows == 0)
 
 
 def test_what_was_begun_is_finished_when_the_server_stops(folder):

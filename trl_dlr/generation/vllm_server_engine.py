@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import selectors
 import socket
 import time
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 PASSING_STATUS = (500, 502, 503, 504)  # an engine that has died answers 500 until its server is started again
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between tries
 HEARTBEAT = 5.0  # seconds between looks at a server that has not answered yet
+API_KEY = "VLLM_API_KEY"  # variable of the environment that a server takes its key from
 # What a server's `generation_config.json` would decide otherwise
 NEUTRAL = {
     "top_p": 1.0,
@@ -41,41 +43,42 @@ NEUTRAL = {
 
 class VLLMServerEngine(DecodingEngine):
     """
-    Decodes on a vLLM server that is started with `vllm serve <main model> --enable-prompt-embeds`.
+        Decodes on a vLLM server that is started with `vllm serve <main model> --enable-prompt-embeds`.
 
-    The weights never change, so nothing is synchronized: any stock server will do, and it can serve any number of
-    trainers. Construction waits until the server answers and checks that it serves this main model. A server that goes
-    away and comes back within `timeout` seconds is waited for, in the middle of a rollout too.
+        The weights never change, so nothing is synchronized: any stock server will do, and it can serve any number of
+        trainers. Construction waits until the server answers and checks that it serves this main model. A server that goes
+        away and comes back within `timeout` seconds is waited for, in the middle of a rollout too. The key of a server that
+    wants one is read from the environment variable `VLLM_API_KEY`, as the server itself reads it.
 
-    Args:
-        main_model ([`~transformers.PreTrainedModel`]):
-            Frozen causal LM. Of its weights only the input embeddings are used, which turn prompts into
-            `(length, hidden_size)`.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        max_new_tokens (`int`):
-            Completion tokens at most.
-        generation_kwargs (`dict`, *optional*):
-            Further fields of `vllm.SamplingParams`, such as `temperature`, and `stop_strings`. Decoding is greedy
-            unless they say otherwise.
-        base_url (`str`, *optional*, defaults to `"http://localhost:8000"`):
-            Address of the server.
-        timeout (`float`, *optional*, defaults to `240.0`):
-            Seconds to wait for a server that is away, and for the answer to one request.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Rows of one request at most.
-        num_concurrent (`int`, *optional*, defaults to `8`):
-            Requests under way at most.
+        Args:
+            main_model ([`~transformers.PreTrainedModel`]):
+                Frozen causal LM. Of its weights only the input embeddings are used, which turn prompts into
+                `(length, hidden_size)`.
+            processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+                Its tokenizer.
+            max_new_tokens (`int`):
+                Completion tokens at most.
+            generation_kwargs (`dict`, *optional*):
+                Further fields of `vllm.SamplingParams`, such as `temperature`, and `stop_strings`. Decoding is greedy
+                unless they say otherwise.
+            base_url (`str`, *optional*, defaults to `"http://localhost:8000"`):
+                Address of the server.
+            timeout (`float`, *optional*, defaults to `240.0`):
+                Seconds to wait for a server that is away, and for the answer to one request.
+            batch_size (`int`, *optional*, defaults to `16`):
+                Rows of one request at most.
+            num_concurrent (`int`, *optional*, defaults to `8`):
+                Requests under way at most.
 
-    Attributes:
-        num_retries (`int`):
-            Requests sent again since the start because the server was away.
+        Attributes:
+            num_retries (`int`):
+                Requests sent again since the start because the server was away.
 
-    Raises:
-        `ConnectionError`: the server stays away for `timeout` seconds, at construction or later.
-        `TimeoutError`: the server is there, but a request is not answered within `timeout` seconds.
-        `RuntimeError`: the server refuses a request, lacks `--enable-prompt-embeds`, or its reply is malformed.
-        `ValueError`: bad arguments, or a server with another main model or too small a `--max-model-len`.
+        Raises:
+            `ConnectionError`: the server stays away for `timeout` seconds, at construction or later.
+            `TimeoutError`: the server is there, but a request is not answered within `timeout` seconds.
+            `RuntimeError`: the server refuses a request, lacks `--enable-prompt-embeds`, or its reply is malformed.
+            `ValueError`: bad arguments, or a server with another main model or too small a `--max-model-len`.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class VLLMServerEngine(DecodingEngine):
         self.batch_size = batch_size
         self.num_concurrent = num_concurrent
         self.num_retries = 0
+        self.headers = {"Authorization": f"Bearer {os.environ[API_KEY]}"} if os.environ.get(API_KEY) else {}
         self.fields = {**NEUTRAL, **sampling_fields(max_new_tokens, self.eos_token_ids, generation_kwargs)}
         self._hint = (
             f"Start it with `vllm serve {main_model.config.name_or_path or '<main model>'} --enable-prompt-embeds`"
@@ -216,8 +220,9 @@ class VLLMServerEngine(DecodingEngine):
         if status in PASSING_STATUS:
             raise _Away(f"it answered {status} {reason}: {_read_error(reply)}")
         if status != 200:
+            hint = f". Is its key in the environment variable {API_KEY}?" if status == 401 else ""
             raise RuntimeError(
-                f"The vLLM server at {self.base_url} refuses {path}: {status} {reason}: {_read_error(reply)}"
+                f"The vLLM server at {self.base_url} refuses {path}: {status} {reason}: {_read_error(reply)}{hint}"
             )
         try:
             return parse(json.loads(reply or b"{}"))
@@ -238,7 +243,7 @@ class VLLMServerEngine(DecodingEngine):
         except OSError as error:
             raise _Away(f"the connection failed ({type(error).__name__}: {error})") from error
         try:
-            headers = {} if data is None else {"Content-Type": "application/json"}
+            headers = self.headers if data is None else {**self.headers, "Content-Type": "application/json"}
             connection.request("GET" if data is None else "POST", url.path + path, data, headers)
             if data is not None:
                 self._wait_for_reply(connection.sock, timeout)

@@ -2,7 +2,7 @@
 
 """Requests and replies in the format of OpenAI's API, and what is refused of it by name."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -76,6 +76,10 @@ class ApiError(Exception):
         kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def invalid(param: str, message: str) -> ApiError:
+    return ApiError(f"Invalid value for '{param}': {message}.", code="invalid_value", param=param)
 
 
 class Message(BaseModel):
@@ -207,6 +211,7 @@ class GenerationRequest(BaseModel):
 class ChatCompletionRequest(GenerationRequest):
     """A request to `/v1/chat/completions`, see [`GenerationRequest`]."""
 
+    prompt_field: ClassVar[str] = "messages"
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
 
@@ -230,6 +235,7 @@ class ChatCompletionRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """A request to `/v1/completions`, see [`GenerationRequest`]: prompts as they stand, without a chat template."""
 
+    prompt_field: ClassVar[str] = "prompt"
     prompt: str | Annotated[list[str], Field(min_length=1)]
 
     @model_validator(mode="after")

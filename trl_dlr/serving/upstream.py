@@ -48,7 +48,9 @@ class UpstreamDecoder:
         self.num_errors = 0
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-        self.client = httpx.AsyncClient(base_url=engine.base_url, limits=limits, timeout=timeout)
+        self.client = httpx.AsyncClient(
+            base_url=engine.base_url, headers=engine.headers, limits=limits, timeout=timeout
+        )
         self._tasks: dict[int, tuple[Job, Any]] = {}
         self._lock = threading.Lock()
 
