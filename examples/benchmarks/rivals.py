@@ -426,8 +426,8 @@ def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
         texts.append(markdown(task, columns, rows))
         if of_arms.get("dlr") and of_arms.get("grpo_lora"):
             verdicts.append([task, *verdict(of_arms["dlr"], of_arms["grpo_lora"])])
-    columns = ["task", "GRPO + LoRA at the end", "its CPU seconds", "it is there after", "DLR is there after"]
-    columns += ["by its CPU seconds", "added memory, ratio"]
+    columns = ["task", "GRPO + LoRA at its end", "after", "DLR is there after", "ratio"]
+    columns += ["GRPO + LoRA at its best", "after", "DLR is there after", "ratio", "added memory, ratio"]
     texts.append(markdown("DLR beside GRPO + LoRA (within 0.02)", columns, verdicts))
     return "\n".join(texts)
 
@@ -472,14 +472,17 @@ def mean_curve(group: list[dict[str, Any]], axis: str = "seconds") -> list[tuple
 
 
 def verdict(dlr: list[dict[str, Any]], rival: list[dict[str, Any]]) -> list[str]:
-    """When the mean accuracies reach what the rival's is at its end, and what DLR adds to memory beside it."""
-    target = statistics.fmean(each["curve"][-1]["accuracy"] for each in rival)
-    end = statistics.fmean(each["curve"][-1]["seconds"] for each in rival)
-    there = [next((at for at, value in mean_curve(group) if value >= target - 0.02), None) for group in (rival, dlr)]
+    """
+    When DLR's mean accuracy reaches what the rival's is at its end and at its best, which is another place where a rival
+    that has learned collapses; and what DLR adds to memory beside it.
+    """
+    curve, row = mean_curve(rival), []
+    for seconds, target in (curve[-1], max(curve, key=lambda at: at[1])):
+        there = next((at for at, value in mean_curve(dlr) if value >= target - 0.02), None)
+        times = ["never", "-"] if there is None else [f"{there:.0f}", f"{there / seconds:.2f}"]
+        row += [f"{target:.2f}", f"{seconds:.0f}", *times]
     memory = [statistics.fmean(each["added_memory"] for each in group) for group in (dlr, rival)]
-    times = ["never" if at is None else f"{at:.0f}" for at in there]
-    times.append("-" if there[1] is None else f"{there[1] / end:.2f}")
-    return [f"{target:.2f}", f"{end:.0f}", *times, f"{memory[0] / memory[1]:.2f}" if memory[1] else "-"]
+    return [*row, f"{memory[0] / memory[1]:.2f}" if memory[1] else "-"]
 
 
 def markdown(title: str, columns: list[str], rows: list[list[str]]) -> str:
