@@ -67,6 +67,16 @@ def test_only_the_likeliest_positive_sample_keeps_its_first_latent():
     assert torch.equal(select_first_latent(advantages, old), expected)
 
 
+def test_a_sample_that_has_no_first_latent_takes_nobodys():
+    advantages = torch.tensor([[1.0, 1.0, -2.0]])
+    old = torch.tensor([[[-3.0, -3.0], [0.0, 0.0], [-1.0, -1.0]]])
+    for of_the_likeliest in ([0, 0], [0, 1]):  # masked as a whole, or a thought that ended at once
+        mask = torch.tensor([[[1, 1], of_the_likeliest, [1, 1]]])
+        selected = select_first_latent(advantages, old, mask)
+        assert selected[0, :, 0].tolist() == [1.0, 0.0, 0.0]
+        assert torch.equal(selected[0, :, 1], advantages[0] * mask[0, :, 1])
+
+
 def test_a_group_without_a_positive_sample_stays_as_it_is():
     advantages = torch.tensor([[0.0, -1.0]])
     old = torch.randn(1, 2, 3)

@@ -13,7 +13,7 @@ from tests.families import tiny_family
 from tests.tiny import random_main_model, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, weights
 from tests.trainer.test_latent_sft_trainer import batch_of, make_sft_trainer, with_steps
-from trl_dlr import CoconutSFTConfig, CoconutSFTTrainer, ThinkingReasoner
+from trl_dlr import CoconutSFTConfig, CoconutSFTTrainer, LatentSFTConfig, ThinkingReasoner
 from trl_dlr.models.thinking import Thinker, ThinkingConfig
 
 
@@ -203,6 +203,40 @@ class Stages(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seen.append(self.trainer.curriculum.stage)
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "adamw_8bit"])
+def test_what_an_optimizer_keeps_beside_its_moments_outlives_a_stage(tmp_path, optim):
+    if optim == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    losses = []
+    for reset in (True, False):
+        curriculum = {"cot_epochs": 1, "num_stages": 1, "reset_optimizer": reset, "weight_decay": 0.0}
+        trainer = make_coconut_trainer(tmp_path, max_steps=4, optim=optim, **curriculum)
+        trainer.train()  # two steps an epoch
+        states = trainer.optimizer.state.values()
+        assert {int(state["step"]) for state in states} == {2 if reset else 4}
+        assert all(state[name].abs().max() > 0 for state in states for name in state if name.startswith("qmap"))
+        losses.append(history(trainer, "loss"))
+    assert losses[0][:3] == losses[1][:3] and losses[0][3] != losses[1][3]
+
+
+def test_a_run_that_ends_before_the_last_stage_says_so(tmp_path, caplog):
+    for max_steps in (2, 4):
+        caplog.clear()
+        make_coconut_trainer(tmp_path, max_steps=max_steps, num_stages=2, epochs_per_stage=1).train()
+        assert ("Training ended in stage 1 of 2" in caplog.text) == (max_steps == 2)
+
+
+def test_the_best_checkpoint_is_not_chosen_by_the_losses_of_two_stages(tmp_path):
+    kwargs = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch", "bf16": False}
+    for config_class, num_stages, metric in (
+        (CoconutSFTConfig, 2, "accuracy"),
+        (LatentSFTConfig, 2, "accuracy"),
+        (LatentSFTConfig, 0, "loss"),
+    ):
+        config = config_class(str(tmp_path), num_stages=num_stages, num_train_epochs=9, **kwargs)
+        assert config.metric_for_best_model == metric and config.greater_is_better == (metric == "accuracy")
 
 
 def test_stage_0_comes_first_and_moments_start_anew_with_a_stage(tmp_path):

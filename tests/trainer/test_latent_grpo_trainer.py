@@ -234,6 +234,14 @@ def test_the_kl_is_the_closed_form_to_the_initial_policy(tmp_path):
     assert all(torch.equal(initial[name], tensor) for name, tensor in trainer.ref_model.state_dict().items())
 
 
+def test_the_reference_of_a_second_round_does_not_move_with_the_policy(tmp_path):
+    first = make_trainer(tmp_path, max_steps=1)
+    first.train()
+    trainer = make_trainer(tmp_path, model=first.policy, main_model=first.main_model, beta=0.5, max_steps=4)
+    trainer.train()
+    assert history(trainer, "latent/kl")[0] == 0.0 and history(trainer, "latent/kl")[-1] > 0
+
+
 def test_beta_holds_the_policy_back(tmp_path):
     final = []
     for beta in (0.001, 10.0):

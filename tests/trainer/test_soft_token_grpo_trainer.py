@@ -11,6 +11,7 @@ from tests.families import tiny_family
 from tests.tiny import VOCABULARY, random_main_model, tiny_dataset, tiny_reward, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, length_reward, weights
 from trl_dlr import LatentReportCallback, SoftTokenGRPOConfig, SoftTokenGRPOTrainer, ThinkingReasoner
+from trl_dlr.models.hidden_thoughts import add_hidden_thoughts
 from trl_dlr.models.soft_tokens import SOFT_TOKEN_SCORES, gumbel_softmax_log_prob, latent_grpo_score, lepo_score
 from trl_dlr.models.thinking import ThinkingConfig, Thoughts
 from trl_dlr.trainer.losses import group_advantages, select_first_latent
@@ -207,6 +208,7 @@ def test_groups_whose_rewards_are_alike_are_drawn_anew(tmp_path, method):
 
     def reward(prompts, completion_ids, **kwargs):
         calls.append((sorted(set(prompts)), completion_ids))
+        kwargs["log_extra"]("ids", completion_ids)
         return [float(i % 2) if len(calls) > alike[prompt] else 0.0 for i, prompt in enumerate(prompts)]
 
     kwargs = {"max_redraws": 5, "per_device_train_batch_size": 24, **METHODS[method]}
@@ -219,6 +221,7 @@ def test_groups_whose_rewards_are_alike_are_drawn_anew(tmp_path, method):
     masks = inputs["completion_mask"].bool()
     assert [row[mask].tolist() for row, mask in zip(inputs["completion_ids"], masks, strict=True)] == completions
     assert trainer._rewards.tolist() == [0.0, 1.0] * 12
+    assert list(trainer._logs["extra"]["ids"]) == answers
     assert trainer._metrics["train"]["redrawn_groups"] == [1.0]
     assert torch.isfinite(loss_of(trainer, inputs))
     inputs["rollout_step"] += 1
@@ -337,6 +340,48 @@ def test_a_model_in_memory_is_its_own_reference(tmp_path):
         assert all(torch.equal(start[key], tensor) for key, tensor in trainer.ref_model.state_dict().items())
 
 
+@pytest.mark.parametrize("first_method", ["exact", "hidden states"])
+def test_the_reference_of_a_second_round_does_not_move_with_the_model(tmp_path, first_method):
+    model = undecided_model()
+    add_hidden_thoughts(model)  # as after `CoconutSFTTrainer`
+    make_trainer(tmp_path, model, **METHODS[first_method], max_steps=1).train()
+    trainer = make_trainer(tmp_path, model, **EXACT, beta=0.04)
+    trainer.train()
+    assert history(trainer, "kl")[0] == pytest.approx(0, abs=1e-6) and history(trainer, "kl")[-1] > 1e-6
+
+
+@pytest.mark.parametrize(
+    "bonus", [{"entropy_coef": 5.0}, {"use_adaptive_entropy": True, "entropy_coef": 1.0, "entropy_target": 9.0}]
+)
+def test_an_entropy_bonus_has_a_gradient(tmp_path, bonus):
+    gradients = []
+    for kwargs in ({}, bonus):
+        trainer = make_trainer(tmp_path, **EXACT, **kwargs)
+        torch.manual_seed(0)
+        loss_of(trainer, rollout_of(trainer)).backward()
+        gradients.append(trainer.model.model.norm.weight.grad)
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_iterations": 4}, "num_iterations"),
+        ({"num_generations": 4}, "num_generations"),
+        ({"steps_per_generation": 2}, "steps_per_generation"),
+        ({"soft_token_temperature": 0.4}, "soft_token_temperature"),
+        ({"num_latents": 2}, "num_latents"),
+        ({"beta": 0.1}, "loss_terms"),
+        ({"soft_token_score": "latent_grpo"}, "soft_token_score"),
+    ],
+)
+def test_another_run_is_not_resumed(tmp_path, change, named):
+    make_trainer(tmp_path, **EXACT, max_steps=1, save_strategy="steps", save_steps=1).train()
+    trainer = make_trainer(tmp_path, **{**EXACT, **change})
+    with pytest.raises(ValueError, match=f"was written by another run: `{named}` was"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
 @pytest.mark.parametrize("method", ["exact", "latent_grpo", "hidden states"])
 def test_an_adapter_learns_and_is_its_own_reference(tmp_path, method):
     kwargs = {"trainer_kwargs": {"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"])}, "beta": 0.04}
@@ -410,6 +455,9 @@ def test_evaluation_reports_the_held_out_reward(tmp_path):
         ({"stop_at_end_marker": True}, "`stop_at_end_marker=True` needs an `end_marker`"),
         ({"end_marker": "<|end-latent|>"}, "`end_marker` must be text that the tokenizer knows"),
         ({"use_vllm": True}, "`use_vllm=True` has no meaning for `SoftTokenGRPOTrainer`"),
+        ({**EXACT, "invalid_samples": "exclude"}, "`invalid_samples='exclude'` needs `stop_at_end_marker=True`"),
+        ({**LEPO, "one_sided_noise": True}, "`one_sided_noise=True` is Latent-GRPO's"),
+        ({**HIDDEN, "soft_token_score": "exact"}, "`soft_token_score='exact'` has no meaning for"),
         ({"invalid_samples": "drop"}, "`invalid_samples` must be one of keep, include, exclude, got 'drop'"),
         ({"trainer_kwargs": {"tools": [print]}}, "`tools` has no meaning for `SoftTokenGRPOTrainer`"),
         ({"train_dataset": tiny_dataset(4, 0).add_column("image", ["x"] * 4)}, "`train_dataset` has a column 'image'"),

@@ -5,6 +5,7 @@
 import copy
 import json
 import os
+import types
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,18 @@ def load_main_model_of(
         with readable_damage(name):
             main_processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", **hub)
     return main_model.requires_grad_(False).eval(), main_processing_class
+
+
+def reference_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    A frozen copy, which nothing that becomes of `model` changes. What a trainer has put in the place of a forward would
+    still run the original's, so the copy has its classes' own.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), types.MethodType):
+            del module.forward
+    return model.eval().requires_grad_(False)
 
 
 def policy_below(model: PeftModel) -> LatentPolicyModel:

@@ -424,9 +424,15 @@ class Thinker:
         latent_embeds = self.latents.embed(embed_tokens, **latents)
         longest = min(latent_embeds.size(1), completion_ids.size(1))
         completion = embed_tokens(completion_ids)
-        is_latent = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
-        first = torch.where(is_latent.unsqueeze(2), latent_embeds[:, :longest], completion[:, :longest])
+        first = torch.where(
+            is_latent(lengths, longest).unsqueeze(2), latent_embeds[:, :longest], completion[:, :longest]
+        )
         return torch.cat([embed_tokens(prompt_ids), first, completion[:, longest:]], dim=1)
+
+
+def is_latent(lengths: torch.Tensor, num_positions: int) -> torch.Tensor:
+    """Which of a completion's first positions are latents, shape `(batch_size, num_positions)`."""
+    return torch.arange(num_positions, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

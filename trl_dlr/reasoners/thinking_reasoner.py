@@ -213,7 +213,10 @@ class ThinkingReasoner(LatentReasoner):
 
     def check_num_latents(self, num_latents: int | None) -> None:
         if num_latents is not None:
-            raise ValueError("`num_latents` has no meaning here: the model ends a thought itself. Leave it out.")
+            raise ValueError(
+                f"`num_latents={num_latents}` has no meaning here: how long the model thinks is its own, as it was "
+                "trained. Leave it out."
+            )
 
     def _short_card(self, repo_id: str, tags: list[str] | None = None) -> str:
         tags = "".join(f"\n- {tag}" for tag in ["trl", "trl_dlr", "latent-reasoning", *(tags or [])])

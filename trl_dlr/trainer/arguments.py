@@ -271,7 +271,8 @@ class RemedyArguments:
         > Parameters of the advantages
 
         invalid_samples (`str`, *optional*, defaults to `"keep"`):
-            What becomes of samples that were cut off by their token budget. `"keep"`: they are samples as any other.
+            What becomes of samples that did not end by themselves: answers that were cut off by their token budget or,
+            in soft tokens, thoughts that had to be ended. `"keep"`: they are samples as any other.
             `"include"`: they count in their group's mean and standard deviation, and have advantage 0. `"exclude"`:
             they do not count either. A wrong answer that is complete is valid.
         first_latent_selection (`bool`, *optional*, defaults to `False`):
@@ -311,7 +312,8 @@ class CurriculumArguments:
     r"""
     What the configurations of trainers with a curriculum have in common: in stage s, latents stand for the first s
     reasoning steps of an answer, in the manner of Coconut
-    ([arXiv 2412.06769](https://huggingface.co/papers/2412.06769)).
+    ([arXiv 2412.06769](https://huggingface.co/papers/2412.06769)). The best checkpoint is the one with the best
+    `accuracy`, unless `metric_for_best_model` says otherwise: losses of two stages are of different tokens.
 
     Parameters:
         num_stages (`int`, *optional*, defaults to `0`):
@@ -340,6 +342,11 @@ class CurriculumArguments:
     stage_accuracy: float | None = None
     reset_optimizer: bool = True
     stage_mixing: float = 0.0
+
+    def __post_init__(self):
+        if self.load_best_model_at_end and self.num_stages > 0 and self.metric_for_best_model is None:
+            self.metric_for_best_model = "accuracy"  # the losses of two stages are of different tokens
+        super().__post_init__()
 
     def check_curriculum_arguments(self) -> None:
         for name, least in (("num_stages", 0), ("latents_per_stage", 1), ("epochs_per_stage", 1)):

@@ -19,6 +19,8 @@ REFUSED_OPTIONS = {
     "completion_only_loss": "the loss is on the steps that are left and the answer",
     "truncation_mode": "rows that are too long are left out, since a worked answer without its end has none",
     "pad_to_multiple_of": "rows are padded such that their latents share columns, without sequence parallelism",
+    "eos_token": "an answer ends where the model's own decoding stops",
+    "chat_template_path": "the tokenizer's own template renders the questions",
     "dataset_kwargs": "questions, steps and answers are tokenized apart",
 }
 

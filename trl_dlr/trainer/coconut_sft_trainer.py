@@ -207,6 +207,8 @@ class CoconutSFTTrainer(ThinkingTrainingMixin, CheckpointsMixin, SFTTrainer):
         self.marker_ids = add_markers(model, processing_class, MARKERS)
         if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = train_markers(peft_config, model, self.marker_ids)
+        if args.pad_token is not None and args.pad_token not in processing_class.get_vocab():
+            raise ValueError(f"`pad_token` must be a token of `processing_class`, got {args.pad_token!r}.")
         processing_class.pad_token = args.pad_token or processing_class.pad_token or processing_class.eos_token
         model.config.get_text_config().pad_token_id = processing_class.pad_token_id
         model.generation_config.pad_token_id = processing_class.pad_token_id

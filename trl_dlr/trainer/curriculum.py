@@ -68,6 +68,13 @@ class Curriculum(TrainerCallback, ExportableState):
         if least is not None and logs.get("mean_token_accuracy", 0.0) >= least:
             self.is_learned = True
 
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.stage < self.args.num_stages:
+            logger.warning(
+                f"Training ended in stage {self.stage} of {self.args.num_stages}: the model has not learned to think "
+                "in the latents of the last. Raise `max_steps` or `num_train_epochs`."
+            )
+
     def begin_step(self, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
         """To the next stage if this one is over, before the rows of a step are drawn."""
         epochs = self.epochs_of_stage_0 if self.stage == 0 else self.args.epochs_per_stage
@@ -111,13 +118,14 @@ def stage_generator(trainer: Trainer) -> torch.Generator:
 
 
 def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Moments and step counts start anew, in place: under DeepSpeed they are views of its partitions."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    for state in optimizer.state.values():
-        for tensor in state.values():
-            if isinstance(tensor, torch.Tensor):
-                tensor.zero_()
+    """Moments and step counts start anew. Under DeepSpeed they are views of its partitions, and are set to 0 in place."""
+    optimizer = optimizer.optimizer  # within accelerate's
+    if not hasattr(optimizer, "optimizer"):
+        optimizer.state.clear()
+        return
+    for state in optimizer.optimizer.state.values():
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            state[name] = state[name].zero_() if isinstance(state[name], torch.Tensor) else 0
 
 
 def keep_after_stage(

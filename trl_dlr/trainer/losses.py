@@ -200,7 +200,7 @@ def select_first_latent(
 ) -> torch.Tensor:
     """
     Optimal correct-path first-latent selection: in a group with a positive advantage, only its most likely positive
-    sample keeps an advantage at the first latent position. Samples of a group share the question, so their first
+    sample that is there keeps an advantage at the first latent position. Samples of a group share the question, so their first
     latents would be pulled in as many directions as there are samples.
 
     Args:
@@ -217,7 +217,7 @@ def select_first_latent(
     """
     mask = torch.ones_like(old_log_probs) if mask is None else mask.to(old_log_probs.dtype)
     likelihood = (old_log_probs * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-    is_positive = advantages > 0
+    is_positive = (advantages > 0) & (mask[..., 0] > 0)
     winner = likelihood.masked_fill(~is_positive, -torch.inf).argmax(1, keepdim=True)
     keeps_first = torch.zeros_like(is_positive).scatter(1, winner, True) | ~is_positive.any(1, keepdim=True)
     of_positions = advantages.unsqueeze(-1).repeat(1, 1, old_log_probs.size(-1))

@@ -37,7 +37,7 @@ from ..models.hub import (
     name_or_model,
     readable_damage,
 )
-from ..models.loading import BASE_POLICY, load_policy, name_base_policy_beside, policy_below
+from ..models.loading import BASE_POLICY, load_policy, name_base_policy_beside, policy_below, reference_copy
 from ..reasoners.latent_reasoner import LatentReasoner
 from .arguments import LatentPolicyArguments
 from .callbacks import EngineCheckCallback
@@ -369,7 +369,7 @@ def build_reference(
 ) -> PreTrainedModel | None:
     """A frozen copy of the policy, if the KL term needs one: a new adapter is its own reference when switched off."""
     if args.beta != 0.0 and peft_config is None:
-        return copy.deepcopy(model).eval().requires_grad_(False)
+        return reference_copy(model)
     if args.sync_ref_model:
         raise ValueError(
             "`sync_ref_model=True` needs a reference model of its own: set `beta` above 0 and no `peft_config`."

@@ -61,7 +61,8 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
 
         max_redraws (`int`, *optional*, defaults to `0`):
             Times at most that groups whose rewards are all alike are drawn anew, as in Latent-GRPO. `redrawn_groups` is
-            logged, the number of groups that were, in units of those of a rollout.
+            logged, the number of groups that were, in units of those of a rollout. Metrics of completions are of all
+            that were drawn.
     """
 
     disable_dropout: bool = True
@@ -77,6 +78,11 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
         if self.end_marker_in_loss and not self.stop_at_end_marker:
             raise ValueError(
                 "`end_marker_in_loss=True` needs `stop_at_end_marker=True`, got False: no marker is the model's own choice."
+            )
+        if self.invalid_samples != "keep" and not self.stop_at_end_marker:
+            raise ValueError(
+                f"`invalid_samples={self.invalid_samples!r}` needs `stop_at_end_marker=True`, got False: invalid are "
+                "samples whose thought had to be ended."
             )
         if self.max_redraws < 0:
             raise ValueError(f"`max_redraws` must be at least 0, got {self.max_redraws}.")
@@ -114,6 +120,11 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
                     f"`first_latent_selection=True` has no meaning for `latent_type={self.latent_type!r}`: those latents "
                     "are not drawn, so they have no advantages. Leave it at False."
                 )
+            if self.soft_token_score != (default := self.__dataclass_fields__["soft_token_score"].default):
+                raise ValueError(
+                    f"`soft_token_score={self.soft_token_score!r}` has no meaning for "
+                    f"`latent_type={self.latent_type!r}`: those latents are not drawn. Leave it at {default!r}."
+                )
             return
         if self.soft_token_score == "exact":
             whole = {"noise_scale": 1.0, "one_sided_noise": False, "latent_top_k": None}
@@ -125,6 +136,11 @@ class SoftTokenGRPOConfig(ReportableArguments, GroupArguments, RemedyArguments, 
                         f"must be {value}, got {getattr(self, name)}. Take 'lepo' or 'latent_grpo', which are "
                         "surrogates."
                     )
+        if self.one_sided_noise and self.soft_token_score != "latent_grpo":
+            raise ValueError(
+                f"`one_sided_noise=True` is Latent-GRPO's, with `soft_token_score='latent_grpo'`, got "
+                f"{self.soft_token_score!r}. Leave it at False."
+            )
         if self.soft_token_score == "lepo" and self.beta != 0:
             raise ValueError(
                 f"`beta={self.beta}` with `soft_token_score='lepo'`: its latents have no ratio, so TRL's estimate of "

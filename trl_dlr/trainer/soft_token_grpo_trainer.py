@@ -2,6 +2,7 @@
 
 import textwrap
 import time
+from collections import defaultdict
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +13,7 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import pad
+from trl.trainer.utils import entropy_from_logits, pad
 
 from ..generation.text import (
     StopStrings,
@@ -26,7 +27,7 @@ from ..models.architectures import check_can_think
 from ..models.hub import hub_arguments, name_or_model
 from ..models.main_model import disable_dropout
 from ..models.soft_tokens import SOFT_TOKEN_SCORES
-from ..models.thinking import Thinker, Thoughts, check_positions, positions
+from ..models.thinking import Thinker, ThinkingOptions, Thoughts, check_positions, is_latent, positions
 from .checkpoints import CheckpointsMixin, rollout_from_tensors, rollout_tensors, share_weights
 from .inputs import (
     as_reward_funcs,
@@ -314,11 +315,16 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
             rows = of_all[rank].tolist()
             again = self._draw([prompts[row] for row in rows])
             of_rows = [inputs[row] for row in rows], [prompts[row] for row in rows], again[3], again[1]
+            logged, self._pending_extra_logs = self._pending_extra_logs, defaultdict(list)
             new = self._calculate_rewards(*of_rows)
             places = of_all + torch.arange(len(of_all), device=of_all.device).unsqueeze(1) * len(prompts)
             rewards[places[is_kept]] = new.view(*is_kept.shape, -1)[is_kept]
             own = [(row, i) for i, (row, kept) in enumerate(zip(rows, is_kept[rank].tolist(), strict=True)) if kept]
-            for values, others in zip(drawn[:4], again[:4], strict=True):
+            again_logged, self._pending_extra_logs = self._pending_extra_logs, logged  # columns beside completions
+            for column in again_logged:
+                logged.setdefault(column, [None] * len(prompts))
+            columns = [(logged[column], values) for column, values in again_logged.items()]
+            for values, others in [*zip(drawn[:4], again[:4], strict=True), *columns]:
                 for row, i in own:
                     values[row] = others[i]
             thoughts = thoughts.with_rows(self._thoughts, own)
@@ -409,9 +415,11 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
                     **({"output_router_logits": True} if compute_aux_loss else {}),
                 )
             logits = output.logits[:, :-1].float()
-            logps = (logits / self.temperature).log_softmax(-1)
-            entropies = -(logps.exp() * logps).sum(-1).detach() if compute_entropy else None
-            logps = logps.gather(-1, ids[1].unsqueeze(-1)).squeeze(-1)
+            logits_of_tokens, entropies = logits / self.temperature, None
+            if compute_entropy:  # only TRL's entropy bonus has a gradient
+                with torch.set_grad_enabled(torch.is_grad_enabled() and self._entropy_bonus_enabled):
+                    entropies = entropy_from_logits(logits_of_tokens)
+            logps = logits_of_tokens.log_softmax(-1).gather(-1, ids[1].unsqueeze(-1)).squeeze(-1)
             if self.thinker.latents.is_scored:
                 logps = self._put_latent_scores(logps, logits, row_latents, lengths[rows])
             scored.append((logps, entropies, output.aux_loss if compute_aux_loss else None))
@@ -431,7 +439,7 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         token_ids, perturbed = latents["token_ids"][:, :longest], latents["perturbed"][:, :longest]
         candidates = logits[:, :longest].log_softmax(-1).gather(-1, token_ids)
         scores = self._soft_token_score(perturbed, candidates, self.args.soft_token_temperature)
-        first = torch.where(is_latent(scores, lengths), scores, logps[:, :longest])
+        first = torch.where(is_latent(lengths, longest), scores, logps[:, :longest])
         return torch.cat([first, logps[:, longest:]], dim=1)
 
     def _relative_to_old(self, logps: torch.Tensor, old_logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -441,7 +449,7 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
         of_latents = clamp_log_ratio(logps, old_logps)
         if self.args.soft_token_score == "lepo":
             of_latents = old_logps + (logps - logps.detach())
-        return torch.where(is_latent(logps, lengths), of_latents, logps)
+        return torch.where(is_latent(lengths, logps.size(1)), of_latents, logps)
 
     def _compute_loss(self, model, inputs):
         names = [name for name in inputs if name.startswith("latent_") and name != "latent_lengths"]
@@ -457,14 +465,17 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
 
     # ---- Checkpoints ----
 
+    def _checkpoint_record(self) -> dict[str, Any]:
+        record = super()._checkpoint_record()
+        names = ("num_generations", "num_iterations", "steps_per_generation", "soft_token_score")
+        for name in (*names, *ThinkingOptions.__dataclass_fields__):
+            record["run"][name] = getattr(self.args, name)
+        record["run"]["loss_terms"] = ["beta"] * (self.args.beta > 0)  # whose parts a stored rollout has to hold
+        return record
+
     def _extra_state(self) -> dict[str, torch.Tensor]:
         return super()._extra_state() | rollout_tensors(self._step, self._buffered_inputs)
 
     def _load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
         super()._load_extra_state(tensors)
         self._step, self._buffered_inputs, _ = rollout_from_tensors(tensors)
-
-
-def is_latent(positions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Which positions of completions are latents, shape as `positions`, `(batch_size, completion_length)`."""
-    return torch.arange(positions.size(1), device=positions.device) < lengths.unsqueeze(1)

@@ -2,7 +2,6 @@
 
 """What all trainers of a language model that thinks by itself do alike: how it is loaded, and how it is saved."""
 
-import copy
 import logging
 import os
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from trl.trainer import grpo_trainer
 from trl.trainer.utils import create_model_from_path
 
 from ..models.hub import check_location, hub_name, readable_damage
+from ..models.loading import reference_copy
 from ..models.main_model import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig
 from ..reasoners.thinking_reasoner import ThinkingReasoner
@@ -123,7 +123,7 @@ def reference_is_a_copy(model: PreTrainedModel) -> Iterator[None]:
     since.
     """
     load = grpo_trainer.create_model_from_path
-    grpo_trainer.create_model_from_path = lambda *args, **kwargs: copy.deepcopy(model)
+    grpo_trainer.create_model_from_path = lambda *args, **kwargs: reference_copy(model)
     try:
         yield
     finally:

@@ -28,8 +28,9 @@ def test_defaults_are_of_hidden_states(tmp_path):
         ({"hacking_window": -1}, "`hacking_window` must be a number of at least 0"),
         ({"hacking_threshold": float("inf")}, "`hacking_threshold` must be a number of at least 0"),
         ({"stop_at_end_marker": True, "end_marker": "="}, "`stop_at_end_marker=True` has no meaning"),
-        ({"noise_scale": 0.5}, "`noise_scale=0.5` has no meaning for `LatentRLTrainer`: hidden states are not drawn"),
-        ({"mixture_size": 4, "min_candidates": 4}, "`min_candidates=4` has no meaning"),
+        ({"noise_scale": 0.5}, "`noise_scale=0.5` has no meaning for `latent_type='hidden_states'`"),
+        ({"max_redraws": 2}, "`max_redraws=2` has no meaning for `LatentRLTrainer`: accuracy, and the labels"),
+        ({"mixture_size": 4, "min_candidates": 4}, "`mixture_size=4` has no meaning"),
         ({"soft_token_score": "exact"}, "`soft_token_score='exact'` has no meaning"),
         ({"invalid_samples": "exclude"}, "`invalid_samples='exclude'` has no meaning"),
         ({"beta": 0.1}, "`beta=0.1` has no meaning for `LatentRLTrainer`: the loss is the value head's score"),
@@ -41,3 +42,11 @@ def test_what_does_not_fit_is_refused(tmp_path, kwargs, message):
     with pytest.raises(ValueError) as error:
         make_config(tmp_path, **kwargs)
     assert message in str(error.value)
+
+
+def test_the_best_checkpoint_is_not_chosen_by_the_losses_of_two_phases(tmp_path):
+    kwargs = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 5, "save_steps": 5}
+    config = make_config(tmp_path, save_strategy="steps", **kwargs)
+    assert config.metric_for_best_model == "value/accuracy" and config.greater_is_better
+    kwargs["metric_for_best_model"] = "loss"
+    assert make_config(tmp_path, save_strategy="steps", **kwargs).metric_for_best_model == "loss"

@@ -11,23 +11,10 @@ from ...trainer.arguments import refuse_options
 from ...trainer.soft_token_grpo_config import SoftTokenGRPOConfig
 
 
-NOT_DRAWN = "hidden states are not drawn"
 NO_POLICY_GRADIENT = "the loss is the value head's score of the latents, without ratios, advantages or a reference"
 # Options of the trainers that this one takes its rollouts from
-REFUSED_SOFT_TOKEN_OPTIONS = dict.fromkeys(
-    (
-        "soft_token_temperature",
-        "noise_scale",
-        "one_sided_noise",
-        "latent_top_k",
-        "latent_top_p",
-        "min_candidates",
-        "mixture_size",
-        "soft_token_score",
-    ),
-    NOT_DRAWN,
-)
-REFUSED_SOFT_TOKEN_OPTIONS |= dict.fromkeys(("invalid_samples", "first_latent_selection"), NO_POLICY_GRADIENT)
+REFUSED_SOFT_TOKEN_OPTIONS = dict.fromkeys(("invalid_samples", "first_latent_selection"), NO_POLICY_GRADIENT)
+REFUSED_SOFT_TOKEN_OPTIONS["max_redraws"] = "accuracy, and the labels of the value head, are of all groups"
 REFUSED_SOFT_TOKEN_OPTIONS["stop_at_end_marker"] = "the score is a mean over a fixed number of latents"
 REFUSED_GRPO_OPTIONS = dict.fromkeys(
     (
@@ -59,7 +46,8 @@ class LatentRLConfig(SoftTokenGRPOConfig):
     other defaults. For a full list of training arguments, please refer to the [`SoftTokenGRPOConfig`],
     [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation. Answers are sampled;
     `generation_kwargs={"do_sample": False}` decodes them greedily. The schedule of `learning_rate` counts the steps of
-    both phases.
+    both phases. The best checkpoint is the one with the best `value/accuracy`, unless `metric_for_best_model` says
+    otherwise: the loss is another one in each phase.
 
     Parameters:
         > Parameters whose default values are overridden from SoftTokenGRPOConfig
@@ -112,6 +100,8 @@ class LatentRLConfig(SoftTokenGRPOConfig):
                 f"`latent_type` must be 'hidden_states' for `LatentRLTrainer`, got {self.latent_type!r}: the gradient "
                 "of the score passes through the latents, which are the model's own hidden states."
             )
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "value/accuracy"  # the loss is another one in each phase
         refuse_options(self, REFUSED_SOFT_TOKEN_OPTIONS, SoftTokenGRPOConfig, "LatentRLTrainer")
         refuse_options(self, REFUSED_GRPO_OPTIONS, GRPOConfig, "LatentRLTrainer")
         super().__post_init__()

@@ -229,8 +229,7 @@ class LatentRLTrainer(SoftTokenGRPOTrainer):
 
     def _checkpoint_record(self) -> dict[str, Any]:
         record = super()._checkpoint_record()
-        for name in ("value_warmup_steps", "num_latents", "num_generations", "num_iterations", "steps_per_generation"):
-            record["run"][name] = getattr(self.args, name)
+        record["run"]["value_warmup_steps"] = self.args.value_warmup_steps
         return record
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
