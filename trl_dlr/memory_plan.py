@@ -215,7 +215,7 @@ def trained_memory(
     weights = sum(weight.numel() * (2 if is_cast else weight.element_size()) for weight in policy.parameters())
     weights += sum(buffer.nbytes for buffer in policy.buffers())
     decayed = set(LatentGRPOTrainer.get_decay_parameter_names(None, policy))  # which asks nothing of a trainer
-    is_split = args.projection_learning_rate is not None or args.projection_max_grad_norm is not None
+    is_split = args.projection_learning_rate is not None
     groups = defaultdict(list)  # sizes of the trained tensors, as the optimizer groups them
     for name, weight in policy.named_parameters():
         if weight.requires_grad and "injector" not in name.split("."):  # which hybrid gradients alone would train

@@ -14,10 +14,12 @@ def fitted(injection, latent_dim=8, num_latents=5, scale=0.3, anchor_text="A1=")
     return injector, main_model.get_input_embeddings().weight.detach()
 
 
-@pytest.mark.parametrize("injection", ["anchors", "components", "trained"])
-def test_latents_of_unit_variance_have_the_asked_size(injection):
-    injector, table = fitted(injection, scale=0.7)
-    moved = injector(torch.randn(4000, 5, 8)) - injector(torch.zeros(1, 5, 8))
+@pytest.mark.parametrize(
+    ("injection", "latent_dim"), [("anchors", 8), ("components", 8), ("trained", 8), ("anchors", 64), ("anchors", 256)]
+)
+def test_latents_of_unit_variance_have_the_asked_size(injection, latent_dim):
+    injector, table = fitted(injection, latent_dim, scale=0.7)
+    moved = injector(torch.randn(4000, 5, latent_dim)) - injector(torch.zeros(1, 5, latent_dim))
     rms = table.square().mean().sqrt()
     torch.testing.assert_close(moved.square().mean().sqrt(), 0.7 * rms, rtol=0.02, atol=0)
 

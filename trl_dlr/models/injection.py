@@ -20,8 +20,8 @@ class LatentInjector(nn.Module):
     Maps latents to input embeddings of the main model (equation 5 and 10 of
     [DeepLatent Reasoning](https://huggingface.co/papers/2601.17275)):
     \( e_t = b_t + s \cdot \mathrm{RMS} \cdot W z_t \), where RMS is measured on the main model's token embeddings and
-    the rows of W are orthogonal with length \( \sqrt{H/d} \), so that a latent of unit variance moves its embedding by
-    `scale` times the RMS of a token embedding.
+    the rows of W are orthogonal with length \( \sqrt{H/d} \) (its columns with length 1, where d is above H), so that a
+    latent of unit variance moves its embedding by `scale` times the RMS of a token embedding.
 
     - `"anchors"`: b_t is the embedding of an anchor token (the text's tokens in turn), W a random orthonormal basis.
     - `"components"`: b = 0, the rows of W are the leading principal components of the embedding table.
@@ -85,7 +85,7 @@ class LatentInjector(nn.Module):
             centered = table - table.mean(0)
             _, eigenvectors = torch.linalg.eigh(centered.T @ centered)  # ascending
             basis = eigenvectors.flip(1).T[:latent_dim]
-        self.weight.copy_(basis * (hidden_size / latent_dim) ** 0.5)
+        self.weight.copy_(basis * max(hidden_size / latent_dim, 1.0) ** 0.5)
         return anchor_ids
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:

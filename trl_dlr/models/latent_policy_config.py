@@ -114,6 +114,12 @@ class LatentOptions(SoftTokenOptions):
                 f"`min_latents={self.min_latents}` needs `learn_stop=True`: without it every trajectory has all "
                 f"`num_latents={self.num_latents}` steps."
             )
+        default = LatentOptions.__dataclass_fields__["initial_stop_prob"].default
+        if not self.learn_stop and self.initial_stop_prob != default:
+            raise ValueError(
+                f"`initial_stop_prob={self.initial_stop_prob}` needs `learn_stop=True`: without it there is no stop. "
+                f"Leave it at {default}."
+            )
         if not 0 < self.initial_stop_prob < 1:
             raise ValueError(f"`initial_stop_prob` must be between 0 and 1, got {self.initial_stop_prob}.")
         for name in ("latent_density", "latent_sampling", "soft_token_score", "injection"):

@@ -221,8 +221,6 @@ class LatentPolicyArguments(LatentOptions):
 
         projection_learning_rate (`float`, *optional*):
             Learning rate of the projection layers: all that is not the assistant. If `None`, `learning_rate`.
-        projection_max_grad_norm (`float`, *optional*):
-            Gradient norm to which the projection layers are clipped on their own. If `None`, `max_grad_norm`.
     """
 
     _DICT_FIELDS: ClassVar[list[str]] = ["main_model_init_kwargs", "chat_template_kwargs"]
@@ -236,15 +234,13 @@ class LatentPolicyArguments(LatentOptions):
 
     # Optimization
     projection_learning_rate: float | None = None
-    projection_max_grad_norm: float | None = None
 
     def check_policy_arguments(self) -> None:
         self.check_latents()
         check_dtype("main_model_init_kwargs['dtype']", (self.main_model_init_kwargs or {}).get("dtype"))
-        for name in ("projection_learning_rate", "projection_max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
+        rate = self.projection_learning_rate
+        if rate is not None and not (rate >= 0 and math.isfinite(rate)):
+            raise ValueError(f"`projection_learning_rate` must be a number of at least 0, got {rate}.")
 
     def check_policy(self, config: LatentPolicyConfig) -> None:
         """Refuse fields that were set to other values than a given policy has: they are the policy's."""
@@ -359,3 +355,7 @@ class CurriculumArguments:
             raise ValueError(
                 f"`curriculum_unit` must be one of {', '.join(CURRICULUM_UNITS)}, got {self.curriculum_unit!r}."
             )
+        for name in ("latents_per_stage", "curriculum_unit", "epochs_per_stage", "stage_accuracy", "stage_mixing"):
+            default = self.__dataclass_fields__[name].default
+            if self.num_stages == 0 and getattr(self, name) != default:
+                raise ValueError(f"`{name}={getattr(self, name)!r}` needs `num_stages` above 0, got 0.")

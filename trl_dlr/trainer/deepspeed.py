@@ -1,13 +1,10 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""DeepSpeed ZeRO-2: what a run with it must be, and the projection's own clipping of partitioned gradients."""
-
-from collections.abc import Collection
+"""DeepSpeed ZeRO-2: what a run with it must be."""
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from deepspeed import DeepSpeedEngine
-from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
@@ -33,11 +30,10 @@ def check_deepspeed(args: LatentGRPOConfig) -> None:
             "its gradients and optimizer states are partitioned. Set `zero_stage: 2` "
             "(accelerate_configs/deepspeed_zero2.yaml)."
         )
-    if args.projection_max_grad_norm is not None and plugin.offload_optimizer_device not in (None, "none"):
+    if args.projection_learning_rate is not None and "optimizer" in plugin.deepspeed_config:
         raise ValueError(
-            f"`projection_max_grad_norm={args.projection_max_grad_norm}` does not go with an offloaded optimizer "
-            f"(`offload_optimizer_device={plugin.offload_optimizer_device!r}`), which clips while it offloads. Leave "
-            "it unset, or do not offload."
+            f"`projection_learning_rate={args.projection_learning_rate}` does not go with an optimizer in DeepSpeed's "
+            "configuration, which has one rate. Leave either out: accelerate_configs/deepspeed_zero2.yaml has none."
         )
 
 
@@ -80,44 +76,3 @@ def cast_like_engine(reference: nn.Module, zero: DeepSpeedZeroOptimizer) -> None
     """Cast a reference policy's weights as DeepSpeed has cast the policy's: else unchanged weights would have a KL."""
     for parameter in reference.parameters():
         parameter.data = parameter.data.to(zero.dtype)
-
-
-def clip_separately(
-    zero: DeepSpeedZeroOptimizer, projection: Collection[int], projection_max_norm: float, max_norm: float
-) -> None:
-    """
-    Make a ZeRO-2 optimizer clip the projection layers' gradients and all others each to a norm of their own.
-
-    ZeRO asks for the norm of all gradients once before a step, when each process holds its share of their averages:
-    the moment to scale them. What it does with the norm after that is switched off.
-
-    Args:
-        zero (`DeepSpeedZeroOptimizer`):
-            Optimizer whose parameter groups hold either projection layers or others.
-        projection (`Collection[int]`):
-            `id` of each parameter of the projection layers.
-        projection_max_norm (`float`):
-            Largest norm of their gradient.
-        max_norm (`float`):
-            Largest norm of all others' gradient; 0 leaves it as it is.
-    """
-    zero.clip_grad = 0.0
-    parts = {True: [], False: []}
-    for i, group in enumerate(zero.bit16_groups):
-        parts[id(group[0]) in projection].append(i)
-
-    def clip_and_return_norm() -> torch.Tensor:
-        norms = []
-        for is_projection, limit in ((True, projection_max_norm), (False, max_norm)):
-            groups = parts[is_projection]
-            shares = [(zero.averaged_gradients[i], zero.params_in_partition[i]) for i in groups]
-            norm = combine_grad_norm_groups([zero.get_grad_norm_direct(*share) for share in shares])
-            norms.append(norm)
-            if limit > 0:
-                factor = (limit * zero.loss_scale / (norm + 1e-6)).clamp(max=1.0)
-                for gradients, _ in shares:
-                    for gradient in gradients:
-                        gradient.mul_(factor)
-        return combine_grad_norm_groups(norms)
-
-    zero.scaled_global_norm = clip_and_return_norm

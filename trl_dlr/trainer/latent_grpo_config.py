@@ -25,7 +25,7 @@ REFUSED_OPTIONS = {
     "vllm_structured_outputs_regex": "what vLLM should be told goes into `generation_kwargs`",
     "cast_lm_head_to_fp32": "the latent policy has no LM head; its densities are float32 already",
     "router_aux_loss_coef": "the latent policy has no LM loss to balance",
-    "top_entropy_quantile": "it masks tokens by their entropy, and latents have the same entropy at every step",
+    "top_entropy_quantile": "it masks tokens by their entropy; a Gaussian's says nothing of its step",
     "temperature": "the main model decodes greedily; exploration is the latents' standard deviation, `sigma`",
     "top_p": "the main model decodes greedily",
     "top_k": "the main model decodes greedily",
@@ -33,6 +33,8 @@ REFUSED_OPTIONS = {
     "repetition_penalty": "the main model decodes greedily; what its tokens should be kept from goes into `generation_kwargs`",
     "cache_implementation": "a question's cache is repeated for its trajectories, which takes a dynamic one",
     "transformers_continuous_batching_config": "it generates from token ids, not from embeddings",
+    "sync_ref_model": "the KL is to the policy that the run began with; checkpoints hold no other",
+    "use_bias_correction_kl": "the KL has a closed form, which has no bias",
     "vllm_importance_sampling_cap": "no token is trained on, so none is weighed",
     "vllm_importance_sampling_clip_min": "no token is trained on, so none is weighed",
     "vllm_importance_sampling_clip_max": "no token is trained on, so none is weighed",
@@ -51,8 +53,8 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
     with other defaults. For a full list of training arguments, please refer to the [`LatentPolicyArguments`],
     [`GroupArguments`], [`RemedyArguments`], [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation.
     `max_completion_length` is the main model's token budget per completion, `num_generations` is the number G of
-    latent trajectories per question, and `beta` weighs the closed-form KL of the latents' densities
-    (`use_bias_correction_kl` does not apply to it). `use_vllm` decodes the frozen main model with vLLM, in process
+    latent trajectories per question, and `beta` weighs the closed-form KL of the latents' densities.
+    `use_vllm` decodes the frozen main model with vLLM, in process
     (`vllm_mode="colocate"`) or by a stock server (`vllm_mode="server"`, started with `vllm serve <main model>
     --enable-prompt-embeds`), which any number of runs can share, as its weights are never updated. `generation_kwargs`
     are then fields of `vllm.SamplingParams`.
@@ -187,6 +189,15 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        needed = {  # what an option means nothing without
+            "prescreening_selection": ("`prescreening_fraction` below 1", self.prescreening_fraction < 1),
+            "contrastive_similarity": ("`gamma` above 0", self.gamma > 0),
+            "decoding_batch_size": ("`use_vllm=False`, since vLLM makes its own batches", not self.use_vllm),
+        }
+        for name, (what, is_there) in needed.items():
+            default = LatentGRPOConfig.__dataclass_fields__[name].default
+            if not is_there and getattr(self, name) != default:
+                raise ValueError(f"`{name}={getattr(self, name)!r}` needs {what}. Leave it at {default!r}.")
 
     @property
     def num_decoded(self) -> int:

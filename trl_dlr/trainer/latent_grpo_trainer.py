@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
-from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import pad, use_adapter
 
 from ..generation.text import as_completions, check_prompts
@@ -41,7 +40,7 @@ from .policy_training import (
     build_reference,
     check_optimizer,
     check_prompts_fit,
-    check_stop,
+    check_use_of_policy,
     freeze_what_no_loss_reaches,
 )
 from .prescreening import Prescreener, area_under_curve, select_trajectories
@@ -49,7 +48,7 @@ from .prescreening import Prescreener, area_under_curve, select_trajectories
 
 logger = get_logger(__name__)
 
-MAX_SKIPPED_STEPS = 5  # in a row, after which a run stops
+MAX_SKIPPED_STEPS = 5  # in a row, after which a run stops, if they are two rollouts at least
 # Losses that TRL averages over all rows of a micro-batch, those without a reward included. The others are averaged
 # over unmasked steps.
 MEANS_OVER_ALL_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
@@ -74,6 +73,8 @@ class Rollout:
             Rows that pre-screening did not choose by score.
         scores (`torch.Tensor` of shape `(N,)`, *optional*):
             The value head's, if there is one.
+        completion_lengths (`list[int]`, *optional*):
+            Tokens of each of the B rows.
         is_truncated (`torch.Tensor` of shape `(B,)`, *optional*):
             Rows whose completion ran into the token budget.
         judged (`list[int]`, *optional*):
@@ -88,6 +89,7 @@ class Rollout:
     is_decoded: torch.Tensor | None = None
     is_random: torch.Tensor | None = None
     scores: torch.Tensor | None = None
+    completion_lengths: list[int] | None = None
     is_truncated: torch.Tensor | None = None
     judged: list[int] | None = None
     rewards: torch.Tensor | None = None
@@ -216,8 +218,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             model, main_model, main_processing_class, processing_class, args, quantization_config
         )
         policy = base_model_of(model)
-        check_stop(policy, args)
-        check_optimizer(optimizers[0], main_model)
+        check_use_of_policy(policy, args)
+        check_optimizer(optimizers[0], main_model, args)
         engine = build_engine(main_model, main_processing_class, args)
         datasets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         check_prompts_fit(policy, engine, processing_class, datasets, args.chat_template_kwargs)
@@ -239,8 +241,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
 
         # TRL would look for its reference model on the Hub and estimate the KL from samples; ours has a closed form.
         # Its vLLM would serve the trained model; ours serves the frozen one.
-        use_vllm, sync_ref_model = args.use_vllm, args.sync_ref_model
-        args.beta, args.sync_ref_model, args.use_vllm = 0.0, False, False
+        use_vllm = args.use_vllm
+        args.beta, args.use_vllm = 0.0, False
         try:
             super().__init__(
                 model=model,
@@ -255,7 +257,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
                 peft_config=peft_config,
             )
         finally:
-            args.beta, args.sync_ref_model, args.use_vllm = self.kl_coef, sync_ref_model, use_vllm
+            args.beta, args.use_vllm = self.kl_coef, use_vllm
 
         self.main_model = main_model.requires_grad_(False).eval()
         if not (getattr(main_model, "is_quantized", False) or hasattr(main_model, "hf_device_map")):
@@ -271,8 +273,6 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             disable_dropout(self.model)
         if ref_model is not None:
             self.ref_model = share_weights(ref_model.to(self.accelerator.device))
-        if sync_ref_model:
-            self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
         self._epoch_order = EpochOrderCallback()
         self.add_callback(self._epoch_order)
         self.add_callback(ExplorationCheckCallback(self._explore))
@@ -321,16 +321,15 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         with self._main_model_speaks():
             _, completion_ids, tool_mask, _, *others = super()._generate(prompts)
         if self.prescreener is not None or self.engine.stop_strings is not None:
-            self._log_completion_lengths(completion_ids)
+            self._log_completion_lengths()
         completions = as_completions(self.engine.decode(completion_ids), prompts)  # as an evaluation has them
         # The policy is scored on its own reading of the prompt
         return rollout.assistant_prompt_ids, completion_ids, tool_mask, completions, *others
 
-    def _log_completion_lengths(self, completion_ids: list[list[int]]) -> None:
+    def _log_completion_lengths(self) -> None:
         """TRL's metrics of completions, over the decoded ones."""
-        mode = "train" if self.model.training else "eval"
-        lengths = torch.tensor([len(ids) for ids in completion_ids], device=self.accelerator.device)
-        rollout = self._rollout
+        mode, rollout = "train" if self.model.training else "eval", self._rollout
+        lengths = torch.tensor(rollout.completion_lengths, device=self.accelerator.device)
         rows = torch.stack([lengths, rollout.is_truncated.to(lengths), rollout.is_decoded.to(lengths)], dim=1)
         lengths, is_truncated, is_decoded = self.accelerator.gather(rows).unbind(1)
         lengths, is_truncated = lengths[is_decoded.bool()].float(), is_truncated[is_decoded.bool()]
@@ -378,6 +377,7 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
         # TRL wants a completion in every row: an empty one where nothing was decoded
         completion_ids = [next(decoded_ids) if chosen else self.eos_token_ids[:1] for chosen in is_decoded.tolist()]
         rollout.main_prompt_ids = prompt_ids
+        rollout.completion_lengths = [len(ids) for ids in completion_ids]
         rollout.is_truncated = torch.tensor([not self.engine.is_finished(ids) for ids in completion_ids])
         tokens, rows = float(self.engine.num_forward_tokens - tokens_before), float(len(is_decoded))
         sums = torch.tensor([tokens, is_decoded.sum().item(), rows], device=device)
@@ -465,7 +465,8 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             prompt_ids = [torch.tensor(ids, device=device) for ids in rollout.main_prompt_ids]
             output["main_prompt_ids"] = pad(prompt_ids, padding_side="left")
             output["main_prompt_mask"] = pad([torch.ones_like(ids) for ids in prompt_ids], padding_side="left")
-            is_padding = output["completion_mask"] == 0
+            lengths = torch.tensor(rollout.completion_lengths, device=device).unsqueeze(1)
+            is_padding = torch.arange(output["completion_ids"].size(1), device=device) >= lengths
             output["decoded_ids"] = output["completion_ids"].masked_fill(is_padding, -100)
 
         # From here on the actions are the latent steps; the decoded tokens have done their work
@@ -748,13 +749,20 @@ class LatentGRPOTrainer(PolicyTrainingMixin, CheckpointsMixin, GRPOTrainer):
             # insists on seeing gradients, and skips these.
             self.model.zero_grad(set_to_none=True)
         self._skip_step = False
-        if self._skipped_in_a_row >= MAX_SKIPPED_STEPS:
-            self._save_checkpoint(self.model, trial=None)
+        steps_of_rollout = self.num_iterations * self.args.steps_per_generation / self.args.gradient_accumulation_steps
+        if self._skipped_in_a_row >= max(MAX_SKIPPED_STEPS, 2 * steps_of_rollout):
+            self._is_stuck = self.control.should_save = self.control.should_training_stop = True
+
+    def train(self, *args, **kwargs):
+        self._is_stuck = False
+        output = super().train(*args, **kwargs)
+        if self._is_stuck:
             raise RuntimeError(
                 f"{self._skipped_in_a_row} optimizer steps in a row had no reward at all or a loss that is not "
                 "finite, so training stops. Check what the reward functions return. A checkpoint is in "
                 f"{self.args.output_dir}."
             )
+        return output
 
     # ---- Before training, and what is kept ----
 

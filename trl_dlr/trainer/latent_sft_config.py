@@ -51,7 +51,7 @@ class LatentSFTConfig(ReportableArguments, CurriculumArguments, LatentPolicyArgu
         mean_bound (`float`, *optional*, defaults to `1.0`):
             Root mean square of μ/σ up to which means cost nothing; the squared excess is added to the loss. Without a
             bound, samples of a question come to decode alike and leave reinforcement learning nothing to explore. 0
-            switches it off.
+            switches it off. Soft tokens, which have no σ, have no bound.
 
         > Parameters of the evaluation
 

@@ -107,7 +107,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
             stream. Rows longer than `max_length`, latents included, or than a model has positions for are left out.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Held-out questions. Beside the loss, `eval_accuracy` says how often answers decoded from *sampled* latents
-            are right by `reward_func`; an [`~transformers.EarlyStoppingCallback`] with
+            are right by `reward_func`, with all latents in every stage, as the policy is used; an [`~transformers.EarlyStoppingCallback`] with
             `metric_for_best_model="accuracy"` stops on it.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the assistant. If `None`, the one saved with `model`, or the main model's if the assistant was
@@ -173,7 +173,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
                 f"`num_stages={args.num_stages}` with `latents_per_stage={args.latents_per_stage}` needs a policy of "
                 f"{args.num_stages * args.latents_per_stage} latents, but `model` has {policy.config.num_latents}."
             )
-        check_optimizer(optimizers[0], main_model)
+        check_optimizer(optimizers[0], main_model, args)
         check_worked_datasets(train_dataset, eval_dataset)
         if peft_config is not None and not isinstance(model, PeftModel):
             peft_config = adapter_for_policy(policy, peft_config)
@@ -295,7 +295,7 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
         is_used = torch.arange(shape[1], device=labels.device) < num_latents.unsqueeze(1)
         size = drawn.density.size()[is_used]
         self._metrics[mode]["latent/mean_size"].append(self.accelerator.gather(size.detach().mean()).mean().item())
-        if self.args.mean_bound > 0:
+        if self.args.mean_bound > 0 and config.latent_density == "gaussian":
             excess = (size - self.args.mean_bound).clamp(min=0).square().mean()
             self._metrics[mode]["latent/mean_excess"].append(self.accelerator.gather(excess.detach()).mean().item())
             if mode == "train":

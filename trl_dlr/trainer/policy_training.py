@@ -6,7 +6,6 @@ how it is saved.
 """
 
 import copy
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,57 +104,29 @@ class PolicyTrainingMixin:
         if not self.is_deepspeed_enabled:
             logger.info(f"{type(engine).__name__}, {self.accelerator.num_processes} processes")
             return
-        from .deepspeed import cast_like_engine, check_engine, clip_separately
+        from .deepspeed import cast_like_engine, check_engine
 
         logger.info(check_engine(engine, self.model, self.main_model), main_process_only=False)
         if self.ref_model is not None:
             cast_like_engine(self.ref_model, engine.optimizer)
-        if self.args.projection_max_grad_norm is not None:
-            limits = self.args.projection_max_grad_norm, self.args.max_grad_norm
-            clip_separately(engine.optimizer, self._projection_ids(self.model), *limits)
 
     @staticmethod
     def _is_projection(name: str) -> bool:
         return "assistant" not in name.split(".")
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        is_given = self.optimizer is not None
+        is_given, rate = self.optimizer is not None, self.args.projection_learning_rate
         optimizer = super().create_optimizer(model)
-        rate = self.args.projection_learning_rate
-        if not is_given and (rate is not None or self.args.projection_max_grad_norm is not None):
-            projection, groups = self._projection_ids(model or self.model), []
+        if not is_given and rate is not None:
+            named = (model or self.model).named_parameters()
+            projection, groups = {id(p) for name, p in named if self._is_projection(name)}, []
             for group in optimizer.param_groups:
-                is_projection = [id(parameter) in projection for parameter in group["params"]]
-                for_projection = {} if rate is None else {"lr": rate}
-                for wanted, changes in ((False, {}), (True, for_projection)):
-                    part = [p for p, found in zip(group["params"], is_projection, strict=True) if found is wanted]
+                for is_projection, changes in ((False, {}), (True, {"lr": rate})):
+                    part = [p for p in group["params"] if (id(p) in projection) is is_projection]
                     if part:
                         groups.append({**group, "params": part, **changes})
             optimizer.param_groups = groups
         return optimizer
-
-    def _projection_ids(self, model) -> set[int]:
-        return {id(parameter) for name, parameter in model.named_parameters() if self._is_projection(name)}
-
-    def _clip_grad_norm(self, model):
-        max_norm = self.args.projection_max_grad_norm
-        if max_norm is None or self.is_deepspeed_enabled:  # which has clipped in the backward pass
-            return super()._clip_grad_norm(model)
-        self.accelerator.unscale_gradients()
-        named = [(self._is_projection(name), p) for name, p in model.named_parameters() if p.grad is not None]
-        norms = [
-            torch.nn.utils.clip_grad_norm_(
-                [p for is_projection, p in named if is_projection is wanted], limit or math.inf
-            )
-            for wanted, limit in ((True, max_norm), (False, self.args.max_grad_norm))
-        ]
-        return torch.stack(norms).norm()
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        # Trainer has not clipped if `max_grad_norm` is 0
-        if grad_norm is None and self.args.projection_max_grad_norm is not None:
-            grad_norm = self._clip_grad_norm(model)
-        return super()._get_grad_norm(model, grad_norm)
 
     def _checkpoint_record(self) -> dict[str, Any]:
         record, config = super()._checkpoint_record(), self.policy.config
@@ -370,10 +341,6 @@ def build_reference(
     """A frozen copy of the policy, if the KL term needs one: a new adapter is its own reference when switched off."""
     if args.beta != 0.0 and peft_config is None:
         return reference_copy(model)
-    if args.sync_ref_model:
-        raise ValueError(
-            "`sync_ref_model=True` needs a reference model of its own: set `beta` above 0 and no `peft_config`."
-        )
     return None
 
 
@@ -434,8 +401,15 @@ def adapter_for_policy(policy: LatentPolicyModel, peft_config: PeftConfig) -> Pe
     return peft_config
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer | None, main_model: PreTrainedModel) -> None:
-    """Refuse an optimizer of the frozen main model's weights."""
+def check_optimizer(
+    optimizer: torch.optim.Optimizer | None, main_model: PreTrainedModel, args: LatentPolicyArguments
+) -> None:
+    """Refuse an optimizer of the frozen main model's weights, and a rate that one that was given would not have."""
+    if optimizer is not None and args.projection_learning_rate is not None:
+        raise ValueError(
+            f"`projection_learning_rate={args.projection_learning_rate}` has no meaning beside `optimizers`, whose "
+            "parameter groups have rates of their own. Leave either unset."
+        )
     main_parameters = {id(parameter) for parameter in main_model.parameters()}
     groups = [] if optimizer is None else optimizer.param_groups
     if any(id(parameter) in main_parameters for group in groups for parameter in group["params"]):
@@ -473,10 +447,19 @@ def freeze_what_no_loss_reaches(policy: LatentPolicyModel, args: LatentGRPOConfi
         policy.injector.requires_grad_(False)
 
 
-def check_stop(policy: LatentPolicyModel, args: LatentGRPOConfig) -> None:
-    """Refuse options that a learned stop, or a policy without one, has no use for."""
+def check_use_of_policy(policy: LatentPolicyModel, args: LatentGRPOConfig) -> None:
+    """Refuse options that this policy has no use for: without a learned stop, or with a σ that stays as it is."""
     if args.latent_cost > 0 and not policy.config.learn_stop:
         raise ValueError(
             f"`latent_cost={args.latent_cost}` needs a policy with `learn_stop=True`: all trajectories of `model` "
             f"have `num_latents={policy.config.num_latents}` steps, which cost the same."
+        )
+    if args.entropy_coef == 0.0 and not args.use_adaptive_entropy:
+        return
+    config = policy.config
+    if config.latent_density == "gaussian" and not (config.learn_sigma or config.state_sigma or config.learn_stop):
+        raise ValueError(
+            f"`entropy_coef={args.entropy_coef}`, `use_adaptive_entropy={args.use_adaptive_entropy}`: the entropy of "
+            "a Gaussian with a fixed σ is a constant, which teaches nothing. Train σ (`learn_sigma` or `state_sigma`), "
+            "or leave both unset."
         )

@@ -18,6 +18,7 @@ REFUSED_OPTIONS = {
     "use_vllm": "latents are fed back as embeddings, step by step, which vLLM cannot do",
     "use_transformers_continuous_batching": "it generates from token ids, not from embeddings",
     "vllm_enable_sleep_mode": "there is no vLLM",
+    "sync_ref_model": "the KL is to the model that the run began with; checkpoints hold no other",
 }
 
 

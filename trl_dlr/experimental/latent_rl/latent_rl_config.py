@@ -29,7 +29,6 @@ REFUSED_GRPO_OPTIONS = dict.fromkeys(
         "use_adaptive_entropy",
         "off_policy_mask_threshold",
         "mask_truncated_completions",
-        "sync_ref_model",
         "router_aux_loss_coef",
     ),
     NO_POLICY_GRADIENT,
