@@ -118,7 +118,6 @@ def test_the_supervised_start_trains_soft_tokens_and_evaluation_reads_them(tmp_p
         max_steps=3,
         logging_steps=1,
         per_device_train_batch_size=4,
-        mean_bound=0.0,
         max_completion_length=4,
         max_length=None,
         bf16=False,
@@ -138,6 +137,7 @@ def test_the_supervised_start_trains_soft_tokens_and_evaluation_reads_them(tmp_p
     )
     before = weights(trainer.model)
     trainer.train()
+    assert not history(trainer, "latent/mean_excess")  # the bound is of μ/σ, and there is no σ
     assert not torch.equal(before["latent_head.weight"], trainer.model.latent_head.weight)
     assert torch.tensor(history(trainer, "loss")).isfinite().all()
     reasoner = LatentReasoner(trainer.model, tiny_tokenizer(), trainer.engine, tiny_tokenizer())
