@@ -23,6 +23,7 @@ chosen on, and the main model of a world is always the same. Each run is one lin
 run again. Printed: markdown tables, mean and 95% interval by Student's t over seeds.
 """
 
+import itertools
 import math
 import os
 import statistics
@@ -38,11 +39,18 @@ from transformers import HfArgumentParser
 from trl_dlr.evaluation import mean_interval
 
 
-RATES, PASSES, BETA = (3e-5, 1e-4, 3e-4), (8, 4, 16), 0.04  # the rate is chosen with the first number of passes
+RATES, BETA = (3e-5, 1e-4, 3e-4), 0.04
+FIRST_PASSES, PASSES, FEW_PASSES = (
+    8,
+    (4, 16),
+    (1, 2),
+)  # the rate is chosen with the first, the last are for CPU seconds
 PILOT_SEEDS, FIRST_SEED = (100, 101), 10  # decodes.py has chosen DLR's settings on seeds 0 to 9
 MAIN_MODEL_RATES = (1e-5, 1e-4)
 NUM_TOKENS, NUM_LATENTS = (2, 4, 8, 16, 32), (1, 2, 4, 8)
 SAMPLES = 64
+MOST_FREQUENT = f"majority@{SAMPLES}"
+IN_DLRS_SECONDS, BELOW_BEST = "in DLR's seconds", "below its best"
 
 CLOCK = "DLR, K/G = 0.18"  # whose CPU seconds all have
 
@@ -127,6 +135,13 @@ def print_markdown(title: str, arms: dict[str, list[dict]], columns: dict[str, i
     print(f"\n### {title}\n", *(f"| {' | '.join(row)} |" for row in rows), sep="\n", flush=True)
 
 
+def in_dlrs_seconds(arms: dict[str, list[dict]]) -> None:
+    """Beside the accuracy after as many decodes, the one after the CPU seconds that DLR takes for them."""
+    seconds = statistics.fmean(line["seconds"] for line in arms["DLR"])
+    for line in itertools.chain(*arms.values()):
+        line[IN_DLRS_SECONDS] = at(line["curve"], "seconds", seconds)["accuracy"]
+
+
 def best(tried: list[dict], budget: str) -> dict:
     return max(tried, key=lambda one: statistics.fmean(one[budget]))["config"]
 
@@ -172,22 +187,32 @@ def main(args: PaperTablesArguments) -> None:
     def pilot(world: str, arms: Sequence[str], seconds: float = 0.0) -> dict[str, dict]:
         """
         The best settings of each rival: first the rate, then the passes, for the decodes; and beside it for the CPU
-        seconds, if they are others.
+        seconds, if they are others, where fewer passes are tried, and then the rates with as many.
         """
         size, tried = args.size("pilot_decodes"), {arm: [] for arm in arms}
         seconds = round(seconds * size / args.size("decodes"), 1)
         budgets = {"decodes": size} | ({"seconds": seconds} if seconds else {})
-        grids = {arm: [{"learning_rate": r, "num_iterations": PASSES[0]} for r in RATES[args.quick :]] for arm in arms}
-        for passes in (PASSES[1:], ()):
-            settings = [
-                make(world, arm, {**RIVALS[arm], **each}, size, seconds) for arm in arms for each in grids[arm]
-            ]
+        rates = RATES[args.quick :]
+
+        def try_out(budget: str | None, name: str, values: Sequence[float]) -> None:
+            """Vary one setting of what has been best for a budget so far."""
+            settings = []
+            for arm in arms:
+                start = {**RIVALS[arm], "num_iterations": FIRST_PASSES} if budget is None else best(tried[arm], budget)
+                varied = [{**start, name: value} for value in values]
+                known = [one["config"] for one in tried[arm]]
+                settings += [make(world, arm, config, size, seconds) for config in varied if config not in known]
             found = by_arm(make_runs(f"pilot, {world}", of_seeds(settings, PILOT_SEEDS)))
             for arm, lines in found.items():
                 for own in by_arm(lines, lambda line: str(line["config"])).values():
                     figures = {n: [at(o["curve"], n, most)["accuracy"] for o in own] for n, most in budgets.items()}
                     tried[arm].append({"config": own[0]["config"], **figures})
-                grids[arm] = [{**best(tried[arm], "decodes"), "num_iterations": number} for number in passes]
+
+        try_out(None, "learning_rate", rates)
+        try_out("decodes", "num_iterations", PASSES)
+        if seconds:
+            try_out("seconds", "num_iterations", FEW_PASSES)
+            try_out("seconds", "learning_rate", rates)
         summary.setdefault("pilot", {})[world] = tried
         for arm in arms:
             print(f"\n{world}, {arm}", *tried[arm], sep="\n  ")
@@ -205,18 +230,27 @@ def main(args: PaperTablesArguments) -> None:
             rivals["GRPO, KL"] = {**rivals["GRPO"], "beta": BETA}
         arms = by_arm(make_runs(world, of_seeds(main_settings(args, make, world, seconds, rivals))))
         curves[world] = arms, {"decodes": args.size("decodes"), "seconds": seconds}
-        columns = {"accuracy": 3, AT_18: 3, "at equal seconds": 3, "shuffled": 3, "skill": 3}
+        in_dlrs_seconds(arms)
+        columns = {"accuracy": 3, AT_18: 3, "at equal seconds": 3, IN_DLRS_SECONDS: 3, "shuffled": 3, "skill": 3}
         columns |= {"skill against the letter": 3, "seconds": 1, "tokens": 0, "parameters": 0, "peak memory": 1}
         budget = f"{world}, {args.size('decodes'):,} decodes or {seconds} CPU seconds"
         keep("table3", budget, arms, columns)
         trained = {arm: own for arm, own in arms.items() if arm != "untrained"}
+        for line in itertools.chain(*trained.values()):
+            most = args.size("decodes")
+            until = [point["accuracy"] for point in line["curve"] if point["decodes"] <= most + 256]
+            line[BELOW_BEST] = max(until) - until[-1]
         keep(
             "stability",
             world,
             trained,
-            {"reward std": 3, "by drawing questions": 3, "gradient norm cv": 2, "collapsed": 2},
+            {"reward std": 3, "by drawing questions": 3, "gradient norm cv": 2, BELOW_BEST: 3, "collapsed": 2},
         )
         ks = {"right": 3} | {f"{what}@{2**i}": 3 for what in ("pass", "majority") for i in range(SAMPLES.bit_length())}
+        for line in itertools.chain(*arms.values()):
+            for name in ("pass@1", "right"):
+                line[f"{MOST_FREQUENT} - {name}"] = line[MOST_FREQUENT] - line[name]
+        ks |= {f"{MOST_FREQUENT} - {name}": 3 for name in ("pass@1", "right")}
         keep("test_time", world, arms, ks)
 
     variance = []
@@ -273,7 +307,16 @@ def main(args: PaperTablesArguments) -> None:
         arms = {"untrained": {}, **pilot("steps", ["GRPO"]), "DLR": DLR}
         settings = [make("steps", arm, config, args.size("decodes")) for arm, config in arms.items()]
         found = by_arm(make_runs("steps", of_seeds(settings)))
-        columns = {"right": 3, "invalid steps": 3, "invalid where right": 3, "shuffled": 3, "skill": 3}
+        in_dlrs_seconds(found)
+        columns = {
+            "right": 3,
+            IN_DLRS_SECONDS: 3,
+            "seconds": 1,
+            "invalid steps": 3,
+            "invalid where right": 3,
+            "shuffled": 3,
+            "skill": 3,
+        }
         keep("steps", "right results, and steps on the way", found, columns)
 
     print(f"\n{time.perf_counter() - start:.0f} s", flush=True)

@@ -13,7 +13,7 @@ from dataclasses import fields
 import pytest
 from transformers import TrainingArguments
 
-from tests.launch import Job
+from tests.launch import Job, run_python
 from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
 from trl_dlr import LatentPolicyModel, ThinkingConfig, ThinkingReasoner, fresh_layers
 from trl_dlr.cli.main import COMMANDS, main
@@ -194,7 +194,8 @@ def test_arguments_that_do_not_parse_exit_with_2(cli):
     for command in ("train", "generate", "plan"):  # nor an argument of accelerate's
         code, _, err = cli(command, "--no_such_argument", "1")
         assert code == 2 and len(err.splitlines()) < 6
-        hint = ". Runs of `trl-dlr train` alone are planned." if command == "plan" else ""
+        hint = ". Runs of `trl-dlr train` are planned, without arguments of accelerate but --num_processes."
+        hint = hint if command == "plan" else ""
         assert err.splitlines()[-1] == f"trl-dlr {command}: error: unrecognized arguments: --no_such_argument{hint}"
 
 
@@ -356,6 +357,8 @@ def test_a_model_that_thinks_by_itself_is_evaluated_and_answers(cli, workplace):
     code, out, _ = cli("generate", *model, "--is_chat", "false", "--prompts", "A12")
     expected = ThinkingReasoner.from_pretrained(str(workplace / "thinking"), max_new_tokens=4).generate(["A12"])
     assert code == 0 and expected.texts[0].strip() in out
+    code, _, err = cli("eval", *model, *questions, "--controls", "policy", "fresh_head")
+    assert code == 1 and "for this policy, got fresh_head" in err
     code, _, err = cli("generate", *model, "--prompts", "A12", "--engine", "vllm")
     assert code == 1 and "`engine` has no meaning for 'thinking': it thinks by itself" in err
 
@@ -389,6 +392,15 @@ def test_train_and_sft_run_under_accelerate(cli, workplace):
     assert (workplace / "rl" / "report" / "report.html").is_file()
     code, out, _ = cli("report", "--output_dir", "rl")
     assert code == 0 and out.strip().endswith("report.html")
+
+
+def test_arguments_of_accelerate_come_before_a_script(workplace):
+    result = run_python(
+        "-m", "trl_dlr.scripts.latent_grpo", "--config", "run.yaml", "--num_processes", "2", cwd=workplace
+    )
+    assert result.returncode == 2
+    hint = "unrecognized arguments: --num_processes. Arguments of accelerate go before the script, or to `trl-dlr`."
+    assert result.stderr.splitlines()[-1].endswith(hint)
 
 
 def test_an_error_in_a_launched_process_is_one_line_too(workplace):

@@ -91,6 +91,17 @@ def test_the_page_goes_along_with_training(no_plots, tmp_path):
     assert (read(tmp_path, "probe_before.json")["step"], read(tmp_path, "probe_after.json")["step"]) == (0, 8)
 
 
+def test_a_page_that_cannot_be_written_ends_no_training(no_plots, tmp_path, monkeypatch, caplog):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    trainer, _ = make_reporting(tmp_path, {"report_steps": 3})
+    monkeypatch.setattr("trl_dlr.report.callback.write_report", full)
+    trainer.train()
+    assert trainer.state.global_step == 8 and "The report could not be written" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
 @pytest.mark.parametrize(("probe_during_training", "probes"), [(False, [0, 8]), (True, [0, 3, 6, 8, 8])])
 def test_nothing_is_decoded_during_training_unless_asked(
     no_plots, tmp_path, monkeypatch, probe_during_training, probes

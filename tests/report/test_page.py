@@ -234,6 +234,17 @@ def test_blanks_can_be_seen():
     assert "<code>∅</code>" in html
 
 
+def test_a_thought_may_become_longer_or_shorter():
+    probes = [make_probe("= 7"), {**make_probe("= 7"), "step": 5}]
+    for index in (0, 1):
+        for look in probes[index]["questions"]:
+            look["tokens"] = look["tokens"] * 3
+        html, _ = render_report([], before=probes[0], after=probes[1])
+        Page(html)
+        assert f"latent {len(probes[index]['questions'][0]['tokens'])}" in html
+        assert f"latent {len(probes[index]['questions'][0]['tokens']) + 1}" not in html
+
+
 def test_looks_at_other_questions_are_not_put_side_by_side():
     html, _ = render_report([], before=make_probe("= 7"), after={**make_probe("= 8"), "step": 5})
     assert "with latents, step 5" in html and "step 0" not in html and "= 7" not in html

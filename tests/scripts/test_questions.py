@@ -163,3 +163,9 @@ def test_answers_without_steps_are_all_kept():
     assert plain["completion"] == ["7"] and "steps" not in plain.column_names
     given = Dataset.from_list([{"answer": "7", "completion": "It is 7."}])
     assert with_targets(given, None)["completion"] == ["It is 7."]
+
+
+@pytest.mark.parametrize("rows", [[{"answer": "7"}, {"answer": None}], [{"question": "1+1"}]])
+def test_there_is_nothing_to_learn_to_write_without_answers(rows):
+    with pytest.raises(ValueError, match="must have a column 'completion', or an 'answer' in every row"):
+        with_targets(Dataset.from_list(rows), None)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from trl_dlr import LatentGRPOConfig, LatentPolicyModel, ThinkingConfig
 from trl_dlr.cli.main import COMMANDS
 from trl_dlr.cli.parser import CommandParser
 from trl_dlr.rewards import correctness_reward
+from trl_dlr.scripts.latent_grpo import LatentGRPOScriptArguments
 from trl_dlr.scripts.utils import PolicyScriptArguments, Questions, ScriptArguments, load_models, train_and_evaluate
 
 
@@ -182,9 +184,37 @@ def test_what_cannot_be_resumed_is_refused_first_and_a_trained_model_is_saved_at
             train_and_evaluate(trainer, ScriptArguments("data"), questions)
     assert not evaluated
     trainer.args.resume_from_checkpoint = "false"
+    stale = [Path(trainer.args.output_dir, name) for name in ("eval_results.json", "report/rewards.png")]
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
     with pytest.raises(RuntimeError, match="after training"):
         train_and_evaluate(trainer, ScriptArguments("data"), questions)
     assert len(evaluated) == 3 and LatentPolicyModel.from_pretrained(trainer.args.output_dir)
+    assert not any(path.exists() for path in stale)  # of an earlier run, and no figures of this one
+
+
+def test_rewards_of_the_table_have_the_weights_of_training():
+    args = LatentGRPOScriptArguments("data", reward_funcs=["format_reward", "correctness_reward"])
+    assert args.format_weight([0.5, 2.0]) == 0.25 and args.format_weight(None) == 1.0
+    with pytest.raises(ValueError, match="`reward_weights` must be above 0 for correctness, got 0.0"):
+        args.format_weight([1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("model", "option", "value"),
+    [
+        ("first_layers", "dtype", "bfloat16"),
+        ("fresh_layers", "attn_implementation", "eager"),
+        ("first_layers", "model_revision", "v2"),
+        ("assistant", "dtype", "bfloat16"),
+    ],
+)
+def test_options_of_loading_that_an_assistant_does_not_have_are_refused(folder, model, option, value):
+    args = LatentGRPOScriptArguments("data", main_model_name_or_path=str(folder / "main"), assistant_num_layers=1)
+    model_args = ModelConfig(model_name_or_path=model, **{option: value})
+    with pytest.raises(ValueError, match=f"`{option}='{value}'` has no meaning for this `model_name_or_path`"):
+        load_models(args, LatentGRPOConfig("run", bf16=False, use_cpu=True), model_args)
 
 
 @pytest.mark.parametrize("command", ["train", "sft"])

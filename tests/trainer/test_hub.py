@@ -37,6 +37,9 @@ def test_a_snapshot_stays_as_it_was(tmp_path, monkeypatch, has_links):
     (run / "completions").mkdir()
     for name in ("report.html", "run.json", "probe_before.json", "probe_after.json"):
         (run / "report" / name).write_text("questions of a dataset, which may be private")
+    (run / "runs").mkdir()
+    (run / "runs" / "events.out.tfevents.1.host").write_text("paths of this machine")
+    (run / "report" / ".report.html").write_text("of a run that was killed")
     (run / "completions" / "completions_00001.parquet").write_text("questions of a dataset, which may be private")
 
     snapshot = take_snapshot(str(run), str(run / SNAPSHOTS))

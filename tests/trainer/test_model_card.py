@@ -56,6 +56,11 @@ def test_figures_plots_and_dataset(tmp_path):
     assert made.data.datasets == "openai/gsm8k" and "on `openai/gsm8k`" in made.text
 
 
+def test_no_credentials_of_a_dataset(tmp_path):
+    made = card(tmp_path, dataset_name="https://user:pw@host.org/train.jsonl")
+    assert "https://<CREDENTIALS>" in made.text and "pw" not in made.text
+
+
 @pytest.mark.parametrize("dataset_name", ["/data/train.jsonl", "./train.jsonl", "~/train.jsonl"])
 def test_no_path_of_this_machine(tmp_path, dataset_name):
     main = tmp_path / "main"

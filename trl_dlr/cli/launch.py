@@ -108,7 +108,9 @@ def run_script(command: str, main: Callable[..., None], dataclass_types: tuple[t
         print(help_text(command, COMMANDS[command][0]))
         return
     parser = CommandParser(dataclass_types, prog=f"trl-dlr {command}")
-    parser.others = (launch_command_parser(),)  # whose arguments a YAML file may hold, too
+    # A YAML file may hold accelerate's arguments, too. On the command line of a script that runs they come too late
+    parser.others, parser.takes_others = (launch_command_parser(),), False
+    parser.unknown_hint = " Arguments of accelerate go before the script, or to `trl-dlr`."
     try:
         main(*parser.parse_args_and_config())
     except (Exception, KeyboardInterrupt) as error:

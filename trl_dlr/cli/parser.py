@@ -24,6 +24,7 @@ class CommandParser(TrlParser):
     """A [`~trl.TrlParser`] that ends with exit code 2, and a hint, at what does not parse."""
 
     others: tuple[ArgumentParser, ...] = ()  # whose arguments may stand among this one's
+    takes_others = True  # on the command line, and not in a YAML file alone
     unknown_hint = ""  # for what neither knows
 
     def __init__(self, dataclass_types: tuple[type, ...], prog: str):
@@ -47,7 +48,8 @@ class CommandParser(TrlParser):
         if fail_with_unknown_args:  # before any is judged by its value: one that is missing may be misspelt
             actions = [action for parser in (self, *self.others) for action in parser._actions]
             of_config = [f"--{name}" for name in config if name not in {"env", *(action.dest for action in actions)}]
-            self._check_unknown([*of_config, *self.parse_known_args(rest)[1]], actions)
+            self._check_unknown(of_config, actions)
+            self._check_unknown(self.parse_known_args(rest)[1], actions if self.takes_others else self._actions)
         *parsed, of_config, of_cli = super().parse_args_and_config(args, True, separate_remaining_strings=True)
         if return_remaining_strings:
             return (*parsed, of_config, of_cli) if separate_remaining_strings else (*parsed, [*of_config, *of_cli])

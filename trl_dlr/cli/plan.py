@@ -82,7 +82,7 @@ class PlannedConfig(LatentGRPOConfig):
 
 
 ARGUMENTS = (PlanArguments, PlannedConfig, ModelConfig)
-UNKNOWN_HINT = " Runs of `trl-dlr train` alone are planned."
+UNKNOWN_HINT = " Runs of `trl-dlr train` are planned, without arguments of accelerate but --num_processes."
 
 
 def main(args: PlanArguments, training_args: PlannedConfig, model_args: ModelConfig) -> None:
@@ -118,9 +118,10 @@ def shapes_of(
             f"`model_name_or_path` must be set: {', '.join(ASSISTANTS)}, a Hub id or a path. Or set `policy`."
         )
     kwargs = {"dtype": "auto", **(training_args.main_model_init_kwargs or {})}
+    main_model = find_smollm2() if main_model == SMOLLM2 else main_model  # which may have to be unpacked
     with torch.device("meta"):
         hub = hub_arguments(training_args.main_model_init_kwargs, training_args.trust_remote_code)
-        main_config = AutoConfig.from_pretrained(find_smollm2() if main_model == SMOLLM2 else main_model, **hub)
+        main_config = AutoConfig.from_pretrained(main_model, **hub)
         dtype = main_config.dtype if kwargs["dtype"] == "auto" else kwargs["dtype"]
         main_model = AutoModelForCausalLM.from_config(
             main_config, dtype=dtype or torch.float32, trust_remote_code=has_code_of_its_own(main_config)

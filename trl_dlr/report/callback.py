@@ -4,10 +4,12 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig
@@ -16,6 +18,9 @@ from ..rewards import correctness_reward
 from .page import PROBE_FILES, REPORT_DIR, RUN_FILE, write_report, write_whole
 from .plots import check_matplotlib
 from .probe import take_probe
+
+
+logger = get_logger(__name__)
 
 
 class LatentReportCallback(TrainerCallback):
@@ -108,16 +113,18 @@ class LatentReportCallback(TrainerCallback):
             return
         self._num_logs += 1
         if self._num_logs % self.report_steps == 0:
-            if self.probe_during_training:
-                self._probe("after", state)
-            self._write(state)
+            with self._harmless():
+                if self.probe_during_training:
+                    self._probe("after", state)
+                self._write(state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if not state.is_world_process_zero:
             return
-        if not self.trainer._preemption.is_preempted:  # the time until SIGKILL is not for decoding
-            self._probe("after", state)
-        self._write(state)
+        with self._harmless():
+            if not self.trainer._preemption.is_preempted:  # the time until SIGKILL is not for decoding
+                self._probe("after", state)
+            self._write(state)
         self._is_training = False  # what is evaluated from here on is no part of the run's course
 
     @property
@@ -126,6 +133,14 @@ class LatentReportCallback(TrainerCallback):
 
     def _keep(self, file: str, content: dict[str, Any]) -> None:
         write_whole(self._folder / file, json.dumps(content, ensure_ascii=False).encode())
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """A page that cannot be written is no reason to lose what was trained."""
+        try:
+            yield
+        except Exception:
+            logger.exception("The report could not be written. Training goes on without it.")
 
     def _probe(self, name: str, state: TrainerState) -> None:
         with self.trainer.answering() as reasoner:

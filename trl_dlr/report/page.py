@@ -15,6 +15,7 @@ from .plots import CONTROL_COLOURS, DPI, NARROW, PLOTS, check_matplotlib, draw_p
 
 REPORT_DIR = "report"
 RUN_FILE = "run.json"
+RESULTS_FILE = "eval_results.json"  # in the run's folder, as Trainer names it
 PROBE_FILES = {"before": "probe_before.json", "after": "probe_after.json"}
 FIGURES = ("reward", "accuracy", "format", "pass_at_k", "mixed", "loss")  # of a control, in this order
 MAX_KINDS = 5  # different completions of a question that are shown
@@ -157,10 +158,11 @@ def _words(probes: dict[str, dict[str, Any]]) -> str:
     blocks = []
     for index, question in enumerate(first):
         rows = []
-        for step in range(len(question["tokens"])):
+        of_columns = [probes[title]["questions"][index][kind] for kind, title in columns]
+        for step in range(max(map(len, of_columns))):  # a learned stop may come earlier than it did
             cells = [f'<span class="nowrap">latent {step + 1}</span>']
-            for kind, title in columns:
-                tokens = probes[title]["questions"][index][kind][step]
+            for steps in of_columns:
+                tokens = steps[step] if step < len(steps) else []
                 cells.append(
                     " ".join(f'{_token(t["text"])}<span class="soft"> {t["cosine"]:.2f}</span>' for t in tokens)
                 )
@@ -294,7 +296,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def write_report(output_dir: str, with_eval_results: bool = True) -> Path:
@@ -319,7 +321,7 @@ def write_report(output_dir: str, with_eval_results: bool = True) -> Path:
             f"`output_dir={str(output_dir)!r}` has no {REPORT_DIR}/{RUN_FILE}. Train with a `LatentReportCallback`, "
             "or give `render_report` a log history."
         )
-    results = _read(Path(output_dir) / "eval_results.json") if with_eval_results else None
+    results = _read(Path(output_dir) / RESULTS_FILE) if with_eval_results else None
     probes = {name: _read(folder / file) for name, file in PROBE_FILES.items()}
     html, files = render_report(results=results, **probes, **run)
     for plot in PLOTS:

@@ -12,13 +12,13 @@ MAX_PLACES = 20  # that are tried: of more, none is an answer
 NEXT_QUESTION = re.compile(  # a base model that has answered goes on with a question of its own
     r"(<\|[^|>\s]{1,40}\|>|</?s>|<(?:pad|eos|end_of_turn)>|\[/?INST\]"
     r"|\n[ \t*#_>]*(?:(?:next )?question|problem|q|user|human|instruction)[ \t]*\d{0,3}[*_]*[:\n]"
-    r"|(?:\n[ \t]*\d{1,2}[.)][ \t]+)?\b(?:what|how|which|who|where)\b[^.?!\n]{0,300}\?)",
+    r"|(?:(?:\A|\n)[ \t]*\d{1,2}[.)][ \t]+)?\b(?:what|how|which|who|where)\b[^.?!\n]{0,300}\?)",
     re.IGNORECASE,
 )
 FIRST_PART = re.compile(r"\n\s*\n|\s(?=Explanation:)")
 GSM8K_MARK = re.compile(r"####+[ \t]*\n?((?:(?!####)[^\n])*)")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:and)?[\s$,;]*")
+BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:and[\s$,;]*)?")
 WORDS = re.compile(
     r"(?<!\bif the )(?<!assume the )(?<!suppose the )\b(?:answer|correct (?:choice|option))\b(?:(?!because)[^\n.:=]){0,60}?"
     r"(?:\b(?:is|are|was|equals|(?:should|would|must) be)\b|[:=]|\s[-–]\s|(?<=final answer)[*_]*\n)"
@@ -47,7 +47,7 @@ def extract_answer(text: str) -> str:
     """
     text = text.rpartition("</think>")[2].partition("<think>")[0]
     segments = NEXT_QUESTION.split(text.strip(), MAX_PLACES)  # and what stands between them
-    unmarked = ""
+    unmarked, is_numbered = "", False  # by himself, who has begun with a number
     for segment, question in zip(map(str.strip, segments[::2]), [*segments[1::2], ""], strict=True):
         marked = _marked(segment)
         if marked is not None:
@@ -56,7 +56,8 @@ def extract_answer(text: str) -> str:
             continue  # tags without anything in them belong to the question
         first = FIRST_PART.split(segment, 1)[0]
         read = normalize(first) if question or first != segment else ""
-        is_asked = question.endswith("?") and question[0] != "\n"  # rather than the next of a list
+        is_asked = question.endswith("?") and (is_numbered or question[0] != "\n")  # rather than the next of a list
+        is_numbered = is_numbered or (is_asked and question[0].isdigit())
         is_short = question and not is_asked and 0 < len(read.split()) <= 3
         if letter(read) or quantity(read) or is_short or (question and not is_asked and is_math(read)):
             unmarked = unmarked or first

@@ -24,6 +24,7 @@ from ..cli.reasoner import ReasonerArguments
 from ..evaluation.controls import CONTROLS
 from ..evaluation.table import evaluate_row, print_table
 from ..option_docs import described
+from ..trainer.arguments import without_secrets
 from .questions import QuestionArguments, load_test_questions
 
 
@@ -70,6 +71,10 @@ def main(args: EvalArguments) -> None:
     dataset, judge = load_test_questions(args)
     args.device = args.device or str(accelerator.device)
     reasoner, results = args.load(), {}
+    if unknown := set(args.controls or ()) - set(reasoner.controls):
+        raise ValueError(
+            f"`controls` must be some of {', '.join(reasoner.controls)} for this policy, got {', '.join(sorted(unknown))}."
+        )
     for control in args.controls or reasoner.controls:
         results[control] = evaluate_row(
             reasoner,
@@ -84,7 +89,10 @@ def main(args: EvalArguments) -> None:
     if accelerator.is_main_process:
         print_table(results)
     if args.output_json is not None and accelerator.is_main_process:
-        content = {"settings": {**asdict(args), "num_eval_questions": len(dataset)}, "results": results}
+        content = {
+            "settings": {**without_secrets(asdict(args)), "num_eval_questions": len(dataset)},
+            "results": results,
+        }
         Path(args.output_json).write_text(json.dumps(content, indent=2) + "\n")
     accelerator.end_training()
 

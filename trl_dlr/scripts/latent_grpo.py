@@ -40,6 +40,7 @@ ARGUMENTS = (LatentGRPOScriptArguments, LatentGRPOConfig, ModelConfig)
 def main(script_args: LatentGRPOScriptArguments, training_args: LatentGRPOConfig, model_args: ModelConfig) -> None:
     questions = load_questions(script_args, training_args)
     reward_funcs = script_args.load_rewards(questions.judge)
+    format_weight = script_args.format_weight(training_args.reward_weights)
     trainer = LatentGRPOTrainer(
         **load_models(script_args, training_args, model_args),
         reward_funcs=reward_funcs,
@@ -48,14 +49,7 @@ def main(script_args: LatentGRPOScriptArguments, training_args: LatentGRPOConfig
         eval_dataset=questions.eval,
         peft_config=get_peft_config(model_args),
     )
-    weights = dict(zip(script_args.reward_funcs, training_args.reward_weights or (), strict=False))
-    results = train_and_evaluate(
-        trainer,
-        script_args,
-        questions,
-        script_args.format_reward(),
-        format_weight=weights.get("format_reward", 1.0) / weights.get("correctness_reward", 1.0),
-    )
+    results = train_and_evaluate(trainer, script_args, questions, script_args.format_reward(), format_weight)
     save_and_push(trainer, script_args, results)
 
 

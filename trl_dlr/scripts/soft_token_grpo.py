@@ -48,6 +48,7 @@ def main(
 ) -> None:
     questions = load_questions(script_args, training_args)
     reward_funcs = script_args.load_rewards(questions.judge)
+    format_weight = script_args.format_weight(training_args.reward_weights)
     trainer = trainer_class(
         **load_model(training_args, model_args),
         reward_funcs=reward_funcs,
@@ -56,7 +57,7 @@ def main(
         eval_dataset=questions.eval,
         peft_config=get_peft_config(model_args),
     )
-    results = train_and_evaluate(trainer, script_args, questions, script_args.format_reward())
+    results = train_and_evaluate(trainer, script_args, questions, script_args.format_reward(), format_weight)
     save_and_push(trainer, script_args, results)
 
 

@@ -29,6 +29,7 @@ from ..models.hub import check_location
 from ..models.loading import holds_adapter
 from ..option_docs import described
 from ..report import LatentReportCallback, write_report
+from ..report.page import REPORT_DIR, RESULTS_FILE
 from ..rewards import correctness_reward, get_pattern_reward, get_tag_format_reward
 from ..trainer.arguments import LatentPolicyArguments
 from ..trainer.policy_training import load_main_model
@@ -138,6 +139,14 @@ class RewardArguments:
         if self.answer_pattern is not None:
             return get_pattern_reward(self.answer_pattern)
         return get_tag_format_reward(self.answer_tags or ("think", "answer"))
+
+    def format_weight(self, weights: list[float] | None) -> float:
+        """Weight λ of the format reward beside that of correctness (equation 3), of a trainer's `reward_weights`."""
+        of_names = dict(zip(self.reward_funcs, weights or (), strict=False))
+        of_correctness = of_names.get("correctness_reward", 1.0)
+        if of_correctness <= 0:
+            raise ValueError(f"`reward_weights` must be above 0 for correctness, got {of_correctness}.")
+        return of_names.get("format_reward", 1.0) / of_correctness
 
     def load_rewards(self, judge: Judge) -> list[Judge]:
         """The reward functions, of which `judge` is the one for correctness."""
@@ -256,13 +265,22 @@ def load_models(
     if model in ASSISTANTS:
         source = load_main_model(main_model, training_args)
         set_seed(training_args.seed)  # fresh layers are drawn before the trainer sets it
+        refuse_unused(model_args, ("dtype", "attn_implementation", "model_revision"), "`main_model_init_kwargs`")
         with named({"num_layers": "assistant_num_layers"}):
             model = ASSISTANTS[model](source, args.assistant_num_layers)
         if quantization_config is None:  # else the trainer loads it again, quantized
             main_model = source
     else:
+        refuse_unused(model_args, ("dtype",), "`model_init_kwargs`")
         set_init_kwargs(training_args, model_args, names=("attn_implementation",))
     return {"model": model, "main_model": main_model, "quantization_config": quantization_config}
+
+
+def refuse_unused(model_args: ModelConfig, names: tuple[str, ...], instead: str) -> None:
+    """Refuse options of loading that the assistant, as it is made here, does not have."""
+    for name in names:
+        if (value := getattr(model_args, name)) != ModelConfig.__dataclass_fields__[name].default:
+            raise ValueError(f"`{name}={value!r}` has no meaning for this `model_name_or_path`. Set {instead}.")
 
 
 def load_model(training_args: Any, model_args: ModelConfig) -> dict[str, Any]:
@@ -376,12 +394,16 @@ def train_and_evaluate(
     logging.getLogger("trl_dlr").setLevel(logging.INFO)  # what there is to learn from, and in which engine
     logging.getLogger("trl_dlr").addHandler(logging.StreamHandler())
     if args.report:
-        trainer.add_callback(LatentReportCallback(trainer, questions.held_out or questions.train))
+        trainer.add_callback(LatentReportCallback(trainer, questions.held_out or questions.train, questions.judge))
     results, resume = {}, trainer.args.resume_from_checkpoint
     if (lowered := str(resume).lower()) in ("true", "false"):  # a string on the command line
         resume = lowered == "true"
     if resume:  # what cannot be resumed is refused before anything is evaluated
         resume = trainer.checkpoint_to_resume(resume)
+    elif trainer.accelerator.is_main_process:  # of an earlier run, which cards and pages would show for this one's
+        folder = Path(trainer.args.output_dir)
+        for path in (folder / RESULTS_FILE, *(folder / REPORT_DIR).glob("*.png")):
+            path.unlink(missing_ok=True)
     if questions.held_out is not None:
         results["no_latents"] = evaluate("no_latents", "no_latents")
         results["before_training"] = evaluate("policy", "before_training")

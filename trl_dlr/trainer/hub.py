@@ -25,8 +25,8 @@ from ..models.hub import (
     main_model_link,
     usage,
 )
-from ..report.page import PROBE_FILES, RUN_FILE
-from .arguments import ReportableArguments
+from ..report.page import PROBE_FILES, RESULTS_FILE, RUN_FILE
+from .arguments import ReportableArguments, without_secrets
 
 
 logger = get_logger(__name__)
@@ -38,7 +38,8 @@ SNAPSHOTS = "_pushes"  # folder of what is being uploaded, in the run's
 def take_snapshot(folder: str, parent: str) -> str:
     """
     A new folder in `parent` with the files of `folder` as they are now, without checkpoints, names that begin with
-    `_`, and what shows questions and their answers: the report's pages, not its plots, and TRL's logged completions.
+    `_` or `.`, TensorBoard's logs, and what shows questions and their answers: the report's pages, not its plots, and
+    TRL's logged completions.
     Weights and states are hard links where the file system has them: they are replaced or deleted, never written to.
     """
 
@@ -53,7 +54,8 @@ def take_snapshot(folder: str, parent: str) -> str:
     os.makedirs(parent, exist_ok=True)
     snapshot = tempfile.mkdtemp(dir=parent)
     pages = "report.html", RUN_FILE, *PROBE_FILES.values()
-    ignored = shutil.ignore_patterns("_*", f"{PREFIX_CHECKPOINT_DIR}-*", *pages, "completions_*.parquet")
+    others = "_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*", "completions_*.parquet", "*.tfevents.*"
+    ignored = shutil.ignore_patterns(*others, *pages)
     shutil.copytree(folder, snapshot, ignore=ignored, copy_function=keep, dirs_exist_ok=True)
     leave_out_folders(snapshot)
     return snapshot
@@ -128,7 +130,7 @@ def training_card(
     data = card_data(config, is_adapter, ["generated_from_trainer", *tags], datasets=dataset, **further)
     made_from = hub_name(config.name_or_path) or hub_name(config.assistant_config.name_or_path)
     assistant = f"[{made_from}](https://huggingface.co/{made_from})" if made_from else "a local model"
-    on = "" if dataset_name is None or LOCAL_PATH.search(dataset_name) else f" on `{dataset_name}`"
+    on = "" if dataset_name is None or LOCAL_PATH.search(dataset_name) else f" on `{without_secrets(dataset_name)}`"
     sections = [
         f"---\n{data}\n---",
         f"# {name}",
@@ -154,7 +156,7 @@ def training_card(
 
 def read_results(output_dir: str) -> dict[str, dict[str, float]]:
     """Metrics `"<of what>/<metric>"` of `eval_results.json`, by of what; none if the file is not there."""
-    path = os.path.join(output_dir, "eval_results.json")
+    path = os.path.join(output_dir, RESULTS_FILE)
     results: dict[str, dict[str, float]] = {}
     if os.path.exists(path):
         with open(path) as file:
