@@ -195,7 +195,9 @@ def test_what_cannot_be_resumed_is_refused_first_and_a_trained_model_is_saved_at
 
 
 def test_rewards_of_the_table_have_the_weights_of_training():
-    args = LatentGRPOScriptArguments("data", reward_funcs=["format_reward", "correctness_reward"])
+    args = LatentGRPOScriptArguments(
+        "data", main_model_name_or_path="main", reward_funcs=["format_reward", "correctness_reward"]
+    )
     assert args.format_weight([0.5, 2.0]) == 0.25 and args.format_weight(None) == 1.0
     with pytest.raises(ValueError, match="`reward_weights` must be above 0 for correctness, got 0.0"):
         args.format_weight([1.0, 0.0])

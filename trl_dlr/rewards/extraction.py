@@ -12,7 +12,7 @@ MAX_PLACES = 20  # that are tried: of more, none is an answer
 NEXT_QUESTION = re.compile(  # a base model that has answered goes on with a question of its own
     r"(<\|[^|>\s]{1,40}\|>|</?s>|<(?:pad|eos|end_of_turn)>|\[/?INST\]"
     r"|\n[ \t*#_>]*(?:(?:next )?question|problem|q|user|human|instruction)[ \t]*\d{0,3}[*_]*[:\n]"
-    r"|(?:(?:\A|\n)[ \t]*\d{1,2}[.)][ \t]+)?\b(?:what|how|which|who|where)\b[^.?!\n]{0,300}\?)",
+    r"|(?:(?:\A1|\n[ \t]*\d{1,2})[.)][ \t]+)?\b(?:what|how|which|who|where)\b[^.?!\n]{0,300}\?)",
     re.IGNORECASE,
 )
 FIRST_PART = re.compile(r"\n\s*\n|\s(?=Explanation:)")
