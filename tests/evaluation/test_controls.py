@@ -129,11 +129,12 @@ def test_unknown_control():
         ([{"prompt": "A12"}], {}, "`dataset` must be a `datasets.Dataset` with a column 'prompt', got list"),
         (distinct(2).rename_column("prompt", "question"), {}, r"with a column 'prompt', got \['question'"),
         (distinct(2), {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        (distinct(1), {"control": "shuffled"}, "must hold at least two questions for `shuffled`"),
         (distinct(2), {"num_samples": 0}, "`num_samples` must be at least 1, got 0"),
     ],
 )
 def test_what_are_no_questions(dataset, kwargs, message):
-    for function in (evaluate_latents, preflight):
+    for function in (evaluate_latents, preflight) if "control" not in kwargs else (evaluate_latents,):
         with pytest.raises(ValueError, match=message):
             function(EchoReasoner(), dataset, is_own, **kwargs)
 

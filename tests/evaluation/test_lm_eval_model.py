@@ -190,6 +190,9 @@ def test_its_own_command_is_that_of_the_harness(tmp_path):
         ({"batch_size": "auto"}, "`batch_size` must be a number of questions, at least 1, got 'auto'"),
         ({"batch_size": 0}, "`batch_size` must be a number"),
         ({"num_samples": 4}, "`num_samples` must be 1 without `do_sample=true`.* got 4"),
+        ({"max_gen_toks": 9}, "`max_gen_toks` has no meaning for a `pretrained` that is a reasoner"),
+        ({"revison": "v1"}, "`revison` has no meaning"),
+        ({"engine": "vllm"}, "`engine` has no meaning"),
         ({"selection": "worst"}, "`selection` must be one of first, majority, best, got 'worst'"),
     ],
 )

@@ -397,6 +397,10 @@ def test_no_tokens_or_rows_of_an_answer_are_refused(policy_folder):
         LatentReasoner.from_pretrained(policy_folder, batch_size=0)
     with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1, got 0"):
         LatentReasoner.from_pretrained(policy_folder, max_new_tokens=0)
+    with pytest.raises(ValueError, match="`vllm_kwargs` are for `engine='vllm'`, got 'transformers'"):
+        LatentReasoner.from_pretrained(policy_folder, vllm_kwargs={"seed": 1})
+    with pytest.raises(ValueError, match="`batch_size` has no meaning for `engine='vllm'`"):
+        LatentReasoner.from_pretrained(policy_folder, engine="vllm", batch_size=3)
 
 
 def test_another_main_model_is_refused(policy_folder):
@@ -551,6 +555,15 @@ def test_an_adapter_of_a_model_that_was_built_in_memory(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
     with pytest.raises(ValueError, match="is an adapter that names no base model"):
         LatentReasoner.from_pretrained(str(tmp_path))
+
+
+def test_an_adapter_whose_weights_are_a_pickle_is_refused(main_folder, tmp_path):
+    make_reasoner(main_folder, adapter=True, head=False).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    torch.save(weights, tmp_path / "adapter_model.bin")
+    with pytest.raises(ValueError, match="has no adapter_model.safetensors"):
+        load_policy(str(tmp_path))
 
 
 def test_a_model_that_thinks_is_told_from_a_policy(main_folder, tmp_path):

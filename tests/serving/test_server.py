@@ -1,5 +1,6 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
+import asyncio
 import json
 import re
 import threading
@@ -18,8 +19,10 @@ from tests.serving.served import KEY, NEW_TOKENS, running, save_models
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import LatentReasoner
 from trl_dlr.generation import TransformersEngine
-from trl_dlr.serving.protocol import PolicyRequest
+from trl_dlr.generation.running_batch import RunningBatch
+from trl_dlr.serving.protocol import ChatCompletionRequest, PolicyRequest
 from trl_dlr.serving.scheduler import Job, Scheduler, TransformersDecoder
+from trl_dlr.serving.upstream import events_of
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -240,8 +243,10 @@ BAD = [
     ({"temperature": 3}, 400, "Invalid value for 'temperature'", "temperature"),
     ({"temperature": -1}, 400, "Invalid value for 'temperature'", "temperature"),
     ({"temperature": "hot"}, 400, "Invalid value for 'temperature'", "temperature"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, 400, "must be at most 4 texts that are not empty", "stop"),
-    ({"stop": ""}, 400, "must be at most 4 texts that are not empty", "stop"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, 400, "must be at most 4 texts of 1 to 1000 characters", "stop"),
+    ({"stop": ""}, 400, "must be at most 4 texts of 1 to 1000 characters", "stop"),
+    ({"stop": "a" * 1001}, 400, "must be at most 4 texts of 1 to 1000 characters", "stop"),
+    ({"selection": "majority"}, 400, "needs several answers", "selection"),
     ({"stop": 3}, 400, "Invalid value for 'stop", None),
     ({"seed": 2**70}, 400, "Invalid value for 'seed'", "seed"),
     ({"seed": "one"}, 400, "Invalid value for 'seed'", "seed"),
@@ -256,7 +261,7 @@ BAD = [
     ({"num_latents": 5}, 400, "must be between 1 and the policy's 4, got 5", "num_latents"),
     ({"num_latents": 0}, 400, "Invalid value for 'num_latents'", "num_latents"),
     ({"selection": "worst"}, 400, "Invalid value for 'selection'", "selection"),
-    ({"selection": "best"}, 400, "this policy has no value head", "selection"),
+    ({"selection": "best", "n": 2}, 400, "this policy has no value head", "selection"),
     ({"model": "main", "num_latents": 2}, 400, "the main model alone has no latents", "num_latents"),
     ({"logprobs": 0}, 400, "'logprobs' is not supported", "logprobs"),
     ({"max_tokens": 2, "max_completion_tokens": 2}, 400, "give one of them", "max_tokens"),
@@ -444,23 +449,19 @@ def test_a_request_that_takes_too_long_is_given_up(slow):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_nobody_waits_for_is_given_up(folder, stream):
-    with running(folder, max_rows=2) as server:
-        decoder = server.scheduler.decoder
-        headers = {"Authorization": f"Bearer {KEY}"}
-        body = {"model": "sums", "prompt": "A1", "n": 2, "max_tokens": 110, "stream": stream, "seed": 0}
-        with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
-            with client.stream(
-                "POST", f"{server.url}/v1/completions", json=body, headers=headers, timeout=30
-            ) as reply:
-                if stream:
-                    next(reply.iter_lines())
-                raise httpx.ReadTimeout("the client goes")
-        assert comes_true(lambda: decoder.num_rows == 0 and server.scheduler.num_waiting == 0)
-        reply = httpx.post(
-            f"{server.url}/v1/completions", json=body | {"stream": False, "max_tokens": 2}, headers=headers
-        )
-        assert reply.status_code == 200
+def test_what_nobody_waits_for_is_given_up(slow, stream):
+    decoder = slow.scheduler.decoder
+    request = {"url": f"{slow.url}/v1/completions", "headers": {"Authorization": f"Bearer {KEY}"}}
+    body = {"model": "sums", "prompt": "A1", "n": 2, "max_tokens": 100, "seed": 0}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(**request, json={**body, "stream": stream}, timeout=1.0)
+    rows = decoder.running.rows
+    assert [len(row.completion_ids) for row in rows] == [1, 1]
+    assert comes_true(lambda: slow.scheduler._cancelled)
+    slow.go.set()
+    assert comes_true(lambda: decoder.num_rows == 0 and slow.scheduler.num_waiting == 0)
+    assert [len(row.completion_ids) for row in rows] == [2, 2]  # one more, until the cancellation was seen
+    assert httpx.post(**request, json=body, timeout=30).json()["usage"]["completion_tokens"] > 20
 
 
 class OneAtATime:
@@ -574,6 +575,77 @@ def test_logs_have_no_contents_unless_asked(folder, caplog):
         assert KEY not in caplog.text
 
 
+def test_several_likeliest_answers_of_the_main_model(client, reasoners):
+    reply = ask(client, model="main", n=3, temperature=0)
+    assert [choice.message.content for choice in reply.choices] == [reply.choices[0].message.content] * 3
+    assert reply.choices[0].message.content == ask(client, model="main").choices[0].message.content
+
+
+def test_the_developers_messages_are_the_systems(folder):
+    with running(folder) as server:
+        server.main_processing_class.chat_template = "{% for m in messages %}{{ m['role'][0] }}{% endfor %}"
+        messages = [{"role": "developer", "content": "A"}, {"role": "user", "content": "B"}]
+        request = ChatCompletionRequest(model="main", messages=messages)
+        assert [message["role"] for message in request.prompts[0]] == ["system", "user"]
+
+
+def test_what_has_failed_together_begins_alone(folder, monkeypatch):
+    with running(folder) as server:
+        decoder, begun = server.scheduler.decoder, []
+        begin = decoder.begin
+
+        def crowded(jobs, latent_embeds):
+            begun.append(len(jobs))
+            if len(jobs) > 1:
+                raise RuntimeError("no memory")
+            begin(jobs, latent_embeds)
+
+        decoder.begin = crowded
+        for can_join in (True, False):
+            begun.clear()
+            decoder.can_join = can_join
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+            alone = ask(client, max_tokens=5).choices[0].message.content
+            body = {"model": "sums", "prompt": ["A12"] * 3, "max_tokens": 5}
+            reply = httpx.post(f"{server.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"})
+            texts = [choice["text"] for choice in reply.json()["choices"]]
+            assert texts == [texts[0]] * 3 and alone
+            assert begun == [1, 3, 1, 1, 1]
+
+
+def test_an_answer_is_never_begun_twice(folder, monkeypatch):
+    advance, failed = RunningBatch.advance, []
+
+    def fails_once(batch, is_due):
+        advance(batch, is_due)
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("no memory")
+
+    monkeypatch.setattr(RunningBatch, "advance", fails_once)
+    with running(folder) as server:
+        request = {"url": f"{server.url}/v1/completions", "headers": {"Authorization": f"Bearer {KEY}"}}
+        body = {"model": "sums", "prompt": ["A12", "B3"], "max_tokens": 5}
+        reply = httpx.post(**request, json=body)
+        assert reply.status_code == 500 and "no memory" in reply.json()["error"]["message"]
+        assert httpx.post(**request, json=body).status_code == 200
+
+
+def test_an_answer_with_what_other_parsers_take_for_ends_of_lines():
+    async def read(parts):
+        reply = httpx.Response(200, content=aiter_of(parts))
+        return [data async for data in events_of(reply)]
+
+    async def aiter_of(parts):
+        for part in parts:
+            yield part
+
+    whole = 'data: {"text": "a\u2028b\u0085"}\r\n\r\ndata: [DONE]\n\n'.encode()
+    expected = ['{"text": "a\u2028b\u0085"}'.encode(), b"[DONE]"]
+    for size in (1, 7, len(whole)):
+        assert asyncio.run(read([whole[i : i + size] for i in range(0, len(whole), size)])) == expected
+
+
 def test_a_vllm_server_with_a_key(folder, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "another-key")
     main_model = LatentReasoner.from_pretrained(str(folder / "sums")).engine.model
@@ -631,7 +703,7 @@ def test_what_a_vllm_server_does_not_finish_is_closed(folder, end):
             closed.set()
 
     main_model = LatentReasoner.from_pretrained(str(folder / "sums")).engine.model
-    timeout = 0.5 if end == "timeout" else 60.0
+    timeout = 3.0 if end == "timeout" else 60.0
     with serve(main_model, max_model_len=128) as upstream, running(folder, upstream.url, timeout=timeout) as server:
         upstream.faults.append(never_ends)
         body = {"model": "sums", "prompt": "A1", "stream": True}

@@ -77,6 +77,8 @@ def answer_questions(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if len(dataset) == 0:
         raise ValueError("`dataset` must hold at least one question, and is empty.")
+    if control == "shuffled" and len(dataset) < 2:
+        raise ValueError("`dataset` must hold at least two questions for `shuffled`, which takes another's latents.")
     if control not in SAMPLED:
         num_samples = 1
     num_anchors = reasoner.policy.config.num_latents if control == "plain_anchors" else 0

@@ -53,6 +53,12 @@ def load_policy(
                     f"{name!r} is an adapter that names no base model (`base_model_name_or_path` in its "
                     "`adapter_config.json`): it was built in memory. Save that policy, and set the name to its folder."
                 )
+            if os.path.exists(config.base_model_name_or_path) and not os.path.isdir(name):
+                raise ValueError(
+                    f"{name!r} is an adapter of {config.base_model_name_or_path!r}, which is a path on this machine. "
+                    "Download it, and set `base_model_name_or_path` in its `adapter_config.json` to your folder of "
+                    "that policy."
+                )
             there = {"revision": config.revision, **hub}
             found = _model_type(config.base_model_name_or_path, **there)
             if found != LatentPolicyConfig.model_type:
@@ -62,6 +68,8 @@ def load_policy(
                     "with PEFT's `AutoPeftModelForCausalLM`, or if it thinks by itself with `ThinkingReasoner`."
                 )
             base = LatentPolicyModel.from_pretrained(config.base_model_name_or_path, **kwargs, **there)
+        if find_file(name, "adapter_model.safetensors", **here) is None:  # PEFT would take a pickle
+            raise ValueError(f"{name!r} has no adapter_model.safetensors: its weights are not there, or a pickle.")
         return PeftModel.from_pretrained(base, name, is_trainable=is_trainable, **here)
 
 

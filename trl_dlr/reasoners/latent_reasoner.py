@@ -199,6 +199,10 @@ class LatentReasoner:
             module.to(device)
         if isinstance(main_model, PreTrainedModel) and main_model_init_kwargs:
             raise ValueError("`main_model_init_kwargs` are for a `main_model` given by name, not for a loaded one.")
+        if vllm_kwargs and engine != "vllm":
+            raise ValueError(f"`vllm_kwargs` are for `engine='vllm'`, got {engine!r}.")
+        if batch_size is not None and engine == "vllm":
+            raise ValueError("`batch_size` has no meaning for `engine='vllm'`, which makes its own batches.")
         load = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
         load |= main_model_init_kwargs or {}
         main_model, main_processing_class = load_main_model_of(config, main_model, main_processing_class, load)
@@ -214,7 +218,8 @@ class LatentReasoner:
                 main_model.get_input_embeddings().to(device)
             hub_of_main = hub_arguments({"revision": getattr(main_model.config, "_commit_hash", None), **load})
             options = {"llm_kwargs": {**vllm_hub_arguments(hub_of_main), **(vllm_kwargs or {})}}
-            options = options if engine == "vllm" else {}
+            if engine != "vllm":
+                options = {} if batch_size is None else {"batch_size": batch_size}
         reasoner.engine = create_engine(
             engine, main_model, main_processing_class, max_new_tokens, generation_kwargs, **options
         )

@@ -2,6 +2,7 @@
 
 """A language model that thinks by itself, put to answer."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,9 @@ class ThinkingReasoner(LatentReasoner):
         card_path = find_file(name, "README.md", **hub)
         card = None if card_path is None else Path(card_path).read_text(encoding="utf-8")
         model.requires_grad_(False).eval()
-        return cls(model, tokenizer, config, max_new_tokens, generation_kwargs, batch_size, card)
+        reasoner = cls(model, tokenizer, config, max_new_tokens, generation_kwargs, batch_size, card)
+        reasoner._find_file = functools.partial(find_file, name, **hub)
+        return reasoner
 
     def check_num_latents(self, num_latents: int | None) -> None:
         if num_latents is not None:

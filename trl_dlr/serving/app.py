@@ -191,6 +191,9 @@ def create_app(server: Server) -> FastAPI:
             except ApiError as error:
                 status, failure = error.status, error
                 yield f"data: {json.dumps(error.body, ensure_ascii=False)}\n\n"
+            except Exception:
+                status = 500
+                raise
             finally:
                 await chunks.aclose()
                 exchange.note(status, failure)

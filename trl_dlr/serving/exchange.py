@@ -60,7 +60,8 @@ class Exchange:
         try:
             while num_open > 0:
                 try:
-                    event = await asyncio.wait_for(self._events.get(), deadline - time.monotonic())
+                    async with asyncio.timeout(deadline - time.monotonic()):
+                        event = await self._events.get()
                 except TimeoutError as error:
                     message = f"The answer took longer than the {self.server.settings.timeout:g} seconds of a request."
                     raise ApiError(message, 504, "timeout") from error

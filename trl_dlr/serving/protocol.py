@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 MAX_STOP_STRINGS = 4  # as OpenAI has it
+MAX_STOP_LENGTH = 1000  # characters, which are looked for after every token
 # Fields of OpenAI's API that mean nothing here: they are accepted with the value that asks for nothing
 NEUTRAL: dict[str, tuple] = {
     "top_p": (None, 1, 1.0),
@@ -135,11 +136,11 @@ class GenerationRequest(BaseModel):
         stop (`str` or `list[str]`, *optional*):
             Texts that end an answer, which they are not part of.
         seed (`int`, *optional*):
-            Seed of the latents.
+            Seed of the latents, or of the main model's tokens if it is asked by its own name.
         temperature (`float`, *optional*):
             0 takes the means of the latents. Above, latents are sampled from the policy's density, as it was trained:
             that is this model's randomness, and it is the same for every number above 0. The main model writes its
-            likeliest tokens in either case. If `None`, latents are sampled where there are several answers.
+            likeliest tokens in either case. Asked by its own name, it samples tokens with this temperature. If `None`, latents are sampled where there are several answers.
         stream (`bool`, *optional*, defaults to `False`):
             Whether the answer comes in pieces.
         num_latents (`int`, *optional*):
@@ -190,8 +191,10 @@ class GenerationRequest(BaseModel):
     @model_validator(mode="after")
     def check(self) -> "GenerationRequest":
         stops = self.stop_strings
-        if len(stops) > MAX_STOP_STRINGS or not all(stops):
-            raise ValueError(f"stop: must be at most {MAX_STOP_STRINGS} texts that are not empty")
+        if len(stops) > MAX_STOP_STRINGS or not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
+            raise ValueError(f"stop: must be at most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_LENGTH} characters")
+        if self.selection is not None and (self.n or 1) == 1:
+            raise ValueError("selection: needs several answers to select from, 'n' above 1")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: is only allowed with 'stream'")
         return self
@@ -229,7 +232,9 @@ class ChatCompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[list[dict[str, str]]]:
-        return [[{"role": message.role, "content": message.text} for message in self.messages]]
+        # Templates know the developer's role by its older name
+        roles = [message.role.replace("developer", "system") for message in self.messages]
+        return [[{"role": role, "content": m.text} for role, m in zip(roles, self.messages, strict=True)]]
 
 
 class CompletionRequest(GenerationRequest):
@@ -242,6 +247,8 @@ class CompletionRequest(GenerationRequest):
     def check_prompts(self) -> "CompletionRequest":
         if not all(prompt.strip() for prompt in self.prompts):
             raise ValueError("prompt: must not be empty")
+        if self.chat_template_kwargs:
+            raise ValueError("chat_template_kwargs: has no meaning here, where no template is rendered")
         return self
 
     @property

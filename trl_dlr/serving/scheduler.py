@@ -69,6 +69,8 @@ class Job:
     stop_strings: list[str]
     decodes_best: bool
     started: float | None = field(default=None, init=False)
+    is_alone: bool = field(default=False, init=False)  # begins with no other, with which it has failed
+    is_answered: bool = field(default=False, init=False)  # in part at least
 
     @property
     def num_rows(self) -> int:
@@ -101,6 +103,7 @@ class Job:
 
     def on_tokens(self, number: int, token_ids: list[int], is_last: bool) -> None:
         """Hand on tokens of an answer, from any thread."""
+        self.is_answered = True
         self._kept[number] += token_ids
         if is_last or (self._is_streamed and self._kept[number]):
             kept, self._kept[number] = self._kept[number], []
@@ -181,7 +184,11 @@ class TransformersDecoder:
         added = RunningBatch(self.engine.model, self.engine.generation_kwargs, batch, rows)
         added.advance(is_due=lambda: True)  # one token, without which rows cannot join others
         if len(added) > 0 and self.running is not None:
-            self.running.join(added)
+            try:
+                self.running.join(added)
+            except Exception as error:  # half done, which no row could go on from
+                self.fail(failed(error))
+                raise
         elif len(added) > 0:
             self.running = added
         self._forget_ended()
@@ -300,7 +307,9 @@ class Scheduler:
             for job in cancelled:
                 self.decoder.cancel(job)
             for together in batches(jobs):
-                self._try_to_begin(together)
+                error = self._try_to_begin(together)
+                if error is not None:
+                    self._try_again(together, error)
             try:
                 if self.decoder.is_busy:
                     self.decoder.advance(lambda: self._is_due or self._next_name() is not None)
@@ -312,17 +321,24 @@ class Scheduler:
             for job in itertools.chain(*self.queues.values()):
                 job.on_error(error)
 
-    def _try_to_begin(self, jobs: list[Job]) -> None:
+    def _try_to_begin(self, jobs: list[Job]) -> ApiError | None:
         try:
             self._begin(jobs)
         except Exception as error:  # of the machine or of a model: the thread has to go on
-            for job in jobs:
-                self.decoder.cancel(job)
-            if len(jobs) == 1:
-                jobs[0].on_error(failed(error))
-            else:  # maybe of one of them alone
-                for job in jobs:
-                    self._try_to_begin([job])
+            return failed(error)
+        return None
+
+    def _try_again(self, jobs: list[Job], error: ApiError) -> None:
+        """What has failed may be one of several jobs, or their number: each gets its turn by itself."""
+        for job in jobs:
+            self.decoder.cancel(job)
+        with self._is_changed:
+            for job in reversed(jobs):
+                if len(jobs) == 1 or job.is_answered:
+                    job.on_error(error)
+                elif job not in self._cancelled:
+                    job.is_alone, job.started = True, None
+                    self.queues[job.model] = deque([job, *self.queues.get(job.model, ())])
 
     def _next_name(self, taken: Sequence[Job] = ()) -> str | None:
         """Model whose turn it is, if there is room for its next job beside those taken; if not, all wait for it."""
@@ -331,6 +347,8 @@ class Scheduler:
             if name is None:
                 return None
             job = self.queues[name][0]
+            if taken and (job.is_alone or taken[0].is_alone):
+                return None
             if not self.decoder.can_join and (self.decoder.is_busy or (taken and job.group != taken[0].group)):
                 return None
             # Where it is crowded, several begin at once: each time costs a copy of what is there

@@ -65,4 +65,5 @@ class AnswerText:
 
 def _overlap(text: str, stop: str) -> int:
     """Characters at the end of a text that may be the beginning of a stop string."""
-    return next((length for length in range(len(stop) - 1, 0, -1) if text.endswith(stop[:length])), 0)
+    longest = min(len(text), len(stop) - 1)
+    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -46,43 +46,46 @@ class UpstreamDecoder:
         self.loop = loop
         self.on_change = on_change
         self.num_errors = 0
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        # vLLM closes connections that are idle for 5 seconds, maybe just when a request is sent
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
         self.client = httpx.AsyncClient(
             base_url=engine.base_url, headers=engine.headers, limits=limits, timeout=timeout
         )
-        self._tasks: dict[int, tuple[Job, Any]] = {}
+        self._tasks: dict[int, tuple[Job, Any, object]] = {}  # by job, the latest try
         self._lock = threading.Lock()
 
     @property
     def num_rows(self) -> int:
         with self._lock:
-            return sum(job.num_rows for job, _ in self._tasks.values())
+            return sum(job.num_rows for job, *_ in self._tasks.values())
 
     def begin(self, jobs: list[Job], latent_embeds: list[torch.Tensor] | None) -> None:
         start = 0
         for job in jobs:
             body = self._sampling(job)
             if latent_embeds is None:
-                body["prompt"] = [job.prompt_ids] * (job.num_rows if "n" not in body else 1)
+                body["prompt"] = [job.prompt_ids] * (job.num_rows if job.temperature == 0 else 1)
             else:
                 own = latent_embeds[start : start + job.num_rows]
                 start += job.num_rows
                 embeds = prompt_embeds(self.engine.embed_tokens, [job.prompt_ids], [0] * job.num_rows, own)
                 body["prompt_embeds"] = [to_base64((row / self.engine.embedding_scale).cpu()) for row in embeds]
+            attempt = object()
             with self._lock:
-                self._tasks[id(job)] = job, asyncio.run_coroutine_threadsafe(self._complete(job, body), self.loop)
+                future = asyncio.run_coroutine_threadsafe(self._complete(job, body, attempt), self.loop)
+                self._tasks[id(job)] = job, future, attempt
 
     def _sampling(self, job: Job) -> dict[str, Any]:
         fields = {**self.engine.fields, "max_tokens": job.max_new_tokens, "model": self.engine.model}
         fields |= {"stream": True, "return_token_ids": True}
         if job.stop_strings:
-            fields |= {"stop": job.stop_strings, "include_stop_str_in_output": True}
+            fields |= {"stop": job.stop_strings, "include_stop_str_in_output": True, "skip_special_tokens": False}
         if job.temperature > 0:
             fields |= {"temperature": job.temperature, "seed": job.seed, "n": job.num_rows}
         return fields
 
-    async def _complete(self, job: Job, body: dict[str, Any]) -> None:
+    async def _complete(self, job: Job, body: dict[str, Any], attempt: object) -> None:
         try:
             await self._stream(job, body)
         except ApiError as error:
@@ -98,7 +101,8 @@ class UpstreamDecoder:
             job.on_error(ApiError(message, 502, "upstream_malformed"))
         finally:
             with self._lock:
-                self._tasks.pop(id(job), None)
+                if id(job) in self._tasks and self._tasks[id(job)][2] is attempt:
+                    del self._tasks[id(job)]
             self.on_change()
 
     async def _stream(self, job: Job, body: dict[str, Any]) -> None:
@@ -106,10 +110,10 @@ class UpstreamDecoder:
         async with self.client.stream("POST", "/v1/completions", json=body) as reply:
             if reply.status_code != 200:
                 raise self._refused(reply.status_code, await reply.aread())
-            async for line in reply.aiter_lines():
-                if not line.startswith("data:") or line == "data: [DONE]":
+            async for data in events_of(reply):
+                if data == b"[DONE]":
                     continue
-                chunk = json.loads(line.removeprefix("data:"))
+                chunk = json.loads(data)
                 if "error" in chunk:
                     raise self._away(f"it broke off: {chunk['error'].get('message', chunk['error'])}")
                 for choice in chunk["choices"]:
@@ -159,6 +163,16 @@ class UpstreamDecoder:
     def fail(self, error: ApiError) -> None:
         with self._lock:
             tasks = list(self._tasks.values())
-        for job, task in tasks:
+        for job, task, _ in tasks:
             task.cancel()
             job.on_error(error)
+
+
+async def events_of(reply: httpx.Response) -> AsyncIterator[bytes]:
+    """Data of server-sent events. Within a line there may be what httpx's own lines would end at, as U+2028."""
+    rest = b""
+    async for part in reply.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line.removeprefix(b"data:").strip()
