@@ -40,11 +40,8 @@ from trl_dlr.evaluation import mean_interval
 
 
 RATES, BETA = (3e-5, 1e-4, 3e-4), 0.04
-FIRST_PASSES, PASSES, FEW_PASSES = (
-    8,
-    (4, 16),
-    (1, 2),
-)  # the rate is chosen with the first, the last are for CPU seconds
+FIRST_PASSES, PASSES = 8, (4, 16)  # the rate is chosen with the first
+FEW_PASSES, HIGH_RATE = (1, 2), 1e-3  # for CPU seconds, beside the others
 PILOT_SEEDS, FIRST_SEED = (100, 101), 10  # decodes.py has chosen DLR's settings on seeds 0 to 9
 MAIN_MODEL_RATES = (1e-5, 1e-4)
 NUM_TOKENS, NUM_LATENTS = (2, 4, 8, 16, 32), (1, 2, 4, 8)
@@ -212,7 +209,7 @@ def main(args: PaperTablesArguments) -> None:
         try_out("decodes", "num_iterations", PASSES)
         if seconds:
             try_out("seconds", "num_iterations", FEW_PASSES)
-            try_out("seconds", "learning_rate", rates)
+            try_out("seconds", "learning_rate", (*rates, HIGH_RATE))
         summary.setdefault("pilot", {})[world] = tried
         for arm in arms:
             print(f"\n{world}, {arm}", *tried[arm], sep="\n  ")
