@@ -426,8 +426,8 @@ def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
         texts.append(markdown(task, columns, rows))
         if of_arms.get("dlr") and of_arms.get("grpo_lora"):
             verdicts.append([task, *verdict(of_arms["dlr"], of_arms["grpo_lora"])])
-    columns = ["task", "GRPO + LoRA at its end", "after", "DLR is there after", "ratio"]
-    columns += ["GRPO + LoRA at its best", "after", "DLR is there after", "ratio", "added memory, ratio"]
+    columns = ["task", "GRPO + LoRA at its end", "first there after", "DLR after", "ratio"]
+    columns += ["GRPO + LoRA at its best", "first there after", "DLR after", "ratio", "added memory, ratio"]
     texts.append(markdown("DLR beside GRPO + LoRA (within 0.02)", columns, verdicts))
     return "\n".join(texts)
 
@@ -473,14 +473,18 @@ def mean_curve(group: list[dict[str, Any]], axis: str = "seconds") -> list[tuple
 
 def verdict(dlr: list[dict[str, Any]], rival: list[dict[str, Any]]) -> list[str]:
     """
-    When DLR's mean accuracy reaches what the rival's is at its end and at its best, which is another place where a rival
-    that has learned collapses; and what DLR adds to memory beside it.
+    When the mean accuracies are first within 0.02 of what the rival's is at its end, and at its best, which is another
+    place where a rival that has learned collapses; and what DLR adds to memory beside it.
     """
-    curve, row = mean_curve(rival), []
-    for seconds, target in (curve[-1], max(curve, key=lambda at: at[1])):
-        there = next((at for at, value in mean_curve(dlr) if value >= target - 0.02), None)
-        times = ["never", "-"] if there is None else [f"{there:.0f}", f"{there / seconds:.2f}"]
-        row += [f"{target:.2f}", f"{seconds:.0f}", *times]
+    row = []
+    for target in (mean_curve(rival)[-1][1], max(accuracy for _, accuracy in mean_curve(rival))):
+        first, ours = (
+            next((seconds for seconds, accuracy in mean_curve(group) if accuracy >= target - 0.02), None)
+            for group in (rival, dlr)
+        )
+        row += [f"{target:.2f}", f"{first:.0f}"]
+        # What is there without training has not been learned faster
+        row += ["never", "-"] if ours is None else [f"{ours:.0f}", f"{ours / first:.2f}" if first and ours else "-"]
     memory = [statistics.fmean(each["added_memory"] for each in group) for group in (dlr, rival)]
     return [*row, f"{memory[0] / memory[1]:.2f}" if memory[1] else "-"]
 

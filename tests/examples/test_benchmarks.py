@@ -351,7 +351,7 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
     row = "| dlr | ' briefly' | 20 | 64 | 0.20 | 0.75 [0.59, 0.86] | 0.75 / 0.75 | 0.25 | 0.30 | 1.00 | 75 | 5 | unchanged |"
     assert row in out
     assert (
-        "| addition | 0.50 | 20 | 10 | 0.50 | 0.60 | 10 | 20 | 2.00 | 0.25 |" in out
+        "| addition | 0.50 | 10 | 10 | 1.00 | 0.60 | 10 | 20 | 2.00 | 0.25 |" in out
     )  # within 0.02 of its end, of its best
 
 
