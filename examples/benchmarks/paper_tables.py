@@ -3,7 +3,7 @@
 """
 The claims of the paper DeepLatent Reasoning (arXiv 2601.17275), tested one by one in the small world of tests/tiny.py.
 
-    python examples/benchmarks/paper_tables.py --runs tables.jsonl            # about an hour on two cores
+    python examples/benchmarks/paper_tables.py --runs tables.jsonl            # 80 minutes on two cores
     python examples/benchmarks/paper_tables.py --runs quick.jsonl --quick     # minutes: fewer seeds, smaller budgets
     python examples/benchmarks/paper_tables.py --runs tables.jsonl --tables table3 stability
 
@@ -62,14 +62,14 @@ SIZES = {  # at full size and quick
 
 # CPU minutes that each part takes at full size, and the tables that need it
 PARTS = {
-    "pilot, told": (13, {"table3", "stability", "test_time"}),
-    "pilot, thinks": (17, {"table3", "stability", "test_time"}),
+    "pilot, told": (26, {"table3", "stability", "test_time"}),
+    "pilot, thinks": (28, {"table3", "stability", "test_time"}),
     "pilot, steps": (8, {"steps"}),
-    "told": (22, {"table3", "stability", "test_time"}),
-    "thinks": (26, {"table3", "stability", "test_time"}),
+    "told": (30, {"table3", "stability", "test_time"}),
+    "thinks": (31, {"table3", "stability", "test_time"}),
     "variance": (8, {"variance"}),
     "table4": (5, {"table4"}),
-    "contrastive": (13, {"contrastive"}),
+    "contrastive": (14, {"contrastive"}),
     "steps": (6, {"steps"}),
 }
 
