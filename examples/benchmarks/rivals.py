@@ -68,7 +68,8 @@ CHOICES = {
     "prompt_tuning": [3e-3, 1e-2, 3e-2],
     "dlr": ["Answer: ", " Answer:", " briefly", "In one sentence:"],
 }
-ARMS = ["grpo_lora", "dlr", "grpo_full", "sft_lora", "prompt_tuning", "sft_dlr", "samples", "untrained"]
+RUNNER_UP = "grpo_lora_2"  # with the rate that was second in the pilot, which is shorter than the runs
+ARMS = ["grpo_lora", RUNNER_UP, "dlr", "grpo_full", "sft_lora", "prompt_tuning", "sft_dlr", "samples", "untrained"]
 USED = ["addition", "chain_sum", "products", "capitals", "opposites"]
 UNTOUCHED = ("dlr", "sft_dlr", "prompt_tuning", "samples", "untrained")  # arms that leave the main model's weights
 
@@ -220,7 +221,7 @@ def make_rival(arm: str, model, tokenizer, task: Task, folder: str, seed: int, r
             reward_weights=REWARD_WEIGHTS,
             max_completion_length=task.max_new_tokens,
         )
-        adapter = LoraConfig(**LORA) if arm == "grpo_lora" else None
+        adapter = None if arm == "grpo_full" else LoraConfig(**LORA)
         rewards = [task.correct, task.brief]
         return GRPOTrainer(
             model, rewards, config, train_dataset=task.train, processing_class=tokenizer, peft_config=adapter
@@ -376,7 +377,7 @@ def show_probe() -> None:
 
 def pilot_settings(args: RivalArguments) -> list[dict[str, Any]]:
     common = {"seed": args.pilot_seed, "seconds": sorted(args.pilot_seconds), "is_pilot": True}
-    arms = dict.fromkeys("dlr" if arm == "sft_dlr" else arm for arm in args.arms)
+    arms = dict.fromkeys({"sft_dlr": "dlr", RUNNER_UP: "grpo_lora"}.get(arm, arm) for arm in args.arms)
     return [
         {"arm": arm, "task": task, **common, "choice": choice}
         for task in args.tasks
@@ -390,13 +391,19 @@ def pilot_accuracy(pilot: dict[str, Any]) -> float:
 
 
 def best_choices(pilots: list[dict[str, Any]]) -> dict[tuple[str, str], float | str]:
-    """Of each arm and task, the choice with the highest accuracy; of equal ones, the first."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    """Of each arm and task, the choice with the highest accuracy; of equal ones, the first. Arms that take another's."""
+    tried: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for pilot in pilots:
-        best = found.setdefault((pilot["arm"], pilot["task"]), pilot)
-        if pilot_accuracy(pilot) > pilot_accuracy(best):
-            found[pilot["arm"], pilot["task"]] = pilot
-    return {key: pilot["choice"] for key, pilot in found.items()}
+        tried.setdefault((pilot["arm"], pilot["task"]), []).append(pilot)
+    found = {}
+    for (arm, task), own in tried.items():
+        best, *others = sorted(own, key=pilot_accuracy, reverse=True)
+        found[arm, task] = best["choice"]
+        if arm == "grpo_lora" and others:
+            found[RUNNER_UP, task] = others[0]["choice"]
+        if arm == "dlr":
+            found["sft_dlr", task] = best["choice"]
+    return found
 
 
 def pilot_table(args: RivalArguments, pilots: list[dict[str, Any]], choices: dict[tuple[str, str], Any]) -> str:
@@ -424,9 +431,10 @@ def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
         columns += ["shuffled", "plain anchors", "pass@8 before"]
         columns += ["added memory, MiB", "trained", "others", "GSM8K, log p"]
         texts.append(markdown(task, columns, rows))
-        if of_arms.get("dlr") and of_arms.get("grpo_lora"):
-            verdicts.append([task, *verdict(of_arms["dlr"], of_arms["grpo_lora"])])
-    columns = ["task", "GRPO + LoRA at its end", "first there after", "DLR after", "ratio"]
+        for arm in ("grpo_lora", RUNNER_UP):
+            if of_arms.get("dlr") and (rival := of_arms.get(arm)):
+                verdicts.append([task, shown(rival[0]["choice"]), *verdict(of_arms["dlr"], rival)])
+    columns = ["task", "rate", "GRPO + LoRA at its end", "first there after", "DLR after", "ratio"]
     columns += ["GRPO + LoRA at its best", "first there after", "DLR after", "ratio", "added memory, ratio"]
     texts.append(markdown("DLR beside GRPO + LoRA (within 0.02)", columns, verdicts))
     return "\n".join(texts)
@@ -530,7 +538,6 @@ def main(args: RivalArguments) -> None:
     print(pilot_table(args, pilots, choices), flush=True)
     if args.pilot:
         return None
-    choices |= {("sft_dlr", task): choices.get(("dlr", task)) for task in args.tasks}
     common = {"seconds": sorted(args.seconds), "is_pilot": False}
     settings = [
         {"arm": arm, "task": task, "seed": seed, **common, "choice": choices.get((arm, task))}

@@ -339,6 +339,10 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
         lines.append(line({"arm": "grpo_lora", **common, "seed": seed, "choice": 1e-3}, [0.2, 0.6, 0.5], 300.0))
         lines.append(line({"arm": "dlr", **common, "seed": seed, "choice": " briefly"}, [0.2, 0.49, 0.75], 75.0))
     path.write_text("\n".join(lines) + "\n")
+    read = [{**one["settings"], **one["figures"]} for one in map(json.loads, lines)]
+    choices = rivals.best_choices([one for one in read if one["is_pilot"]])
+    assert choices["grpo_lora", "addition"] == 1e-3 and choices[rivals.RUNNER_UP, "addition"] == 3e-4
+    assert choices["dlr", "addition"] == choices["sft_dlr", "addition"] == " briefly"
     before = path.read_text()
     rivals.main(args)
     assert path.read_text() == before  # nothing was missing
@@ -351,7 +355,7 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
     row = "| dlr | ' briefly' | 20 | 64 | 0.20 | 0.75 [0.59, 0.86] | 0.75 / 0.75 | 0.25 | 0.30 | 1.00 | 75 | 5 | unchanged |"
     assert row in out
     assert (
-        "| addition | 0.50 | 10 | 10 | 1.00 | 0.60 | 10 | 20 | 2.00 | 0.25 |" in out
+        "| addition | 0.001 | 0.50 | 10 | 10 | 1.00 | 0.60 | 10 | 20 | 2.00 | 0.25 |" in out
     )  # within 0.02 of its end, of its best
 
 
