@@ -161,7 +161,9 @@ def make_trainer(arm: str, config: dict, main_model, rows: list[dict], reward, f
         main_model.save_pretrained(f"{folder}/main")
         model = LlamaForCausalLM.from_pretrained(f"{folder}/main")
         spare_waste(model)
-        trainer_class, config_class = (GMPOTrainer, GMPOConfig) if arm == "GMPO" else (GRPOTrainer, GRPOConfig)
+        trainer_class, config_class = (
+            (GMPOTrainer, GMPOConfig) if arm.startswith("GMPO") else (GRPOTrainer, GRPOConfig)
+        )
         args = config_class(folder, **{**ON_A_CPU, **CONSTANT, "gradient_checkpointing": False, **shared, **config})
         data = {"train_dataset": Dataset.from_list(rows), "processing_class": tiny_tokenizer()}
         trainer = trainer_class(model, reward, args, **data)

@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from common import check_output, run_missing, write_json
 from paper_arms import AT_18, CONTRAST, DLR, HYBRID, NUM_POINTS, PRESCREENED, RIVALS, at, run
 from transformers import HfArgumentParser
@@ -133,10 +134,11 @@ def print_markdown(title: str, arms: dict[str, list[dict]], columns: dict[str, i
 
 
 def in_dlrs_seconds(arms: dict[str, list[dict]]) -> None:
-    """Beside the accuracy after as many decodes, the one after the CPU seconds that DLR takes for them."""
+    """Beside the accuracy after as many decodes, the one after the CPU seconds that DLR takes, between two points."""
     seconds = statistics.fmean(line["seconds"] for line in arms["DLR"])
     for line in itertools.chain(*arms.values()):
-        line[IN_DLRS_SECONDS] = at(line["curve"], "seconds", seconds)["accuracy"]
+        points = [[point[name] for point in line["curve"]] for name in ("seconds", "accuracy")]
+        line[IN_DLRS_SECONDS] = float(np.interp(seconds, *points))
 
 
 def best(tried: list[dict], budget: str) -> dict:
@@ -184,19 +186,20 @@ def main(args: PaperTablesArguments) -> None:
     def pilot(world: str, arms: Sequence[str], seconds: float = 0.0) -> dict[str, dict]:
         """
         The best settings of each rival: first the rate, then the passes, for the decodes; and beside it for the CPU
-        seconds, if they are others, where fewer passes are tried, and then the rates with as many.
+        seconds, if they are others: few passes are tried with the highest rate and with the best one so far, and then
+        the other rates with as many.
         """
         size, tried = args.size("pilot_decodes"), {arm: [] for arm in arms}
         seconds = round(seconds * size / args.size("decodes"), 1)
         budgets = {"decodes": size} | ({"seconds": seconds} if seconds else {})
         rates = RATES[args.quick :]
 
-        def try_out(budget: str | None, name: str, values: Sequence[float]) -> None:
+        def try_out(budget: str | None, name: str, values: Sequence[float], **others) -> None:
             """Vary one setting of what has been best for a budget so far."""
             settings = []
             for arm in arms:
                 start = {**RIVALS[arm], "num_iterations": FIRST_PASSES} if budget is None else best(tried[arm], budget)
-                varied = [{**start, name: value} for value in values]
+                varied = [{**start, **others, name: value} for value in values]
                 known = [one["config"] for one in tried[arm]]
                 settings += [make(world, arm, config, size, seconds) for config in varied if config not in known]
             found = by_arm(make_runs(f"pilot, {world}", of_seeds(settings, PILOT_SEEDS)))
@@ -208,6 +211,8 @@ def main(args: PaperTablesArguments) -> None:
         try_out(None, "learning_rate", rates)
         try_out("decodes", "num_iterations", PASSES)
         if seconds:
+            for number in FEW_PASSES:  # another rate may be the best with few passes
+                try_out("decodes", "num_iterations", (number,), learning_rate=rates[-1])
             try_out("seconds", "num_iterations", FEW_PASSES)
             try_out("seconds", "learning_rate", (*rates, HIGH_RATE))
         summary.setdefault("pilot", {})[world] = tried

@@ -17,6 +17,7 @@ among the held-out questions, as if DLR's training served these alone. Then the 
 """
 
 import hashlib
+import random
 import statistics
 import tempfile
 import time
@@ -31,7 +32,7 @@ import torch
 from common import check_output, load_smollm2, peak_memory, reset_peak_memory, run_missing, spare_waste
 from datasets import Dataset, load_dataset
 from peft import LoraConfig, PromptTuningConfig
-from tasks import TASKS, Task, stated
+from tasks import TASKS, Task, same_question, stated
 from transformers import HfArgumentParser, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
@@ -125,6 +126,16 @@ def adapted_answers(model: torch.nn.Module, tokenizer, task: Task, rows: dict) -
     out = model.generate(**batch, max_new_tokens=task.max_new_tokens, do_sample=False)
     start = batch["input_ids"].size(1) if out.size(1) > task.max_new_tokens else 0
     return tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
+
+
+def another_question(questions: list[str]) -> list[int]:
+    """For each question another one in its place, which is not the same in another order, and gives its latents once."""
+    order, size = random.Random(0).sample(range(len(questions)), len(questions)), len(questions)
+    for shift in range(1, size):
+        givers = {order[i]: order[(i + shift) % size] for i in range(size)}
+        if all(same_question(questions[i]) != same_question(questions[j]) for i, j in givers.items()):
+            return [givers[i] for i in range(size)]
+    raise ValueError("The questions are all the same.")
 
 
 def scores(task: Task, rows: dict, texts: list[str]) -> dict[str, Any]:
@@ -273,7 +284,8 @@ def train_latent(arm, model, tokenizer, task, folder, seed, anchor_text, seconds
         with trainer.answering() as reasoner:
             latents, lengths = reasoner.sample_latents(rows["prompt"], 1, True)
             found |= scores(task, rows, reasoner.decode(rows["prompt"], latents, lengths))
-            shuffled = reasoner.decode(rows["prompt"], latents.roll(1, 0), lengths.roll(1))
+            giver = another_question(rows["question"])
+            shuffled = reasoner.decode(rows["prompt"], latents[giver], lengths[giver])
             found |= {f"{name}_shuffled": value for name, value in scores(task, rows, shuffled).items()}
             if trainer.state.global_step == 0:
                 plain = reasoner.decode(rows["prompt"], num_anchors=POLICY["num_latents"])
