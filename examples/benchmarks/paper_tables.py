@@ -302,7 +302,10 @@ def main(args: PaperTablesArguments) -> None:
             make_runs("contrastive", of_seeds([make("told", a, c, short, 0.0, 8) for a, c in arms.items()]))
         )
         keep(
-            "contrastive", "accuracy and diversity", found, {"accuracy": 3, "shuffled": 3, "diversity": 3, "pass@8": 3}
+            "contrastive",
+            "accuracy and diversity",
+            found,
+            {"accuracy": 3, "pass@1": 3, "shuffled": 3, "diversity": 3, "pass@8": 3},
         )
 
     if "steps" in wanted:
@@ -346,6 +349,7 @@ def plot(path: str, summary: dict, curves: dict, variance: list[dict]) -> None:
     for axis, (title, world, name) in zip(axes, panels, strict=False):
         arms, budgets = curves[world]
         xs = [budgets[name] * i / NUM_POINTS for i in range(NUM_POINTS + 1)]
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2])
         for arm, lines in arms.items():
             ys = [statistics.fmean(at(line["curve"], name, x)["accuracy"] for line in lines) for x in xs]
             axis.plot(xs, ys, "o-", ms=2, label=arm)
@@ -379,7 +383,7 @@ def plot(path: str, summary: dict, curves: dict, variance: list[dict]) -> None:
             values = [figures[bars[table]] for figures in arms.values()]
             reaches = [mean - low for mean, low, _ in map(mean_interval, values)]
             axis.barh(list(arms), [statistics.fmean(own) for own in values], xerr=reaches)
-            axis.set_xlabel(bars[table])
+            axis.set_xlabel(f"{bars[table]}, {next(iter(summary[table]))}" if table == "stability" else bars[table])
             axis.tick_params(axis="y", labelsize=6)
     for axis in axes[num_panels:]:
         axis.axis("off")

@@ -141,6 +141,14 @@ def paper_arms(monkeypatch):
     return paper_arms
 
 
+@pytest.mark.parametrize("arm", ["GMPO", "GMPO, for seconds"])
+def test_an_arm_is_what_it_is_called(paper_arms, tmp_path, arm):
+    main_model, train, *_ = paper_arms.world_of("told")
+    config = {"num_iterations": 1, "learning_rate": 1e-4, "max_completion_length": 3}
+    trainer = paper_arms.make_trainer(arm, config, main_model, train, paper_arms.FinalAnswer(), str(tmp_path), 0)
+    assert type(trainer) is paper_arms.GMPOTrainer
+
+
 @pytest.mark.parametrize(
     ("completion", "verdict"),
     [
