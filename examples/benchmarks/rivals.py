@@ -403,7 +403,7 @@ def pilot_accuracy(pilot: dict[str, Any]) -> float:
 
 
 def best_choices(pilots: list[dict[str, Any]]) -> dict[tuple[str, str], float | str]:
-    """Of each arm and task, the choice with the highest accuracy; of equal ones, the first. Arms that take another's."""
+    """Of each arm and task, the choice with the highest accuracy; of equal ones, the first; and those of arms without their own."""
     tried: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for pilot in pilots:
         tried.setdefault((pilot["arm"], pilot["task"]), []).append(pilot)

@@ -108,16 +108,18 @@ class LatentReasonerLM(TemplateLM):
             raise ValueError(f"`selection` must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
         if device == "cuda:0" and not torch.cuda.is_available():  # which the harness says where its user does not
             device = None
-        of_loading = {"main_model": main_model, "dtype": dtype, "max_gen_toks": max_gen_toks, **reasoner_kwargs}
-        of_loading |= {} if engine == "transformers" else {"engine": engine}
-        if not isinstance(pretrained, str) and (given := [n for n, value in of_loading.items() if value is not None]):
-            raise ValueError(f"`{given[0]}` has no meaning for a `pretrained` that is a reasoner: load it so.")
         if isinstance(pretrained, str):
             if dtype is not None:
                 reasoner_kwargs["main_model_init_kwargs"] = {"dtype": dtype}
             pretrained = LatentReasoner.from_pretrained(
                 pretrained, main_model, engine=engine, max_new_tokens=max_gen_toks, device=device, **reasoner_kwargs
             )
+        else:
+            engine = None if engine == "transformers" else engine
+            of_loading = {"main_model": main_model, "engine": engine, "dtype": dtype, "max_gen_toks": max_gen_toks}
+            for name, value in {**of_loading, **reasoner_kwargs}.items():
+                if value is not None:
+                    raise ValueError(f"`{name}` has no meaning for a `pretrained` that is a reasoner: load it so.")
         self.reasoner = pretrained
         self.tokenizer = pretrained.main_processing_class
         self.do_sample = do_sample

@@ -43,42 +43,42 @@ NEUTRAL = {
 
 class VLLMServerEngine(DecodingEngine):
     """
-        Decodes on a vLLM server that is started with `vllm serve <main model> --enable-prompt-embeds`.
+    Decodes on a vLLM server that is started with `vllm serve <main model> --enable-prompt-embeds`.
 
-        The weights never change, so nothing is synchronized: any stock server will do, and it can serve any number of
-        trainers. Construction waits until the server answers and checks that it serves this main model. A server that goes
-        away and comes back within `timeout` seconds is waited for, in the middle of a rollout too. The key of a server that
+    The weights never change, so nothing is synchronized: any stock server will do, and it can serve any number of
+    trainers. Construction waits until the server answers and checks that it serves this main model. A server that goes
+    away and comes back within `timeout` seconds is waited for, in the middle of a rollout too. The key of a server that
     wants one is read from the environment variable `VLLM_API_KEY`, as the server itself reads it.
 
-        Args:
-            main_model ([`~transformers.PreTrainedModel`]):
-                Frozen causal LM. Of its weights only the input embeddings are used, which turn prompts into
-                `(length, hidden_size)`.
-            processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-                Its tokenizer.
-            max_new_tokens (`int`):
-                Completion tokens at most.
-            generation_kwargs (`dict`, *optional*):
-                Further fields of `vllm.SamplingParams`, such as `temperature`, and `stop_strings`. Decoding is greedy
-                unless they say otherwise.
-            base_url (`str`, *optional*, defaults to `"http://localhost:8000"`):
-                Address of the server.
-            timeout (`float`, *optional*, defaults to `240.0`):
-                Seconds to wait for a server that is away, and for the answer to one request.
-            batch_size (`int`, *optional*, defaults to `16`):
-                Rows of one request at most.
-            num_concurrent (`int`, *optional*, defaults to `8`):
-                Requests under way at most.
+    Args:
+        main_model ([`~transformers.PreTrainedModel`]):
+            Frozen causal LM. Of its weights only the input embeddings are used, which turn prompts into
+            `(length, hidden_size)`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        max_new_tokens (`int`):
+            Completion tokens at most.
+        generation_kwargs (`dict`, *optional*):
+            Further fields of `vllm.SamplingParams`, such as `temperature`, and `stop_strings`. Decoding is greedy
+            unless they say otherwise.
+        base_url (`str`, *optional*, defaults to `"http://localhost:8000"`):
+            Address of the server.
+        timeout (`float`, *optional*, defaults to `240.0`):
+            Seconds to wait for a server that is away, and for the answer to one request.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows of one request at most.
+        num_concurrent (`int`, *optional*, defaults to `8`):
+            Requests under way at most.
 
-        Attributes:
-            num_retries (`int`):
-                Requests sent again since the start because the server was away.
+    Attributes:
+        num_retries (`int`):
+            Requests sent again since the start because the server was away.
 
-        Raises:
-            `ConnectionError`: the server stays away for `timeout` seconds, at construction or later.
-            `TimeoutError`: the server is there, but a request is not answered within `timeout` seconds.
-            `RuntimeError`: the server refuses a request, lacks `--enable-prompt-embeds`, or its reply is malformed.
-            `ValueError`: bad arguments, or a server with another main model or too small a `--max-model-len`.
+    Raises:
+        `ConnectionError`: the server stays away for `timeout` seconds, at construction or later.
+        `TimeoutError`: the server is there, but a request is not answered within `timeout` seconds.
+        `RuntimeError`: the server refuses a request, lacks `--enable-prompt-embeds`, or its reply is malformed.
+        `ValueError`: bad arguments, or a server with another main model or too small a `--max-model-len`.
     """
 
     def __init__(

@@ -217,8 +217,9 @@ class LatentReasoner:
             if not hasattr(main_model, "hf_device_map"):
                 main_model.get_input_embeddings().to(device)
             hub_of_main = hub_arguments({"revision": getattr(main_model.config, "_commit_hash", None), **load})
-            options = {"llm_kwargs": {**vllm_hub_arguments(hub_of_main), **(vllm_kwargs or {})}}
-            if engine != "vllm":
+            if engine == "vllm":
+                options = {"llm_kwargs": {**vllm_hub_arguments(hub_of_main), **(vllm_kwargs or {})}}
+            else:
                 options = {} if batch_size is None else {"batch_size": batch_size}
         reasoner.engine = create_engine(
             engine, main_model, main_processing_class, max_new_tokens, generation_kwargs, **options

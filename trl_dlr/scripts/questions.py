@@ -266,7 +266,7 @@ def with_targets(dataset: Dataset | None, answer_tags: list[str] | None) -> Data
     if "answer" not in dataset.column_names or None in dataset["answer"]:
         raise ValueError(
             "The dataset must have a column 'completion', or an 'answer' in every row, to learn to write: "
-            f"it has {', '.join(dataset.column_names)}, and answers may be judged that nobody has written."
+            f"it has {', '.join(dataset.column_names)}. Tasks that only judge answers are for reinforcement learning."
         )
     dataset = dataset.map(worked, fn_kwargs={"answer_tags": answer_tags})
     with_steps = dataset.filter(lambda row: len(row["steps"]) > 0)

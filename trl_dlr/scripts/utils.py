@@ -263,9 +263,9 @@ def load_models(
         }
     quantization_config = get_quantization_config(model_args)
     if model in ASSISTANTS:
+        refuse_unused(model_args, ("dtype", "attn_implementation", "model_revision"), "`main_model_init_kwargs`")
         source = load_main_model(main_model, training_args)
         set_seed(training_args.seed)  # fresh layers are drawn before the trainer sets it
-        refuse_unused(model_args, ("dtype", "attn_implementation", "model_revision"), "`main_model_init_kwargs`")
         with named({"num_layers": "assistant_num_layers"}):
             model = ASSISTANTS[model](source, args.assistant_num_layers)
         if quantization_config is None:  # else the trainer loads it again, quantized

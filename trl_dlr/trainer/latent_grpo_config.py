@@ -53,11 +53,10 @@ class LatentGRPOConfig(ReportableArguments, GroupArguments, LatentPolicyArgument
     with other defaults. For a full list of training arguments, please refer to the [`LatentPolicyArguments`],
     [`GroupArguments`], [`RemedyArguments`], [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] documentation.
     `max_completion_length` is the main model's token budget per completion, `num_generations` is the number G of
-    latent trajectories per question, and `beta` weighs the closed-form KL of the latents' densities.
-    `use_vllm` decodes the frozen main model with vLLM, in process
-    (`vllm_mode="colocate"`) or by a stock server (`vllm_mode="server"`, started with `vllm serve <main model>
-    --enable-prompt-embeds`), which any number of runs can share, as its weights are never updated. `generation_kwargs`
-    are then fields of `vllm.SamplingParams`.
+    latent trajectories per question, and `beta` weighs the closed-form KL of the latents' densities. `use_vllm` decodes
+    the frozen main model with vLLM, in process (`vllm_mode="colocate"`) or by a stock server (`vllm_mode="server"`,
+    started with `vllm serve <main model> --enable-prompt-embeds`), which any number of runs can share, as its weights
+    are never updated. `generation_kwargs` are then fields of `vllm.SamplingParams`.
 
     Using [`~transformers.HfArgumentParser`] we can turn this class into
     [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the

@@ -107,8 +107,8 @@ class LatentSFTTrainer(PolicyTrainingMixin, CheckpointsMixin, SFTTrainer):
             stream. Rows longer than `max_length`, latents included, or than a model has positions for are left out.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Held-out questions. Beside the loss, `eval_accuracy` says how often answers decoded from *sampled* latents
-            are right by `reward_func`, with all latents in every stage, as the policy is used; an [`~transformers.EarlyStoppingCallback`] with
-            `metric_for_best_model="accuracy"` stops on it.
+            are right by `reward_func`, with all latents in every stage, as the policy is used; an
+            [`~transformers.EarlyStoppingCallback`] with `metric_for_best_model="accuracy"` stops on it.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the assistant. If `None`, the one saved with `model`, or the main model's if the assistant was
             made from it.

@@ -200,7 +200,7 @@ def select_first_latent(
 ) -> torch.Tensor:
     """
     Optimal correct-path first-latent selection: in a group with a positive advantage, only its most likely positive
-    sample that is there keeps an advantage at the first latent position. Samples of a group share the question, so their first
+    sample that has a first latent keeps an advantage there. Samples of a group share the question, so their first
     latents would be pulled in as many directions as there are samples.
 
     Args:

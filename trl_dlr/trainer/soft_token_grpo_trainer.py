@@ -321,9 +321,7 @@ class SoftTokenGRPOTrainer(ThinkingTrainingMixin, CheckpointsMixin, GRPOTrainer)
             rewards[places[is_kept]] = new.view(*is_kept.shape, -1)[is_kept]
             own = [(row, i) for i, (row, kept) in enumerate(zip(rows, is_kept[rank].tolist(), strict=True)) if kept]
             again_logged, self._pending_extra_logs = self._pending_extra_logs, logged  # columns beside completions
-            for column in again_logged:
-                logged.setdefault(column, [None] * len(prompts))
-            columns = [(logged[column], values) for column, values in again_logged.items()]
+            columns = [(logged.setdefault(name, [None] * len(prompts)), row) for name, row in again_logged.items()]
             for values, others in [*zip(drawn[:4], again[:4], strict=True), *columns]:
                 for row, i in own:
                     values[row] = others[i]
