@@ -84,6 +84,15 @@ SHAPES = {
         "num_attention_heads": 32,
         "max_position_embeddings": 4096,
     },
+    "llama2-70b": {
+        "vocab_size": 32000,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 4096,
+    },
 }
 SCRATCH = tempfile.TemporaryDirectory(prefix="trl-dlr-benchmark-")
 FILLER = (
@@ -102,6 +111,10 @@ class BenchmarkArguments:
     shape: str | None = field(
         default=None,
         metadata={"help": "Random weights of this shape as the main model.", "choices": list(SHAPES)},
+    )
+    num_layers: int | None = field(
+        default=None,
+        metadata={"help": "Layers of `shape`, if not all: a large model's time grows by as much per layer."},
     )
     dtype: str = field(
         default="bfloat16",
@@ -160,9 +173,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def random_model(shape: str, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+def random_model(shape: str, dtype: torch.dtype, seed: int, num_layers: int | None = None) -> PreTrainedModel:
     torch.manual_seed(seed)
     fields = {"model_type": "llama", **SHAPES[shape], "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    if num_layers is not None:
+        fields["num_hidden_layers"] = num_layers
     config = AutoConfig.for_model(**fields)
     with device():  # where drawing billions of weights takes seconds
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
@@ -195,8 +210,9 @@ def load_main_model(args: BenchmarkArguments) -> tuple[PreTrainedModel, PreTrain
     """Main model on the device, its tokenizer and a name for tables."""
     dtype = getattr(torch, args.dtype)
     if args.shape is not None:
-        model = random_model(args.shape, dtype, args.seed)
-        return model, word_tokenizer(model.config.vocab_size), f"{args.shape} (random weights)"
+        model = random_model(args.shape, dtype, args.seed, args.num_layers)
+        name = args.shape if args.num_layers is None else f"{args.num_layers} layers of {args.shape}"
+        return model, word_tokenizer(model.config.vocab_size), f"{name} (random weights)"
     if args.main_model is not None:
         model = AutoModelForCausalLM.from_pretrained(args.main_model, dtype=dtype)
         tokenizer, name = AutoTokenizer.from_pretrained(args.main_model, padding_side="left"), args.main_model

@@ -6,6 +6,9 @@ Engines that decode the frozen main model, on the same rows: K trajectories of o
 - `transformers`: `TransformersEngine`, which reads the prompt once for all its rows, and on a GPU decodes with a
   graph.
 - `transformers_no_graph`: the same on a GPU without the graph, as with sampling or a sliding window.
+- `transformers_8bit`, `transformers_4bit`: `TransformersEngine` with a main model that bitsandbytes has quantized, where
+  it is installed.
+- `compiled`: `plain` with the static cache of transformers, whose step `generate` compiles on a GPU.
 - `plain`: `model.generate(inputs_embeds=...)` with the prompt repeated in every row.
 - `vllm`: `VLLMEngine`, where vLLM is installed.
 - `vllm_server`: `VLLMServerEngine`, where `--vllm_server_base_url` is given.
@@ -40,12 +43,19 @@ from multiprocessing.connection import Connection
 
 import common
 import torch
-from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from trl_dlr.generation import create_engine, tokenize_prompts
 
 
-ENGINES = ["transformers", "transformers_no_graph", "plain", "vllm", "vllm_server"]
+QUANTIZED = {"transformers_8bit": {"load_in_8bit": True}, "transformers_4bit": {"load_in_4bit": True}}
+ENGINES = ["transformers", "transformers_no_graph", *QUANTIZED, "compiled", "plain", "vllm", "vllm_server"]
 
 
 @dataclass
@@ -56,7 +66,11 @@ class EnginesArguments(common.BenchmarkArguments):
     num_latents: int = 8
     num_rows: int = field(default=16, metadata={"help": "Number K of rows, all of one prompt."})
     engines: list[str] | None = field(
-        default=None, metadata={"help": "Engines to compare. If unset, all that can run.", "choices": ENGINES}
+        default=None,
+        metadata={
+            "help": "Engines to compare. If unset, all that can run, but not with a quantized main model.",
+            "choices": ENGINES,
+        },
     )
     vllm_gpu_memory_utilization: float = field(default=0.4, metadata={"help": "Share of the GPU that vLLM takes."})
     vllm_server_base_url: str | None = field(default=None, metadata={"help": "Address of a vLLM server."})
@@ -69,14 +83,25 @@ class EnginesArguments(common.BenchmarkArguments):
 
 
 def plain_route(
-    model: PreTrainedModel, prompt_ids: list[int], latent_embeds: torch.Tensor, max_new_tokens: int
+    model: PreTrainedModel, prompt_ids: list[int], latent_embeds: torch.Tensor, max_new_tokens: int, **options
 ) -> list[list[int]]:
     """What transformers documents for embeddings: whole rows, each with the prompt."""
     prompt = model.get_input_embeddings()(torch.tensor([prompt_ids], device=model.device))
     embeds = torch.cat([prompt.expand(latent_embeds.size(0), -1, -1), latent_embeds.to(prompt)], dim=1)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
     limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens}
-    return model.generate(inputs_embeds=embeds, attention_mask=mask, do_sample=False, **limits).tolist()
+    return model.generate(inputs_embeds=embeds, attention_mask=mask, do_sample=False, **limits, **options).tolist()
+
+
+def quantized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, engine: str) -> PreTrainedModel:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=model.dtype,
+            quantization_config=BitsAndBytesConfig(**QUANTIZED[engine]),
+            device_map=model.device,
+        ).eval()
 
 
 def make_decode(
@@ -86,9 +111,14 @@ def make_decode(
     num_tokens = args.max_completion_length
     if engine == "plain":
         return lambda prompt_ids, latent_embeds: plain_route(model, prompt_ids, latent_embeds, num_tokens)
-    if engine in ("transformers", "transformers_no_graph"):
+    if engine == "compiled":
+        static = {"cache_implementation": "static"}
+        return lambda prompt_ids, latent_embeds: plain_route(model, prompt_ids, latent_embeds, num_tokens, **static)
+    if engine in QUANTIZED:
+        model = quantized(model, tokenizer, engine)
+    if engine.startswith("transformers"):
         decoder = create_engine("transformers", model, tokenizer, num_tokens, {"min_new_tokens": num_tokens})
-        decoder.is_plainly_greedy = engine == "transformers"
+        decoder.is_plainly_greedy = engine != "transformers_no_graph"
     elif engine == "vllm_server":
         decoder = create_engine(args.vllm_server_base_url, model, tokenizer, num_tokens, {"min_tokens": num_tokens})
     else:
@@ -141,7 +171,8 @@ def main(args: EnginesArguments) -> None:
     engines = args.engines
     if engines is None:
         can_run = {"vllm": importlib.util.find_spec("vllm"), "vllm_server": args.vllm_server_base_url}
-        can_run["transformers_no_graph"] = torch.cuda.is_available()
+        can_run |= dict.fromkeys(("transformers_no_graph", "compiled"), torch.cuda.is_available())
+        can_run |= dict.fromkeys(QUANTIZED, False)
         engines = [engine for engine in ENGINES if can_run.get(engine, True)]
     reports, results = common.take_turns(work, engines, args)
     model_name = results[engines[0]]["main_model"]

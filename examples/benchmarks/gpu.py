@@ -12,8 +12,10 @@ random weights. Each part is a process of its own, whose output is in a file of 
   float16 gives a ratio of exactly 1, a step whose gradients overflow is skipped, main models in 4 and 8 bit, a
   checkpoint resumes, DeepSpeed ZeRO-2 trains.
 - `trainer_tests`: the tests of all trainers, with their models on the GPU.
-- `decoding`: SmolLM2 in float32, a CUDA graph beside `generate` (and vLLM, where it is installed): seconds, same
-  tokens?
+- `decoding`: SmolLM2 in float32, a CUDA graph beside `generate`, and one with a static cache that is compiled (and
+  vLLM, where it is installed): seconds, same tokens?
+- `decoding_1b`, `..._7b`, `..._70b`: what a token takes with main models of these shapes, by their rows and layers.
+- `quantized_7b`: the same in 8 and 4 bit.
 - `step`: a step on SmolLM2 beside one of TRL's `GRPOTrainer`.
 - `step_7b`: a step with the shapes of the paper, LLaMA-2-7B and an assistant of 1.3B, G = 64, T = 32, 256 new tokens.
 - `demo`: README's first command.
@@ -52,6 +54,15 @@ PAPER = {
     "max_completion_length": 256,
     "prompt_tokens": 150,
 }
+DECODING = {"dtype": "bfloat16", "repeats": 3, "num_latents": 32, "prompt_tokens": 150, "max_completion_length": 256}
+GROWTH = {  # rows are K = 0.18 G of one question, or of several
+    "decoding_1b": {"shape": "llama-1.3b", "num_rows": 12},
+    "decoding_7b_48_rows": {"shape": "llama2-7b", "num_rows": 48},
+    "decoding_70b_4_layers": {"shape": "llama2-70b", "num_layers": 4, "num_rows": 12},
+    "decoding_70b_12_layers": {"shape": "llama2-70b", "num_layers": 12, "num_rows": 12},
+    "quantized_7b": {"shape": "llama2-7b", "num_rows": 12, "max_completion_length": 64, "repeats": 1},
+}
+QUANTIZED = ["transformers", "transformers_no_graph", "transformers_8bit", "transformers_4bit"]
 PAPER_TINY = PAPER | {
     "shape": "tiny",
     "assistant_shape": "tiny",
@@ -69,7 +80,7 @@ def flags(settings: dict[str, Any]) -> list[str]:
 def parts_of(folder: Path, has_gpu: bool) -> dict[str, list[str]]:
     """Command of each part, without the interpreter."""
     workers = str(min(os.cpu_count() or 1, 14))
-    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short"]
     decoding = {"dtype": "float32", "repeats": 3, "num_rows": 6}
     step = {"repeats": 3, "dtype": "bfloat16" if has_gpu else "float32"}
     tiny = {} if has_gpu else {"shape": "tiny", "max_completion_length": 8}
@@ -80,7 +91,11 @@ def parts_of(folder: Path, has_gpu: bool) -> dict[str, list[str]]:
         "step_7b": [str(BENCHMARKS / "step_time.py"), *flags(paper), "--skip_trl"],
         "demo": [str(ROOT / "examples" / "train_gsm8k.py"), "--output_dir", str(folder / "demo_run")],
     }
-    for name in ("decoding", "step", "step_7b"):
+    for name, sizes in GROWTH.items():
+        small = {} if has_gpu else {"shape": "tiny", "dtype": "float32", "max_completion_length": 8}
+        engines = QUANTIZED if name == "quantized_7b" else ["transformers"]
+        parts[name] = [str(BENCHMARKS / "engines.py"), *flags(DECODING | sizes | small), "--engines", *engines]
+    for name in ("decoding", "step", "step_7b", *GROWTH):
         parts[name] += ["--output_json", str(folder / f"{name}.json")]
     if has_gpu:
         parts["gpu_tests"] = [*pytest, "-n", "4", "-m", "gpu", "tests/gpu"]
@@ -140,7 +155,8 @@ def read_demo(folder: Path, name: str) -> dict[str, Any]:
     return {key: value for key, value in results.items() if key.split("/")[-1] in ("accuracy", "format")}
 
 
-READERS = {"gpu_tests": read_tests, "trainer_tests": read_tests, "decoding": read_decoding, "demo": read_demo}
+READERS = {"gpu_tests": read_tests, "trainer_tests": read_tests, "demo": read_demo}
+READERS |= dict.fromkeys(("decoding", *GROWTH), read_decoding)
 
 
 def main(folder: Path, chosen: list[str] | None) -> int:
