@@ -72,13 +72,15 @@ class Job:
             `"zero2_bf16"`.
         num_processes (`int`, *optional*, defaults to `1`):
             Number of processes.
+        num_nodes (`int`, *optional*, defaults to `1`):
+            Nodes that they are told to be on, as many on each.
         cwd (`Path`, *optional*):
             Working directory. If `None`, the repository.
         env (`dict`, *optional*):
             Variables beside those of this process.
     """
 
-    def __init__(self, program, folder, launcher="one", num_processes=1, cwd=None, env=None):
+    def __init__(self, program, folder, launcher="one", num_processes=1, num_nodes=1, cwd=None, env=None):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("stdout", "stderr"):
@@ -88,10 +90,13 @@ class Job:
             self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
             environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-            environment |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_processes))
+            environment |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes // num_nodes)}
         self.processes = []
         for rank in range(num_processes):
-            ranks = {} if self.store is None else {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks = {}
+            if self.store is not None:
+                node, local_rank = divmod(rank, num_processes // num_nodes)
+                ranks = {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "GROUP_RANK": str(node)}
             arguments = list(map(str, program)), str(self.folder), str(cwd or ROOT), environment | ranks | (env or {})
             self.processes.append(context.Process(target=main, args=arguments))
             self.processes[-1].start()

@@ -88,7 +88,9 @@ def write(trainer, folder: Path, figures: dict, value_head: torch.nn.Module | No
 
 
 def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
-    """Train one trainer, and write what it has become."""
+    """Train one trainer, and write what it has become. With `local_disks` each node has a folder of its own."""
+    if kwargs.pop("local_disks", False):
+        folder = folder / f"node_{os.environ['GROUP_RANK']}"
     folder.mkdir(parents=True, exist_ok=True)
     failure, num_rows = kwargs.pop("failure", None), kwargs.pop("num_rows", 40)
     checkpoint, steps_without_rewards = kwargs.pop("checkpoint", None), kwargs.pop("steps_without_rewards", ())
@@ -119,7 +121,7 @@ def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
             trainer = make_coconut_trainer(folder, **curriculum, **eval_dataset, **kwargs)
         else:
             trainer = make_latent_rl_trainer(folder, per_device_train_batch_size=batch_size, **kwargs)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=checkpoint)
         figures = {key: history(trainer, key) for key in ("loss", "value/auc", "value/accuracy")}
         if mode == "coconut":
             figures["answers"] = trainer._answer(trainer.eval_dataset)

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from tests.trainer.test_coconut_sft_trainer import make_coconut_trainer
 from tests.trainer.test_latent_grpo_trainer import make_trainer
 from tests.trainer.test_latent_sft_trainer import make_sft_trainer
 from tests.trainer.test_soft_token_grpo_trainer import make_trainer as make_soft_token_trainer
+from trl_dlr import LatentPolicyModel
 
 
 ZERO2 = ROOT / "accelerate_configs" / "deepspeed_zero2_cpu.yaml"
@@ -61,9 +63,10 @@ def finish(process, folder, timeout=600):
     return process.returncode, (folder / "stderr.txt").read_text()
 
 
-def launch(folder, launcher, mode, num_processes=2, fails=False, env=None, **kwargs):
+def launch(folder, launcher, mode, num_processes=2, fails=False, env=None, num_nodes=1, **kwargs):
     """What was printed to stderr."""
-    done = Job(program(folder, mode, num_processes, **kwargs), folder, launcher, num_processes, env=env).wait()
+    command = program(folder, mode, num_processes, **kwargs)
+    done = Job(command, folder, launcher, num_processes, num_nodes, env=env).wait()
     assert (done.returncode != 0) == fails, done.stderr[-4000:]
     return done.stderr
 
@@ -271,20 +274,152 @@ def test_fsdp_is_refused(monkeypatch, tmp_path, make, by):
     assert not (tmp_path / "run").exists()
 
 
+EVERY_STEP = {"save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
+
+# ---- Another number of processes, and nodes ----
+
+REPARTITIONED = [
+    pytest.param("ddp", 2, 1),
+    pytest.param("ddp", 1, 2, marks=pytest.mark.slow),
+    pytest.param("zero2", 2, 1, marks=[needs_compiler, pytest.mark.slow]),
+    pytest.param("zero2", 1, 2, marks=needs_compiler),
+]
+
+
+@pytest.mark.parametrize(("launcher", "before", "after"), REPARTITIONED)
+def test_a_run_goes_on_with_another_number_of_processes(one_process, tmp_path, launcher, before, after):
+    mode, kwargs = CASES["skipping"]  # a rollout for every step
+    kwargs = {**kwargs, "save_strategy": "steps", "save_steps": 2}
+    launch(tmp_path / "before", launcher, mode, before, **kwargs)
+    checkpoint = tmp_path / "before" / "run" / "checkpoint-2"
+    files = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    log = launch(tmp_path / "after", launcher, mode, after, checkpoint=str(checkpoint), **kwargs)
+    assert f"checkpoint-2 was written by another number of processes, and there are {after} now" in log
+    assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == files
+    assert not (tmp_path / "after" / "run" / "_unfinished").exists()
+    assert_alike(one_process / "skipping", tmp_path / "after", launcher, after)  # with AdamW's moments
+
+
+@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=[needs_compiler, pytest.mark.slow])])
+def test_a_rollout_is_drawn_again_by_another_number_of_processes(tmp_path, launcher):
+    kwargs = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "num_iterations": 2}
+    kwargs |= {"save_strategy": "steps", "save_steps": 3, "max_steps": 5, "num_rows": 3}  # in the second rollout
+    launch(tmp_path, launcher, "rollouts", 2, **kwargs)
+    launch(tmp_path, launcher, "rollouts", 1, checkpoint=str(tmp_path / "run" / "checkpoint-3"), **kwargs)
+    (log,), weights = read(tmp_path, 1)
+    assert log["decoded"] == 2 * 2  # this rollout and the next, screened: the first, whole, was that of the warm-up
+    assert len(log["loss"]) == 5 and all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_supervised_batches_are_in_order_for_another_number_of_processes(tmp_path):
+    kwargs = {"save_strategy": "steps", "save_steps": 4}  # in the second epoch of two
+    _, expected = run(tmp_path / "straight", "one", "sft", **kwargs)
+    launch(tmp_path / "two", "ddp", "sft", 2, **kwargs)
+    launch(tmp_path / "two", "ddp", "sft", 1, checkpoint=str(tmp_path / "two" / "run" / "checkpoint-4"), **kwargs)
+    _, weights = read(tmp_path / "two", 1)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_of_another_size_is_refused_whatever_the_processes(tmp_path):
+    launch(tmp_path, "ddp", "stored", 2, save_strategy="steps", save_steps=2)
+    error = launch(tmp_path, "ddp", "stored", 2, fails=True, checkpoint=True, gradient_accumulation_steps=2)
+    assert "`gradient_accumulation_steps` was 1 in its run, and is 2 now." in error
+    error = launch(tmp_path, "one", "stored", 1, fails=True, checkpoint=True, gradient_accumulation_steps=2)
+    assert "`batch_size` was 8 in its run, and is 16 now." in error
+
+
+NODES = {"num_nodes": 2, "local_disks": True, "save_on_each_node": True}
+
+
 @pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=needs_compiler)])
-def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path, launcher):
-    run(tmp_path / "two", launcher, "rollouts", save_strategy="steps", save_steps=3)
-    checkpoint = tmp_path / "two" / "run" / "checkpoint-3"
-    before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
-    error = launch(tmp_path / "one", launcher, "rollouts", 1, fails=True, checkpoint=str(checkpoint))
-    assert not (tmp_path / "one" / "run" / "model.safetensors").exists()
-    assert "checkpoint-3` was written by another run: `num_processes` was 2 in its run, and is 1 now." in error
-    assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before
+def test_nodes_with_disks_of_their_own_resume(tmp_path, launcher):
+    kwargs = {"prescreening_fraction": 0.25, "prescreening_warmup_rollouts": 1, "num_iterations": 2}
+    kwargs |= {"save_strategy": "steps", "save_steps": 1, **NODES}
+    launch(tmp_path, launcher, "rollouts", **kwargs)
+    nodes = [tmp_path / f"node_{i}" for i in range(2)]
+    expected = load_file(nodes[0] / "weights_0.safetensors")
+    # One node was lost while it was saving what the other has saved
+    shutil.rmtree(nodes[0] / "run" / "checkpoint-4")
+    for name in ("checkpoint-4", "checkpoint-3"):
+        shutil.rmtree(nodes[1] / "run" / name)
+    for i, node in enumerate(nodes):
+        assert LatentPolicyModel.from_pretrained(node / "run" / "checkpoint-2").config.latent_dim == 4
+        (node / f"weights_{i}.safetensors").unlink()
+    launch(tmp_path, launcher, "rollouts", checkpoint=True, **kwargs)
+    for i, node in enumerate(nodes):
+        assert sorted(path.name for path in (node / "run").glob("*_*")) == []
+        weights = load_file(node / f"weights_{i}.safetensors")
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    nodes[0].rename(tmp_path / "other")
+    nodes[1].rename(nodes[0])
+    (tmp_path / "other").rename(nodes[1])
+    error = launch(tmp_path, launcher, "rollouts", checkpoint=True, fails=True, **kwargs)
+    assert (
+        "_0" in error and "which is on the disk of another node. Start the nodes in the order that they had" in error
+    )
+
+
+def test_nodes_that_do_not_share_what_they_should_are_refused(tmp_path):
+    error = launch(tmp_path, "ddp", "rollouts", fails=True, num_nodes=2, local_disks=True)
+    assert "run` is not one folder for all processes: process 1 does not see what process 0 writes there" in error
+    error = launch(tmp_path, "ddp", "rollouts", fails=True, num_nodes=2, save_on_each_node=True)
+    assert "`save_on_each_node=True`, but processes [0, 1] write to the same `output_dir=" in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == "run"]
+
+
+def start_nodes(folder, launcher, **kwargs):
+    """A launcher for each of two nodes, with one process each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes, env = [], {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for rank in range(2):
+        if launcher == "ddp":
+            env["ACCELERATE_USE_CPU"] = "true"
+            options = f"torch.distributed.run --nnodes 2 --node_rank {rank} --nproc_per_node 1 --master_addr 127.0.0.1"
+            options += f" --master_port {port}"
+        else:
+            options = f"accelerate.commands.launch --config_file {ZERO2} --num_machines 2 --machine_rank {rank}"
+            options += f" --num_processes 2 --main_process_ip 127.0.0.1 --main_process_port {port}"
+        command = [sys.executable, "-m", *options.split(), *program(folder, "rollouts", 2, **kwargs)]
+        output = folder / f"node_{rank}.txt"
+        with open(output, "w") as stderr:
+            processes.append(
+                subprocess.Popen(
+                    command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+                )
+            )
+    return processes
+
+
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero2", marks=needs_compiler)]
+)
+def test_a_lost_node_ends_the_job_and_both_resume(tmp_path, launcher):
+    kwargs = {"local_disks": True, "save_on_each_node": True, **EVERY_STEP, "max_steps": 6}
+    launch(tmp_path / "straight", launcher, "rollouts", **{**kwargs, "num_nodes": 2})
+    expected = load_file(tmp_path / "straight" / "node_0" / "weights_0.safetensors")
+    stalled = {"rank": 1, "step": 4, "how": "SIGSTOP"}  # in the third rollout
+    first, second = start_nodes(tmp_path, launcher, **kwargs, failure=stalled)
+    pid = int(wait_for(tmp_path / "node_1" / "started_1").read_text())
+    while status_of(pid, "State")[0] != "T":
+        assert second.poll() is None, (tmp_path / "node_1.txt").read_text()[-4000:]
+        time.sleep(0.05)
+    os.killpg(second.pid, signal.SIGKILL)  # the launcher, and then its process
+    os.kill(pid, signal.SIGKILL)
+    assert first.wait(120) == 1
+    error = (tmp_path / "node_0.txt").read_text()
+    assert "Process 0 of 2 ends after step 4 with " in error and "another process or its node was gone before" in error
+    assert "checkpoint-4; `resume_from_checkpoint=True` goes on from the last that all processes have" in error
+    for process in start_nodes(tmp_path, launcher, **kwargs, checkpoint=True):
+        assert process.wait(300) == 0
+    for rank in range(2):
+        weights = load_file(tmp_path / f"node_{rank}" / f"weights_{rank}.safetensors")
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
 # ---- Faults of several processes ----
-
-EVERY_STEP = {"save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
 
 
 @needs_compiler

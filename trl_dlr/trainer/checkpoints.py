@@ -7,8 +7,11 @@ they hold beside the model: the rollout that is being learned from, and the opti
 
 import json
 import os
+import re
 import shutil
 import signal
+import time
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -17,17 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, HubStrategy
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    get_last_checkpoint,
+    rotate_checkpoints,
+    sort_checkpoints,
+)
 from transformers.utils import PushInProgress
 
+from ..models.architectures import base_model_of
 from ..models.hub import describe_push_failure, readable_push_errors
 from ..models.main_model import fingerprints_match
 from .callbacks import PreemptionCallback
@@ -41,7 +51,10 @@ logger = get_logger(__name__)
 UNFINISHED = "_unfinished"
 RECORD_NAME = "checkpoint.json"
 EXTRA_STATE_NAME = "extra_state_{}.safetensors"  # one file a process
+OF_A_PROCESS = re.compile(r"(extra_state_|rng_state_|zero_pp_rank_)\d+")
 FORMAT = 2  # of what a checkpoint holds
+SHARES = ("num_processes", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+SECONDS_TO_APPEAR = 10  # of a file, on the other nodes of a network's disk
 
 
 def unfinished_dir(run_dir: str) -> str:
@@ -92,8 +105,54 @@ def _replace(source: str, target: str) -> None:
     os.replace(source, target)
 
 
+def check_shared(folder: str, save_on_each_node: bool) -> None:
+    """
+    Check that the processes which are to share a folder do.
+
+    Args:
+        folder (`str`):
+            Folder of the run.
+        save_on_each_node (`bool`):
+            Whether the nodes have disks of their own, or share one.
+
+    Raises:
+        `ValueError`: if it is the other way round: checkpoints would be in parts that nobody can resume from, or
+            written over each other.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    (token,) = broadcast_object_list([uuid.uuid4().hex])
+    mark = os.path.join(folder, f".{token}_{{}}")
+    writes = (state.local_process_index if save_on_each_node else state.process_index) == 0
+    if writes:
+        os.makedirs(folder, exist_ok=True)
+        Path(mark.format(state.process_index)).touch()
+    writers = gather_object([state.process_index] if writes else [])
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    while not (seen := [i for i in writers if os.path.exists(mark.format(i))]) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    everyone = gather_object([seen])
+    if writes:
+        os.remove(mark.format(state.process_index))
+    for process, found in enumerate(everyone):
+        if not found:
+            raise ValueError(
+                f"`output_dir={folder}` is not one folder for all processes: process {process} does not see what "
+                f"process {writers[0]} writes there. Give a folder that the nodes share, or set "
+                "`save_on_each_node=True` if each has disks of its own."
+            )
+        if len(found) > 1:
+            raise ValueError(
+                f"`save_on_each_node=True`, but processes {found} write to the same `output_dir={folder}`, over each "
+                "other's files. Leave it unset where nodes share a folder, or give each node one of its own."
+            )
+
+
 def find_checkpoint(resume_from_checkpoint: str | os.PathLike | bool, run_dir: str) -> str:
-    """The checkpoint that `resume_from_checkpoint` names, the last one of `run_dir` for `True`."""
+    """
+    The checkpoint that `resume_from_checkpoint` names, for `True` the last one in `run_dir` that all processes have.
+    """
     if isinstance(resume_from_checkpoint, (str, os.PathLike)):
         return os.fspath(resume_from_checkpoint)
     if resume_from_checkpoint is not True:
@@ -101,15 +160,21 @@ def find_checkpoint(resume_from_checkpoint: str | os.PathLike | bool, run_dir: s
             "`resume_from_checkpoint` must be the folder of a checkpoint, or `True` for the last one, got "
             f"{resume_from_checkpoint!r}."
         )
-    checkpoint = get_last_checkpoint(run_dir) if os.path.isdir(run_dir) else None
-    if checkpoint is None:
+    paths = sort_checkpoints(run_dir) if os.path.isdir(run_dir) else []
+    names = [os.path.basename(path) for path in paths]
+    everywhere = set.intersection(*map(set, gather_object([names])))  # a node may have been lost as others finished
+    if not everywhere:
         raise ValueError(
-            f"`resume_from_checkpoint=True`, but `output_dir={run_dir}` has no checkpoint. Name one, or start without."
+            f"`resume_from_checkpoint=True`, but `output_dir={run_dir}` has no checkpoint"
+            + (" that all processes have" if names else "")
+            + ". Name one, or start without."
         )
-    return checkpoint
+    return os.path.join(run_dir, next(name for name in reversed(names) if name in everywhere))
 
 
-def check_checkpoint(checkpoint: str, record: dict[str, Any], allow_main_model_mismatch: bool = False) -> None:
+def check_checkpoint(
+    checkpoint: str, record: dict[str, Any], process_index: int = 0, allow_main_model_mismatch: bool = False
+) -> bool:
     """
     Check that `checkpoint` is whole and that a run with `record` can go on from it, before anything is loaded.
 
@@ -118,8 +183,13 @@ def check_checkpoint(checkpoint: str, record: dict[str, Any], allow_main_model_m
             Folder that [`finish_checkpoint`] named.
         record (`dict[str, Any]`):
             Record of the present run.
+        process_index (`int`, *optional*, defaults to `0`):
+            Process of the present run that asks.
         allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
             Whether it may be of a run with another main model.
+
+    Returns:
+        `bool`: whether that run had another number of processes, which shared the same batches.
 
     Raises:
         `ValueError`: if it is not there, not of this trainer, incomplete, or of a run that differs.
@@ -155,14 +225,34 @@ def check_checkpoint(checkpoint: str, record: dict[str, Any], allow_main_model_m
             f"{named} belongs to a main model with fingerprint {before}, and `main_model` has {now}. Pass the main "
             "model that it was trained with, or set `allow_main_model_mismatch=True` to go on regardless."
         )
-    for part, had in (("run", runs), ("policy", policies)):
-        has = record[part]
+    run = record["run"]
+    is_shared_otherwise = runs.get("format") == FORMAT and runs["num_processes"] != run["num_processes"]
+    if is_shared_otherwise:
+        runs, run = batches_of(runs), batches_of(run)
+    for part, had, has in (("run", runs, run), ("policy", policies, record["policy"])):
         for name in {**had, **has}:
             if had.get(name) != has.get(name):
                 raise ValueError(
                     f"{named} was written by another run: `{name}` was {had.get(name)} in its {part}, and is "
                     f"{has.get(name)} now. Resume it as it was, or start anew from its policy (`model`)."
                 )
+    for process in range(saved["run"]["num_processes"]) if is_shared_otherwise else [process_index]:
+        for name in {OF_A_PROCESS.sub(rf"\g<1>{process}", name) for name in sizes if OF_A_PROCESS.search(name)}:
+            if not os.path.isfile(os.path.join(checkpoint, name)):
+                raise ValueError(
+                    f"{named} lacks `{name}`, which is on the disk of another node. Start the nodes in the order that "
+                    "they had (`machine_rank`), or copy the folders of all nodes into one."
+                )
+    return is_shared_otherwise
+
+
+def batches_of(run: dict[str, Any]) -> dict[str, Any]:
+    """What is recorded of a run, with the batches of all its processes together instead of each one's share."""
+    num_rows = run["num_processes"] * run["per_device_train_batch_size"]
+    batch_size = num_rows * run["gradient_accumulation_steps"]
+    generation_batch_size = num_rows * run.get("steps_per_generation", 1)
+    others = {name: value for name, value in run.items() if name not in SHARES}
+    return {**others, "batch_size": batch_size, "generation_batch_size": generation_batch_size}
 
 
 def share_weights(model: nn.Module) -> nn.Module:
@@ -182,11 +272,15 @@ class CheckpointsMixin:
     """
 
     _staging_dir = None  # run folder of the checkpoint being written
+    _is_shared_otherwise = False  # whether other processes have written the checkpoint that is resumed from
     _saved_names = ()  # files that the model was last saved as
 
     def __init__(self, *args, **kwargs):
         self._hub = HfApi()  # one for all uploads, which it does one after the other
         super().__init__(*args, **kwargs)
+        check_shared(self.args.output_dir, self.args.save_on_each_node)
+        if self.args.save_on_each_node and self.args.should_save:  # transformers lets the first process alone write it
+            base_model_of(self.accelerator.unwrap_model(self.model)).should_save_on_this_rank = bool
         self._preemption = PreemptionCallback(self._is_true_anywhere)
         self.add_callback(self._preemption)
 
@@ -229,12 +323,28 @@ class CheckpointsMixin:
         Raises:
             `ValueError`: if the checkpoint is incomplete or of a run that differs. Nothing has been loaded then.
         """
+        self._is_shared_otherwise = False
         if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
             resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         if self.args.should_save:  # what a killed run was writing
             shutil.rmtree(unfinished_dir(self.args.output_dir), ignore_errors=True)
-        with self._preemption.listening():
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self._is_shared_otherwise:
+            logger.warning(
+                f"{resume_from_checkpoint} was written by another number of processes, and there are "
+                f"{self.accelerator.num_processes} now: model, optimizer and counters go on; a rollout in which it "
+                "stands is drawn again, and random numbers are others."
+            )
+        if self.is_deepspeed_enabled:
+            options = self.accelerator.state.deepspeed_plugin.deepspeed_config.setdefault("checkpoint", {})
+            options["load_universal"] = self._is_shared_otherwise
+            if self._is_shared_otherwise:
+                resume_from_checkpoint = self._universal_checkpoint(resume_from_checkpoint)
+        try:
+            with self._preemption.listening():
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except Exception as error:
+            self._say_where_it_stands(error)
+            raise
         if self._preemption.is_signalled or self._preemption.is_preempted:  # the former alone: after the last step
             last = get_last_checkpoint(self.args.output_dir)
             logger.warning(
@@ -243,12 +353,43 @@ class CheckpointsMixin:
             raise SystemExit(128 + signal.SIGTERM)
         return output
 
+    def _say_where_it_stands(self, error: Exception) -> None:
+        folder, num_processes = self.args.output_dir, self.accelerator.num_processes
+        if num_processes > 1:
+            last = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+            logger.error(
+                f"Process {self.accelerator.process_index} of {num_processes} ends after step "
+                f"{self.state.global_step} with {type(error).__name__}. If it has lost a connection, another process "
+                f"or its node was gone before, and the log there says why. Its last checkpoint is {last}; "
+                "`resume_from_checkpoint=True` goes on from the last that all processes have.",
+                main_process_only=False,
+            )
+
     def checkpoint_to_resume(self, resume_from_checkpoint: str | bool) -> str:
         """Folder of the checkpoint that is named so; a `ValueError` if it is incomplete or of a run that differs."""
-        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        checkpoint, error = find_checkpoint(resume_from_checkpoint, self.args.output_dir), None
         may_differ = getattr(self.args, "allow_main_model_mismatch", False)
-        check_checkpoint(checkpoint, self._checkpoint_record(), may_differ)
+        process_index = self.accelerator.process_index
+        try:
+            self._is_shared_otherwise = check_checkpoint(
+                checkpoint, self._checkpoint_record(), process_index, may_differ
+            )
+        except ValueError as refusal:
+            error = refusal
+        refusals = gather_object([None if error is None else str(error)])  # nodes may have checkpoints of their own
+        if any(refusals):
+            raise error or ValueError(next(filter(None, refusals)))
         return checkpoint
+
+    def _universal_checkpoint(self, checkpoint: str) -> str:
+        """`checkpoint` with DeepSpeed's part in the format that any number of processes can load."""
+        from .deepspeed import make_universal
+
+        folder = os.path.join(unfinished_dir(self.args.output_dir), "universal", os.path.basename(checkpoint))
+        if self.args.should_save:
+            make_universal(checkpoint, folder)
+        self.accelerator.wait_for_everyone()
+        return folder
 
     def _extra_state(self) -> dict[str, torch.Tensor]:
         """
@@ -259,14 +400,31 @@ class CheckpointsMixin:
     def _load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Go on with what `_extra_state` has returned."""
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.is_deepspeed_enabled and self.args.should_save:  # which writes this on the first process alone
+            Path(output_dir, "latest").write_text(f"global_step{self.model_wrapped.global_steps}")
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = os.path.join(checkpoint, EXTRA_STATE_NAME.format(self.accelerator.process_index))
+        index = 0 if self._is_shared_otherwise else self.accelerator.process_index
+        path = os.path.join(checkpoint, EXTRA_STATE_NAME.format(index))
         if os.path.isfile(path):
             # safetensors does not know every name of a device, `cpu:0` for one
-            self._load_extra_state({n: tensor.to(self.accelerator.device) for n, tensor in load_file(path).items()})
+            tensors = {n: tensor.to(self.accelerator.device) for n, tensor in load_file(path).items()}
+            if self._is_shared_otherwise:  # all but the rollout is alike on all processes
+                step = self.state.global_step * self.args.gradient_accumulation_steps
+                tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith("rollout.")}
+                tensors |= rollout_tensors(step, ())
+            self._load_extra_state(tensors)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._is_shared_otherwise:
+            set_seed(self.args.seed + self.state.global_step, device_specific=True)
+        else:
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -318,7 +476,7 @@ class CheckpointsMixin:
         except Exception as error:
             raise RuntimeError(
                 f"The checkpoint of step {self.state.global_step} could not be written to {run_dir} ({error}). Those "
-                "before it are whole; make room, or set `save_total_limit`, and resume."
+                "before it are whole: resume from the last. If the disk is full, make room, or set `save_total_limit`."
             ) from error
         finally:
             self._staging_dir = None
@@ -472,8 +630,8 @@ def rollout_tensors(
 
 def rollout_from_tensors(
     tensors: dict[str, torch.Tensor],
-) -> tuple[int, list[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]:
-    """Step, micro-batches and groups that [`rollout_tensors`] was given."""
+) -> tuple[int, list[dict[str, torch.Tensor]] | None, tuple[torch.Tensor, ...]]:
+    """Step, micro-batches (`None` without any) and groups that [`rollout_tensors`] was given."""
     batches, groups = defaultdict(dict), {}
     for name, tensor in tensors.items():
         match name.split("."):
@@ -482,7 +640,7 @@ def rollout_from_tensors(
             case ["rollout", "group", i]:
                 groups[int(i)] = tensor
     step = tensors["rollout.step"].item()
-    return step, [batches[i] for i in sorted(batches)], tuple(groups[i] for i in sorted(groups))
+    return step, [batches[i] for i in sorted(batches)] or None, tuple(groups[i] for i in sorted(groups))
 
 
 PREFIX = "optimizer."

@@ -1,10 +1,17 @@
 # Copyright 2026 The trl_dlr authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 
-"""DeepSpeed ZeRO-2: what a run with it must be."""
+"""DeepSpeed ZeRO-2: what a run with it must be, and its checkpoints for another number of processes."""
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from deepspeed import DeepSpeedEngine
+from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
@@ -76,3 +83,30 @@ def cast_like_engine(reference: nn.Module, zero: DeepSpeedZeroOptimizer) -> None
     """Cast a reference policy's weights as DeepSpeed has cast the policy's: else unchanged weights would have a KL."""
     for parameter in reference.parameters():
         parameter.data = parameter.data.to(zero.dtype)
+
+
+def make_universal(checkpoint: str, folder: str) -> None:
+    """
+    Write a checkpoint's ZeRO-2 state to `folder` as DeepSpeed's universal one, and link the other files there.
+
+    Args:
+        checkpoint (`str`):
+            Checkpoint with the files of all processes.
+        folder (`str`):
+            Where to write; it must not exist yet.
+    """
+    tag = Path(checkpoint, "latest").read_text().strip()
+    os.makedirs(folder)
+    for path in Path(checkpoint).iterdir():
+        if path.name != tag:
+            os.symlink(path.absolute(), os.path.join(folder, path.name))
+    options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
+    with contextlib.redirect_stdout(sys.stderr):  # its steps
+        ds_to_universal.main(
+            argparse.Namespace(
+                input_folder=os.path.join(checkpoint, tag),
+                output_folder=os.path.join(folder, tag),  # the name by which transformers knows a checkpoint
+                inject_missing_state=True,
+                **options,
+            )
+        )
