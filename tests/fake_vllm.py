@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,6 +29,7 @@ class FakeServer(ThreadingHTTPServer):
         self.scale = scale  # that it applies to embeddings
         self.key = key
         self.breaks_after = None  # so many tokens of a stream
+        self.seconds_per_row = 0.0
         self.faults = []
         self.bodies = []
         self.lock = threading.Lock()
@@ -96,6 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         if body.get("stream"):
             return self.stream(rows, body)
         with self.server.lock:
+            time.sleep(self.server.seconds_per_row * len(rows))
             choices = [self.complete(embeds, body, index) for index, embeds in enumerate(rows)]
         self.answer({"choices": choices[::-1]})
 

@@ -29,7 +29,7 @@ class ReasonerArguments:
         main_model_dtype (`str`, *optional*):
             Precision of its weights. If `None`, the one that the policy was trained with.
         engine (`str`, *optional*, defaults to `"transformers"`):
-            What decodes: `transformers`, `vllm` or the URL of a vLLM server.
+            What decodes: `transformers`, `vllm` or the URL of a vLLM server, or several with commas between them.
         max_new_tokens (`int`, *optional*):
             Tokens of an answer at most. If `None`, as many as the policy was trained with.
         device (`str`, *optional*):

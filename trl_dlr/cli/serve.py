@@ -89,8 +89,10 @@ class ServeArguments:
             raise ValueError("`policy` must name at least one policy: pass --policy with a Hub id or a folder.")
         if len(self.policies) < len(self.policy):
             raise ValueError(f"`policy` must have different names, got {', '.join(self.policy)}. Give `name=policy`.")
-        if self.engine != "transformers" and not self.engine.startswith(("http://", "https://")):
-            raise ValueError(f"`engine` must be 'transformers' or the URL of a vLLM server, got {self.engine!r}.")
+        if self.engine != "transformers" and (
+            not self.engine.startswith(("http://", "https://")) or "," in self.engine
+        ):
+            raise ValueError(f"`engine` must be 'transformers' or the URL of one vLLM server, got {self.engine!r}.")
         for name in ("max_new_tokens", "max_rows", "max_waiting", "timeout"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")

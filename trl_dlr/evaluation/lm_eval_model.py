@@ -56,7 +56,7 @@ class LatentReasonerLM(TemplateLM):
         main_model (`str`, *optional*):
             Main model. If `None`, the one that the policy was trained for.
         engine (`str`, *optional*, defaults to `"transformers"`):
-            What decodes: `"transformers"`, `"vllm"` or the URL of a vLLM server. Only the first can score answers.
+            What decodes: `"transformers"`, `"vllm"` or URLs of vLLM servers. Only the first can score answers.
         dtype (`str`, *optional*):
             Dtype of the main model. If `None`, the one that the policy was trained with.
         max_gen_toks (`int`, *optional*):

@@ -9,6 +9,7 @@ from .text import tokenize_prompts
 from .transformers_engine import TransformersEngine
 from .vllm_engine import VLLMEngine
 from .vllm_server_engine import VLLMServerEngine
+from .vllm_servers_engine import VLLMServersEngine
 
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "TransformersEngine",
     "VLLMEngine",
     "VLLMServerEngine",
+    "VLLMServersEngine",
     "check_engine_name",
     "create_engine",
     "tokenize_prompts",
@@ -25,7 +27,10 @@ __all__ = [
 def check_engine_name(engine: str) -> None:
     """Refuse what names no engine, see [`create_engine`]."""
     if engine not in ("transformers", "vllm") and not engine.startswith(("http://", "https://")):
-        raise ValueError(f"`engine` must be 'transformers', 'vllm' or the URL of a vLLM server, got {engine!r}.")
+        raise ValueError(
+            "`engine` must be 'transformers', 'vllm' or the URL of a vLLM server, or several with commas between them, "
+            f"got {engine!r}."
+        )
 
 
 def create_engine(
@@ -41,7 +46,8 @@ def create_engine(
 
     Args:
         engine (`str`):
-            `"transformers"`, `"vllm"` (in this process) or the URL of a vLLM server.
+            `"transformers"`, `"vllm"` (in this process) or the URL of a vLLM server, or several with commas between
+            them.
         main_model ([`~transformers.PreTrainedModel`]):
             Frozen causal LM.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -52,10 +58,13 @@ def create_engine(
             Further fields of [`~transformers.GenerationConfig`], or of `vllm.SamplingParams`. Decoding is greedy
             unless they say otherwise.
         **kwargs:
-            Further arguments of [`TransformersEngine`], [`VLLMEngine`] or [`VLLMServerEngine`].
+            Further arguments of [`TransformersEngine`], [`VLLMEngine`], [`VLLMServerEngine`] or
+            [`VLLMServersEngine`].
     """
     check_engine_name(engine)
-    if engine not in ("transformers", "vllm"):
-        kwargs["base_url"] = engine
-    engine_class = {"transformers": TransformersEngine, "vllm": VLLMEngine}.get(engine, VLLMServerEngine)
+    engine_class = {"transformers": TransformersEngine, "vllm": VLLMEngine}.get(engine)
+    if engine_class is None:
+        urls = [url.strip() for url in engine.split(",")]
+        engine_class = VLLMServerEngine if len(urls) == 1 else VLLMServersEngine
+        kwargs |= {"base_url": urls[0]} if len(urls) == 1 else {"base_urls": urls}
     return engine_class(main_model, processing_class, max_new_tokens, generation_kwargs, **kwargs)

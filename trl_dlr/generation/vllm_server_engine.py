@@ -106,6 +106,7 @@ class VLLMServerEngine(DecodingEngine):
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.embed_tokens = main_model.get_input_embeddings()
         self.timeout = timeout
+        self.patience: float | None = None  # seconds to wait for a server that is away, if not `timeout`
         self.batch_size = batch_size
         self.num_concurrent = num_concurrent
         self.num_retries = 0
@@ -197,16 +198,16 @@ class VLLMServerEngine(DecodingEngine):
 
     def _send(self, path: str, body: dict | None = None, *, parse: Callable[[dict], Any]) -> Any:
         """What `parse` makes of the server's reply. While the server is away, asks again, with growing pauses."""
-        start = time.monotonic()
+        start, patience = time.monotonic(), self.timeout if self.patience is None else self.patience
         data = None if body is None else json.dumps(body).encode()
         for tries in itertools.count(1):
             try:
                 return self._send_once(path, data, parse)
             except _Away as error:
                 pause = min(FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE)
-                if time.monotonic() + pause > start + self.timeout:
+                if time.monotonic() + pause > start + patience:
                     raise ConnectionError(
-                        f"The vLLM server at {self.base_url} was away for {self.timeout:g} seconds ({tries} tries of "
+                        f"The vLLM server at {self.base_url} was away for {patience:g} seconds ({tries} tries of "
                         f"{path}); the last time, {error}. {self._hint}, check `base_url`, or raise `timeout` if it "
                         "needs longer to start."
                     ) from error

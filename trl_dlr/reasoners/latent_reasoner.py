@@ -156,7 +156,8 @@ class LatentReasoner:
             main_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
                 Its tokenizer. If `None`, the one saved with it.
             engine (`str`, *optional*, defaults to `"transformers"`):
-                What decodes: `"transformers"`, `"vllm"` (in this process) or the URL of a vLLM server.
+                What decodes: `"transformers"`, `"vllm"` (in this process) or the URL of a vLLM server, or several
+                with commas between them.
             max_new_tokens (`int`, *optional*):
                 Tokens of an answer at most. If `None`, as many as the policy was trained with, or 256 if it names
                 none.
