@@ -9,19 +9,23 @@ from tests.fake_vllm import serve
 from tests.tiny import random_main_model, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, make_trainer, weights
 from trl_dlr import generation
-from trl_dlr.generation import TransformersEngine, VLLMServerEngine
+from trl_dlr.generation import TransformersEngine, VLLMServerEngine, VLLMServersEngine
 from trl_dlr.trainer import policy_training
 
 
-def test_training_on_a_server_is_training_with_transformers(tmp_path):
+@pytest.mark.parametrize("number", [1, 2])
+def test_training_on_servers_is_training_with_transformers(tmp_path, number):
     plain = make_trainer(tmp_path / "plain", main_model=random_main_model())
     plain.train()
-    with serve(random_main_model()) as server:
-        kwargs = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url}
+    with serve(random_main_model()) as first, serve(random_main_model()) as second:
+        servers = (first, second)[:number]
+        kwargs = {"use_vllm": True, "vllm_mode": "server"}
+        kwargs["vllm_server_base_url"] = ",".join(server.url for server in servers)
         served = make_trainer(tmp_path / "served", main_model=random_main_model(), **kwargs)
         served.train()
-        assert len(server.bodies) > 2
-    assert isinstance(served.engine, VLLMServerEngine) and isinstance(plain.engine, TransformersEngine)
+        assert all(len(server.bodies) > 2 for server in servers)
+    assert isinstance(served.engine, VLLMServerEngine if number == 1 else VLLMServersEngine)
+    assert isinstance(plain.engine, TransformersEngine)
     assert served.args.use_vllm  # as it was given, in what is saved too
     assert history(served, "reward") == history(plain, "reward")
     expected = weights(plain.model)
