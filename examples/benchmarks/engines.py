@@ -6,8 +6,8 @@ Engines that decode the frozen main model, on the same rows: K trajectories of o
 - `transformers`: `TransformersEngine`, which reads the prompt once for all its rows, and on a GPU decodes with a
   graph.
 - `transformers_no_graph`: the same on a GPU without the graph, as with sampling or a sliding window.
-- `transformers_8bit`, `transformers_4bit`: `TransformersEngine` with a main model that bitsandbytes has quantized, where
-  it is installed.
+- `transformers_8bit`, `transformers_4bit`: `TransformersEngine` with a main model that bitsandbytes has quantized.
+- `transformers_int8`: the same on a CPU with torch's dynamic quantization, matrices and what they are multiplied with.
 - `compiled`: `plain` with the static cache of transformers, whose step `generate` compiles on a GPU.
 - `plain`: `model.generate(inputs_embeds=...)` with the prompt repeated in every row.
 - `vllm`: `VLLMEngine`, where vLLM is installed.
@@ -16,13 +16,16 @@ Engines that decode the frozen main model, on the same rows: K trajectories of o
 Each lives in a process of its own and they take turns. Every round has another prompt and other latents, the same for
 all engines. CPU seconds are those of the engine's process and its children; a server's are counted if its process id
 is given, and left out, as the table says, if not. `agreement` is the share of rows with exactly the completion of
-`transformers` (in bfloat16, near ties fall either way).
+`transformers` (in bfloat16, near ties fall either way), `tokens_alike` the number of a row's tokens before the first
+that is another.
 
 The claims: `transformers` at least 1.5 times as fast as `plain`; vLLM at least 2.5 times the tokens of `transformers`
 per CPU-second.
 
     python examples/benchmarks/engines.py                                      # CPU or GPU, SmolLM2-135M-Instruct
     python examples/benchmarks/engines.py --dtype float32 --output_json engines.json --output_png engines.png
+    python examples/benchmarks/engines.py --num_rows 6 --engines transformers plain transformers_8bit \
+        transformers_4bit transformers_int8
     python examples/benchmarks/engines.py --shape llama2-7b --max_completion_length 256     # GPU, random weights
 
 With vLLM in this process on a CPU (two cores, a CPU build of vLLM), and with a server:
@@ -54,7 +57,11 @@ from transformers import (
 from trl_dlr.generation import create_engine, tokenize_prompts
 
 
-QUANTIZED = {"transformers_8bit": {"load_in_8bit": True}, "transformers_4bit": {"load_in_4bit": True}}
+QUANTIZED = {
+    "transformers_8bit": {"load_in_8bit": True},
+    "transformers_4bit": {"load_in_4bit": True},
+    "transformers_int8": None,
+}
 ENGINES = ["transformers", "transformers_no_graph", *QUANTIZED, "compiled", "plain", "vllm", "vllm_server"]
 
 
@@ -94,6 +101,8 @@ def plain_route(
 
 
 def quantized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, engine: str) -> PreTrainedModel:
+    if QUANTIZED[engine] is None:
+        return torch.ao.quantization.quantize_dynamic(model.float(), {torch.nn.Linear})
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return AutoModelForCausalLM.from_pretrained(
@@ -167,6 +176,10 @@ def work(connection: Connection, engine: str, args: EnginesArguments) -> None:
     connection.send({"main_model": name, "prompt_tokens": len(prompt_ids)})
 
 
+def tokens_alike(ids: list[int], others: list[int]) -> int:
+    return next((i for i, (one, other) in enumerate(zip(ids, others, strict=True)) if one != other), len(ids))
+
+
 def main(args: EnginesArguments) -> None:
     engines = args.engines
     if engines is None:
@@ -204,6 +217,11 @@ def main(args: EnginesArguments) -> None:
                 for mine, theirs in pairs
             ]
             figures[engine]["agreement"] = common.summary(agreements)
+            alike = [
+                sum(map(tokens_alike, mine["completions"], theirs["completions"])) / args.num_rows
+                for mine, theirs in zip(reports[engine], reports["transformers"], strict=True)
+            ]
+            figures[engine]["tokens_alike"] = common.summary(alike)
 
     names = list(dict.fromkeys(name for engine in engines for name in figures[engine]))
     rows = [

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.tiny import random_main_model, tiny_tokenizer
 from tests.trainer.test_latent_grpo_trainer import history, make_policy, make_trainer
+from tests.trainer.test_latent_sft_trainer import make_sft_trainer
 from trl_dlr.models.main_model import fingerprints_match, weights_fingerprint
 
 
@@ -79,3 +80,16 @@ def test_a_main_model_that_is_partly_on_disk_trains_the_same_policy(folder):
     assert history(offloaded, "reward") == history(plain, "reward")
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(offloaded.model.state_dict()[name], tensor), name
+
+
+def test_a_main_model_without_gradients_decodes_and_is_refused_where_they_are_needed(tmp_path):
+    int8 = torch.ao.quantization.quantize_dynamic(random_main_model(), {torch.nn.Linear})
+    main_model = {"main_model": int8, "model": make_policy(random_main_model()), "allow_main_model_mismatch": True}
+    trainer = make_trainer(tmp_path / "decodes", **main_model, max_steps=1)
+    trainer.train()
+    assert history(trainer, "grad_norm")[0] > 0
+    refusal = "`main_model` has layers of type DynamicQuantizedLinear, through which no gradient passes"
+    with pytest.raises(ValueError, match=refusal):
+        make_trainer(tmp_path / "hybrid", **main_model, hybrid_coef=0.1)
+    with pytest.raises(ValueError, match=refusal):
+        make_sft_trainer(tmp_path / "sft", **main_model)

@@ -304,7 +304,16 @@ def add_likelihoods(main_model: PreTrainedModel, outputs: tuple[str, ...] = ("lo
             Frozen causal LM, whose forward is patched in place.
         outputs (`tuple[str, ...]`, *optional*, defaults to `("log_probs",)`):
             As for TRL's `add_fused_lm_head`, of `"log_probs"`, `"entropy"` and `"is_top1"`.
+
+    Raises:
+        `ValueError`: if its layers are quantized in a way that gradients do not pass.
     """
+    if not isinstance(main_model.get_output_embeddings().weight, torch.Tensor):
+        raise ValueError(
+            f"`main_model` has layers of type {type(main_model.get_output_embeddings()).__name__}, through which no "
+            "gradient passes, and a supervised start and `hybrid_coef` need one. Take the plain model, or one that "
+            "bitsandbytes has quantized."
+        )
     if main_model.config.get_text_config().model_type not in OWN_LOGITS:
         add_fused_lm_head(main_model, outputs=outputs)
         return
