@@ -308,9 +308,10 @@ def add_likelihoods(main_model: PreTrainedModel, outputs: tuple[str, ...] = ("lo
     Raises:
         `ValueError`: if its layers are quantized in a way that gradients do not pass.
     """
-    if not isinstance(main_model.get_output_embeddings().weight, torch.Tensor):
+    layer = main_model.get_output_embeddings()
+    if not isinstance(layer.weight, torch.Tensor):
         raise ValueError(
-            f"`main_model` has layers of type {type(main_model.get_output_embeddings()).__name__}, through which no "
+            f"`main_model` has layers of type {type(layer).__module__}.{type(layer).__name__}, through which no "
             "gradient passes, and a supervised start and `hybrid_coef` need one. Take the plain model, or one that "
             "bitsandbytes has quantized."
         )
