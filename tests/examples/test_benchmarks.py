@@ -408,3 +408,27 @@ def test_what_is_left_out_on_a_gpu_is_there():
     for line in (ROOT / "tests" / "gpu" / "deselected.txt").read_text().splitlines():
         path, name = line.removeprefix("--deselect=").split("::")
         assert f"def {name}(" in (ROOT / path).read_text(), line
+
+
+def test_predictions_are_those_of_the_measured_parts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    simulation = importlib.import_module("simulation")
+    # A GPU that takes 1 ms per layer and reads 1 TB per second
+    made = []
+    for shape, num_layers, num_rows in (("llama-1.3b", 24, 3), ("llama2-7b", 32, 5), ("llama2-7b", 4, 64)):
+        layers, weights, cache = simulation.sizes(shape, num_layers)
+        token = 1e-3 * layers + (weights + num_rows * simulation.POSITIONS * cache) / 1e12
+        made.append({"shape": shape, "num_layers": num_layers, "num_rows": num_rows})
+        made[-1]["seconds"] = simulation.NUM_NEW * token
+    assert simulation.fit(made) == pytest.approx((1e-3, 1e12, 0.0), rel=1e-6, abs=1e-9)
+
+    assert simulation.sizes("llama2-7b")[1] == pytest.approx(2 * (6.74e9 - 32000 * 4096), rel=1e-2)  # all but a table
+    stdout, figures = run("simulation.py", tmp_path)
+    measured = json.loads(simulation.MEASURED.read_text())
+    one = figures["llama2-7b, 1 GPUs, K = 12"]
+    assert one["seconds"] == pytest.approx(measured["step_7b"]["seconds"], rel=0.1)
+    assert simulation.fit(measured["decoding"])[2] < 0.1 and "the fit is off by" in stdout
+    for name, figure in figures.items():
+        assert figure["seconds"] == pytest.approx(sum(value for part, value in figure.items() if part != "seconds"))
+        assert figure["decoding"] <= figures[name.replace("K = 12", "K = 64")]["decoding"]
+    assert "llama2-70b, 1 GPUs, K = 12" not in figures and "llama2-70b, 8 GPUs, K = 12" in figures
