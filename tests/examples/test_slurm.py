@@ -4,6 +4,7 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -21,23 +22,33 @@ while [[ "$1" == --* ]]; do
     case "$1" in --nodes=*) nodes=${1#*=};; --nodelist=*) echo "${1#*=}" >> "$TOLD/nodelists";; esac
     shift
 done
-for node in $(seq 0 $((nodes - 1))); do SLURM_NODEID=$node "$@"; done
+for node in $(seq 0 $((nodes - 2))); do SLURM_NODEID=$node "$@"; done
+SLURM_NODEID=$((nodes - 1)) exec "$@"
 """
+# A training step ends as it is told to
 TELL = 'mkdir -p "$TOLD"; printf "%s\\n" "${0##*/}" "$@" > "$(mktemp "$TOLD/${0##*/}.XXXXXX")"'
+TRAIN = TELL + '; eval "${TRAINING:-}"'
 
 
-def told(tmp_path, script, num_nodes, *arguments, **environment):
-    """Argument lists that `trl-dlr` and `vllm` were called with."""
+def start(tmp_path, script, num_nodes, *arguments, **environment):
     commands, folder = tmp_path / "bin", tmp_path / "told"
     commands.mkdir()
     folder.mkdir()
-    for name, text in {"scontrol": SCONTROL, "srun": SRUN, "trl-dlr": TELL, "vllm": TELL}.items():
+    for name, text in {"scontrol": SCONTROL, "srun": SRUN, "trl-dlr": TRAIN, "vllm": TELL}.items():
         (commands / name).write_text(f"#!/bin/bash\n{text}\n")
         (commands / name).chmod(0o755)
     environment |= {"PATH": f"{commands}:{os.environ['PATH']}", "NODES": str(num_nodes), "TOLD": str(folder)}
     environment |= {"SLURM_JOB_ID": "1234", "SLURM_NNODES": str(num_nodes), "SLURM_JOB_NODELIST": "nodes"}
     path = ROOT / "examples" / "slurm" / script
-    subprocess.run(["bash", path, *arguments], env=environment, cwd=ROOT, check=True, timeout=60)
+    return subprocess.Popen(["bash", path, *arguments], env=environment, cwd=ROOT)
+
+
+def told(tmp_path, script, *arguments, **environment):
+    """Argument lists that `trl-dlr` and `vllm` were called with."""
+    job = start(tmp_path, script, *arguments, **environment)
+    if status := job.wait(60):
+        raise subprocess.CalledProcessError(status, script)
+    folder = tmp_path / "told"
     calls = sorted(path.read_text().splitlines() for path in folder.iterdir() if "." in path.name)
     return [call[1:] for call in calls if call[0] == "trl-dlr"], [call[1:] for call in calls if call[0] == "vllm"]
 
@@ -70,12 +81,36 @@ def test_each_node_is_told_its_rank_and_where_the_first_is(tmp_path, monkeypatch
         assert "--learning_rate 1e-4" in " ".join(call.training_script_args)
 
 
-def test_a_job_that_is_queued_again_goes_on(tmp_path):
-    nodes, _ = told(tmp_path, "train.sbatch", 4, SLURM_RESTART_COUNT="1", LAUNCH="accelerate_configs/multi_node.yaml")
+def test_a_job_goes_on_from_the_last_checkpoint_in_its_folder(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoint-4").mkdir(parents=True)
+    settings = {"OUTPUT_DIR": str(folder), "LAUNCH": "accelerate_configs/multi_node.yaml"}
+    nodes, _ = told(tmp_path, "train.sbatch", 4, **settings)
     assert len(nodes) == 4
     for node in nodes:
         assert value_of(node, "resume_from_checkpoint") == "true"
-        assert (value_of(node, "num_processes"), value_of(node, "output_dir")) == ("32", "outputs/1234")
+        assert (value_of(node, "num_processes"), value_of(node, "output_dir")) == ("32", str(folder))
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_status_of_the_training_is_that_of_the_job(tmp_path, status):
+    if status == 0:
+        told(tmp_path, "train.sbatch", 2, TRAINING="exit 0")
+    else:
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            told(tmp_path, "train_with_vllm.sbatch", 3, MAIN_MODEL="org/main", TRAINING=f"exit {status}")
+        assert error.value.returncode == status
+
+
+def test_the_training_and_it_alone_is_told_that_the_time_is_over(tmp_path):
+    wait = 'touch "$TOLD/started"; trap \'echo TERM > "$TOLD/signal"; exit 143\' TERM; while :; do sleep 0.05; done'
+    job = start(tmp_path, "train_with_vllm.sbatch", 2, MAIN_MODEL="org/main", TRAINING=wait)
+    while not (tmp_path / "told" / "started").exists():
+        assert job.poll() is None
+        time.sleep(0.02)
+    job.terminate()
+    assert job.wait(30) == 143
+    assert (tmp_path / "told" / "signal").read_text() == "TERM\n"
 
 
 def test_servers_have_nodes_of_their_own(tmp_path, monkeypatch):
@@ -95,6 +130,12 @@ def test_servers_have_nodes_of_their_own(tmp_path, monkeypatch):
 def test_a_main_model_has_to_be_named(tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         told(tmp_path, "train_with_vllm.sbatch", 3)
+
+
+@pytest.mark.parametrize("number", ["0", "3"])
+def test_servers_leave_nodes_for_the_training(tmp_path, number):
+    with pytest.raises(subprocess.CalledProcessError, match="status 2"):
+        told(tmp_path, "train_with_vllm.sbatch", 3, MAIN_MODEL="org/main", SERVER_NODES=number)
 
 
 @pytest.mark.parametrize("path", sorted(Path(ROOT, "examples", "slurm").iterdir()), ids=lambda path: path.name)

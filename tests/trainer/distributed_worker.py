@@ -128,7 +128,10 @@ def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
             figures["accuracy"] = trainer.evaluate()["eval_accuracy"]
         write(trainer, folder, figures, trainer.value_head if mode == "latent_rl" else None)
         return trainer
-    policy_kwargs = {"learn_sigma": True, **kwargs.pop("policy_kwargs", {})}
+    policy_kwargs, best_step = {"learn_sigma": True, **kwargs.pop("policy_kwargs", {})}, kwargs.pop("best_step", None)
+    if best_step is not None:
+        kwargs |= {"eval_strategy": "steps", "eval_steps": kwargs["save_steps"], "metric_for_best_model": "reward"}
+        kwargs |= {"load_best_model_at_end": True, "trainer_kwargs": {"eval_dataset": tiny_dataset(4, 1)}}
     if kwargs.pop("own_weights", False):  # random ones, other ones on each process
         policy_kwargs["seed"] = int(os.environ["RANK"])
     trainer = make_trainer(
@@ -142,10 +145,12 @@ def run_case(folder: Path, mode: str, num_processes: int, **kwargs):
         fail_on(trainer, **failure)
     (folder / f"started_{trainer.accelerator.process_index}").write_text(str(os.getpid()))
     trainer.steps_without_rewards = steps_without_rewards
+    if best_step is not None:
+        trainer.evaluate = lambda **kwargs: {"eval_reward": float(trainer.state.global_step == best_step)}
     if mode == "stored":
         trainer._generate_and_score_completions = lambda inputs: stored_rollout(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
-    figures = {"decoded": trainer.engine.num_decoded}
+    figures = {"decoded": trainer.engine.num_decoded, "micro_steps": trainer._step}
     if trainer.is_deepspeed_enabled:
         figures["stage"] = trainer.model_wrapped.zero_optimization_stage()
         partitions = trainer.model_wrapped.optimizer.single_partition_of_fp32_groups

@@ -293,6 +293,7 @@ def test_a_run_goes_on_with_another_number_of_processes(one_process, tmp_path, l
     launch(tmp_path / "before", launcher, mode, before, **kwargs)
     checkpoint = tmp_path / "before" / "run" / "checkpoint-2"
     files = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    kwargs["save_strategy"] = "no"  # and yet nothing is left of what was converted
     log = launch(tmp_path / "after", launcher, mode, after, checkpoint=str(checkpoint), **kwargs)
     assert f"checkpoint-2 was written by another number of processes, and there are {after} now" in log
     assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == files
@@ -311,11 +312,34 @@ def test_a_rollout_is_drawn_again_by_another_number_of_processes(tmp_path, launc
     assert len(log["loss"]) == 5 and all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_supervised_batches_are_in_order_for_another_number_of_processes(tmp_path):
+def test_rollouts_stay_in_step_where_an_epoch_ends_in_the_middle_of_an_accumulation(tmp_path):
+    kwargs = {"num_rows": 3, "num_iterations": 3, "steps_per_generation": 1, "gradient_accumulation_steps": 2}
+    kwargs |= {"save_strategy": "steps", "save_steps": 5, "max_steps": 9}
+    straight, _ = run(tmp_path, "ddp", "rollouts", **kwargs)
+    launch(tmp_path, "one", "rollouts", 1, checkpoint=str(tmp_path / "run" / "checkpoint-5"), **kwargs)
+    (log,), _ = read(tmp_path, 1)
+    assert log["micro_steps"] == straight[0]["micro_steps"] < 2 * 9
+
+
+@needs_compiler
+def test_the_best_policy_of_other_processes_comes_back(tmp_path):
+    mode, kwargs = CASES["skipping"]
+    kwargs = {**kwargs, "save_strategy": "steps", "save_steps": 2, "best_step": 2}
+    launch(tmp_path, "zero2", mode, 2, **kwargs)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    launch(tmp_path, "zero2", mode, 1, checkpoint=True, **kwargs)
+    _, weights = read(tmp_path, 1)
+    best = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in best.items())
+
+
+@pytest.mark.parametrize("shares", [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}])
+def test_supervised_batches_are_in_order_for_another_number_of_processes(tmp_path, shares):
     kwargs = {"save_strategy": "steps", "save_steps": 4}  # in the second epoch of two
     _, expected = run(tmp_path / "straight", "one", "sft", **kwargs)
     launch(tmp_path / "two", "ddp", "sft", 2, **kwargs)
-    launch(tmp_path / "two", "ddp", "sft", 1, checkpoint=str(tmp_path / "two" / "run" / "checkpoint-4"), **kwargs)
+    checkpoint = str(tmp_path / "two" / "run" / "checkpoint-4")
+    launch(tmp_path / "two", "ddp", "sft", 1, checkpoint=checkpoint, **kwargs, **shares)
     _, weights = read(tmp_path / "two", 1)
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-5)
@@ -351,6 +375,15 @@ def test_nodes_with_disks_of_their_own_resume(tmp_path, launcher):
         assert sorted(path.name for path in (node / "run").glob("*_*")) == []
         weights = load_file(node / f"weights_{i}.safetensors")
         assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    record = nodes[1] / "run" / "checkpoint-4" / "checkpoint.json"
+    whole = record.read_text()
+    record.write_text(json.dumps({**json.loads(whole), "save": "of another run"}))
+    shutil.rmtree(nodes[0] / "run" / "checkpoint-3")
+    shutil.rmtree(nodes[0] / "run" / "checkpoint-2")
+    shutil.rmtree(nodes[0] / "run" / "checkpoint-1")
+    error = launch(tmp_path, launcher, "rollouts", checkpoint=True, fails=True, **kwargs)
+    assert "has no checkpoint that all processes have" in error
+    record.write_text(whole)
     nodes[0].rename(tmp_path / "other")
     nodes[1].rename(nodes[0])
     (tmp_path / "other").rename(nodes[1])

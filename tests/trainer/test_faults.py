@@ -167,6 +167,12 @@ def test_a_checkpoint_without_its_record_is_refused(saved, record):
     refused(saved, True, "checkpoint-6` is no whole checkpoint of this trainer: its `checkpoint.json` cannot be read")
 
 
+def test_the_last_checkpoint_is_one_of_that_name(saved):
+    for name in ("checkpoint-8.broken", "old-checkpoint-9", "checkpoint-last"):
+        (saved / "run" / name).mkdir()
+    assert make_trainer(saved, **SETTINGS).checkpoint_to_resume(True) == str(saved / "run" / "checkpoint-6")
+
+
 def test_a_path_is_the_checkpoint_that_it_names(saved):
     trainer = make_trainer(saved, **SETTINGS)
     trainer.args.max_steps = 3

@@ -216,6 +216,13 @@ class VLLMServerEngine(DecodingEngine):
                 self.num_retries += 1
                 time.sleep(pause)
 
+    def is_healthy(self) -> bool:
+        """Whether it says so within seconds."""
+        try:
+            return self._exchange("/health", None, HEARTBEAT)[0] == 200
+        except (_Away, TimeoutError):
+            return False
+
     def _send_once(self, path: str, data: bytes | None, parse: Callable[[dict], Any]) -> Any:
         status, reason, reply = self._exchange(path, data, self.timeout)
         if status in PASSING_STATUS:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +25,8 @@ class VLLMServersEngine(DecodingEngine):
     Decodes on several vLLM servers of the same main model, each as [`VLLMServerEngine`] has it.
 
     The rows of a rollout are divided among them, and each request goes to the server with the fewest of this process
-    under way. A server that goes away is left out until it answers again, and another one does its work.
+    under way. A server that goes away is left out until it is healthy again, and another one does its work; one that
+    has not answered within `timeout` is left out for as long at least.
 
     Args:
         main_model ([`~transformers.PreTrainedModel`]):
@@ -62,17 +64,18 @@ class VLLMServersEngine(DecodingEngine):
         num_concurrent: int = 8,
     ):
         super().__init__(main_model, processing_class, max_new_tokens, (generation_kwargs or {}).get("stop_strings"))
-        if len(set(base_urls)) < len(base_urls):
-            raise ValueError(f"`base_urls` must be different servers, got {list(base_urls)}.")
         parts = main_model, processing_class, max_new_tokens, generation_kwargs
         engines = [VLLMServerEngine(*parts, url, timeout, batch_size, num_concurrent) for url in base_urls]
+        if len({engine.base_url for engine in engines}) < len(engines):
+            raise ValueError(f"`base_urls` must be different servers, got {list(base_urls)}.")
         # Processes that train together do not all begin with the same one
         first = PartialState().process_index % len(engines)
         self.servers = [_Server(engine) for engine in (*engines[first:], *engines[:first])]
         self.max_model_len = min(engine.max_model_len for engine in engines)
         self.embed_tokens = main_model.get_input_embeddings()
         self.timeout, self.batch_size, self.num_concurrent = timeout, batch_size, num_concurrent
-        self._change = threading.Condition()
+        self._last_answer = time.monotonic()
+        self._change = threading.Condition()  # of a server, or of an error that ends a rollout
 
     @property
     def num_retries(self) -> int:
@@ -87,64 +90,87 @@ class VLLMServersEngine(DecodingEngine):
         for server in self.servers:
             server.engine.max_new_tokens = self.max_new_tokens
         size = min(self.batch_size, -(-len(rows) // len(self.servers)))
+        errors = []  # the first ends the rollout
 
+        @torch.no_grad()  # which is each thread's own
         def decode(start: int) -> list[list[int]]:
             part = slice(start, start + size)
             embeds = None if latent_embeds is None else latent_embeds[part]
-            return self._decode_anywhere(prompt_ids, rows[part], embeds, latent_ids)
+            try:
+                return self._decode_anywhere(prompt_ids, rows[part], embeds, latent_ids, errors)
+            except Exception as error:
+                with self._change:
+                    errors.append(error)
+                    self._change.notify_all()
+                return []
 
         with ThreadPoolExecutor(self.num_concurrent * len(self.servers)) as pool:
-            return [ids for part in pool.map(decode, range(0, len(rows), size)) for ids in part]
+            decoded = list(pool.map(decode, range(0, len(rows), size)))
+        if errors:
+            raise errors[0]
+        return [ids for part in decoded for ids in part]
 
-    def _decode_anywhere(self, *batch) -> list[list[int]]:
+    def _decode_anywhere(self, prompt_ids, rows, latent_embeds, latent_ids, errors: list[Exception]):
         """Decode a batch on whichever server has least to do, and on another if that one goes away."""
+        start = time.monotonic()
         while True:
-            server = self._take()
+            server = self._take(errors)
             try:
-                decoded = server.engine._decode(*batch)
-            except (ConnectionError, TimeoutError) as error:
-                self._leave_out(server, error)
-            else:
-                server.away_since, server.num_tries = None, 0
+                decoded = server.engine._decode(prompt_ids, rows, latent_embeds, latent_ids)
+                server.num_in_a_row, self._last_answer = 0, time.monotonic()
                 return decoded
+            except (ConnectionError, TimeoutError) as error:
+                if time.monotonic() - max(start, self._last_answer) > self.timeout:  # healthy, but of no use
+                    raise
+                self._leave_out(server, error)
             finally:
                 with self._change:
                     server.num_running -= 1
                     self._change.notify_all()
 
-    def _take(self) -> "_Server":
+    def _take(self, errors: list[Exception]) -> "_Server":
         with self._change:
             while True:
-                now = time.monotonic()
-                # One that was away gets one request, to see whether it is back
-                free = [
-                    server
-                    for server in self.servers
-                    if server.away_since is None or (server.next_try <= now and server.num_running == 0)
-                ]
+                if errors:
+                    raise errors[0]
+                there = [server for server in self.servers if server.away_since is None]
+                free = [server for server in there if server.num_running < self.num_concurrent]
                 if free:
                     server = min(free, key=lambda server: server.num_running)
                     server.num_running += 1
                     return server
-                self._change.wait(FIRST_PAUSE)
+                left = None
+                if not there:
+                    left = max(server.away_since for server in self.servers) + self.timeout - time.monotonic()
+                    if left <= 0:
+                        raise ConnectionError(
+                            f"All vLLM servers were away for {self.timeout:g} seconds. "
+                            + " ".join(server.reason for server in self.servers)
+                        )
+                self._change.wait(left)
 
     def _leave_out(self, server: "_Server", error: Exception) -> None:
         with self._change:
-            now = time.monotonic()
-            if server.away_since is None:
-                logger.warning(
-                    f"Going on without the vLLM server at {server.engine.base_url}: {error.__cause__ or error}"
-                )
-                server.away_since = now
-            server.next_try = now + min(FIRST_PAUSE * 2**server.num_tries, LONGEST_PAUSE)
-            server.num_tries += 1
             server.num_failures += 1
-            away = [each.away_since for each in self.servers]
-        if None not in away and now - max(away) > self.timeout:
-            urls = [each.engine.base_url for each in self.servers]
-            raise ConnectionError(
-                f"All vLLM servers ({', '.join(urls)}) were away for {self.timeout:g} seconds."
-            ) from error
+            if server.away_since is not None:  # another of its requests was first
+                return
+            server.away_since, server.reason = time.monotonic(), str(error)
+            server.num_in_a_row += 1
+        logger.warning(f"Going on without the vLLM server at {server.engine.base_url}: {error}")
+        pause = min(FIRST_PAUSE * 2**server.num_in_a_row, LONGEST_PAUSE)
+        if isinstance(error, TimeoutError):
+            pause = self.timeout
+        threading.Thread(target=self._wait_for, args=(server, pause), daemon=True).start()
+
+    def _wait_for(self, server: "_Server", pause: float) -> None:
+        time.sleep(pause)
+        while not server.engine.is_healthy():
+            pause = min(2 * pause, LONGEST_PAUSE)
+            time.sleep(pause)
+        logger.warning(f"The vLLM server at {server.engine.base_url} is back.")
+        with self._change:
+            server.away_since = None
+            self._change.notify_all()
 
 
 class _Server:
@@ -154,7 +180,7 @@ class _Server:
         self.engine = engine
         engine.patience = 0.0  # from now on another one is asked instead
         self.num_running = 0
-        self.num_tries = 0  # since it went away
         self.num_failures = 0
+        self.num_in_a_row = 0
         self.away_since: float | None = None
-        self.next_try = 0.0
+        self.reason = ""

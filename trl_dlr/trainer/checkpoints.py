@@ -33,7 +33,6 @@ from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     get_last_checkpoint,
     rotate_checkpoints,
-    sort_checkpoints,
 )
 from transformers.utils import PushInProgress
 
@@ -160,21 +159,32 @@ def find_checkpoint(resume_from_checkpoint: str | os.PathLike | bool, run_dir: s
             "`resume_from_checkpoint` must be the folder of a checkpoint, or `True` for the last one, got "
             f"{resume_from_checkpoint!r}."
         )
-    paths = sort_checkpoints(run_dir) if os.path.isdir(run_dir) else []
-    names = [os.path.basename(path) for path in paths]
-    everywhere = set.intersection(*map(set, gather_object([names])))  # a node may have been lost as others finished
+    names = os.listdir(run_dir) if os.path.isdir(run_dir) else []
+    numbers = [int(name.split("-")[-1]) for name in names if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", name)]
+    paths = {number: os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{number}") for number in numbers}
+    saves = {(number, save_of(path)) for number, path in paths.items()}
+    everywhere = set.intersection(*gather_object([saves]))  # a node may have been lost as the others finished
     if not everywhere:
         raise ValueError(
             f"`resume_from_checkpoint=True`, but `output_dir={run_dir}` has no checkpoint"
-            + (" that all processes have" if names else "")
+            + (" that all processes have" if saves else "")
             + ". Name one, or start without."
         )
-    return os.path.join(run_dir, next(name for name in reversed(names) if name in everywhere))
+    return paths[max(number for number, _ in everywhere)]
+
+
+def save_of(checkpoint: str) -> str | None:
+    """What all processes' parts of one save have in common, and no other save has."""
+    try:
+        with open(os.path.join(checkpoint, RECORD_NAME)) as file:
+            return json.load(file)["save"]
+    except (OSError, ValueError, KeyError, TypeError):  # which is said when it is to be resumed from
+        return None
 
 
 def check_checkpoint(
     checkpoint: str, record: dict[str, Any], process_index: int = 0, allow_main_model_mismatch: bool = False
-) -> bool:
+) -> dict[str, Any] | None:
     """
     Check that `checkpoint` is whole and that a run with `record` can go on from it, before anything is loaded.
 
@@ -189,7 +199,8 @@ def check_checkpoint(
             Whether it may be of a run with another main model.
 
     Returns:
-        `bool`: whether that run had another number of processes, which shared the same batches.
+        `dict[str, Any]`, *optional*: what is recorded of that run, if it had another number of processes, which shared
+        the same batches.
 
     Raises:
         `ValueError`: if it is not there, not of this trainer, incomplete, or of a run that differs.
@@ -243,16 +254,21 @@ def check_checkpoint(
                     f"{named} lacks `{name}`, which is on the disk of another node. Start the nodes in the order that "
                     "they had (`machine_rank`), or copy the folders of all nodes into one."
                 )
-    return is_shared_otherwise
+    return saved["run"] if is_shared_otherwise else None
+
+
+def rows_of(run: dict[str, Any]) -> int:
+    """Rows of a pass of all processes."""
+    return run["num_processes"] * run["per_device_train_batch_size"]
 
 
 def batches_of(run: dict[str, Any]) -> dict[str, Any]:
     """What is recorded of a run, with the batches of all its processes together instead of each one's share."""
-    num_rows = run["num_processes"] * run["per_device_train_batch_size"]
-    batch_size = num_rows * run["gradient_accumulation_steps"]
-    generation_batch_size = num_rows * run.get("steps_per_generation", 1)
-    others = {name: value for name, value in run.items() if name not in SHARES}
-    return {**others, "batch_size": batch_size, "generation_batch_size": generation_batch_size}
+    num_rows = rows_of(run)
+    batches = {"batch_size": num_rows * run["gradient_accumulation_steps"]}
+    if "steps_per_generation" in run:
+        batches["generation_batch_size"] = num_rows * run["steps_per_generation"]
+    return {**{name: value for name, value in run.items() if name not in SHARES}, **batches}
 
 
 def share_weights(model: nn.Module) -> nn.Module:
@@ -272,7 +288,7 @@ class CheckpointsMixin:
     """
 
     _staging_dir = None  # run folder of the checkpoint being written
-    _is_shared_otherwise = False  # whether other processes have written the checkpoint that is resumed from
+    _other_run = None  # whose checkpoint is resumed from, if it had another number of processes
     _saved_names = ()  # files that the model was last saved as
 
     def __init__(self, *args, **kwargs):
@@ -323,12 +339,12 @@ class CheckpointsMixin:
         Raises:
             `ValueError`: if the checkpoint is incomplete or of a run that differs. Nothing has been loaded then.
         """
-        self._is_shared_otherwise = False
+        self._other_run = None
         if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
             resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         if self.args.should_save:  # what a killed run was writing
             shutil.rmtree(unfinished_dir(self.args.output_dir), ignore_errors=True)
-        if self._is_shared_otherwise:
+        if self._other_run is not None:
             logger.warning(
                 f"{resume_from_checkpoint} was written by another number of processes, and there are "
                 f"{self.accelerator.num_processes} now: model, optimizer and counters go on; a rollout in which it "
@@ -336,8 +352,8 @@ class CheckpointsMixin:
             )
         if self.is_deepspeed_enabled:
             options = self.accelerator.state.deepspeed_plugin.deepspeed_config.setdefault("checkpoint", {})
-            options["load_universal"] = self._is_shared_otherwise
-            if self._is_shared_otherwise:
+            options["load_universal"] = self._other_run is not None
+            if self._other_run is not None:
                 resume_from_checkpoint = self._universal_checkpoint(resume_from_checkpoint)
         try:
             with self._preemption.listening():
@@ -367,18 +383,23 @@ class CheckpointsMixin:
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | bool) -> str:
         """Folder of the checkpoint that is named so; a `ValueError` if it is incomplete or of a run that differs."""
-        checkpoint, error = find_checkpoint(resume_from_checkpoint, self.args.output_dir), None
+        checkpoint, refusal = find_checkpoint(resume_from_checkpoint, self.args.output_dir), None
         may_differ = getattr(self.args, "allow_main_model_mismatch", False)
-        process_index = self.accelerator.process_index
         try:
-            self._is_shared_otherwise = check_checkpoint(
-                checkpoint, self._checkpoint_record(), process_index, may_differ
+            self._other_run = check_checkpoint(
+                checkpoint, self._checkpoint_record(), self.accelerator.process_index, may_differ
             )
-        except ValueError as refusal:
-            error = refusal
-        refusals = gather_object([None if error is None else str(error)])  # nodes may have checkpoints of their own
+        except ValueError as error:
+            refusal = error
+        # Nodes may have checkpoints of their own: what one refuses, none takes
+        refusals, saves = zip(*gather_object([(refusal and str(refusal), save_of(checkpoint))]), strict=True)
         if any(refusals):
-            raise error or ValueError(next(filter(None, refusals)))
+            raise refusal or ValueError(next(filter(None, refusals)))
+        if len(set(saves)) > 1:
+            raise ValueError(
+                f"`resume_from_checkpoint={checkpoint}` is not the same on all nodes: their parts are of different "
+                "saves. Name a checkpoint that they have saved together, or set it to `True` for the last one."
+            )
         return checkpoint
 
     def _universal_checkpoint(self, checkpoint: str) -> str:
@@ -409,19 +430,25 @@ class CheckpointsMixin:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        index = 0 if self._is_shared_otherwise else self.accelerator.process_index
+        index = 0 if self._other_run is not None else self.accelerator.process_index
         path = os.path.join(checkpoint, EXTRA_STATE_NAME.format(index))
         if os.path.isfile(path):
             # safetensors does not know every name of a device, `cpu:0` for one
             tensors = {n: tensor.to(self.accelerator.device) for n, tensor in load_file(path).items()}
-            if self._is_shared_otherwise:  # all but the rollout is alike on all processes
-                step = self.state.global_step * self.args.gradient_accumulation_steps
+            if self._other_run is not None and "rollout.step" in tensors:  # all else is alike on all processes
+                before, now = (rows_of(run) for run in (self._other_run, self._checkpoint_record()["run"]))
+                step = tensors["rollout.step"].item() * before // now
                 tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith("rollout.")}
                 tensors |= rollout_tensors(step, ())
             self._load_extra_state(tensors)
+        if self._other_run is not None and self.is_deepspeed_enabled:
+            self.model_wrapped._config.load_universal_checkpoint = False  # this one alone was
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                shutil.rmtree(unfinished_dir(self.args.output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self._is_shared_otherwise:
+        if self._other_run is not None:
             set_seed(self.args.seed + self.state.global_step, device_specific=True)
         else:
             super()._load_rng_state(checkpoint)
@@ -431,6 +458,14 @@ class CheckpointsMixin:
         self._load_renamed_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            # The weights alone: DeepSpeed would load an optimizer too, and no other number of processes' part of it
+            tag = Path(self.state.best_model_checkpoint, "latest").read_text()
+            is_whole = not isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
+            self.model_wrapped.load_checkpoint(
+                self.state.best_model_checkpoint, tag, load_module_strict=is_whole, load_module_only=True
+            )
+            return
         super()._load_best_model()
         self._load_renamed_weights(self.state.best_model_checkpoint)
 
@@ -469,10 +504,11 @@ class CheckpointsMixin:
                 save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
             if self.state.best_model_checkpoint == staged:
                 self.state.best_model_checkpoint = checkpoint
+            (save,) = broadcast_object_list([uuid.uuid4().hex])
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
-                finish_checkpoint(staged, checkpoint, self._checkpoint_record())
+                finish_checkpoint(staged, checkpoint, {**self._checkpoint_record(), "save": save})
         except Exception as error:
             raise RuntimeError(
                 f"The checkpoint of step {self.state.global_step} could not be written to {run_dir} ({error}). Those "
