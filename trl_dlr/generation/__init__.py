@@ -27,10 +27,7 @@ __all__ = [
 def check_engine_name(engine: str) -> None:
     """Refuse what names no engine, see [`create_engine`]."""
     if engine not in ("transformers", "vllm") and not engine.startswith(("http://", "https://")):
-        raise ValueError(
-            "`engine` must be 'transformers', 'vllm' or the URL of a vLLM server, or several with commas between them, "
-            f"got {engine!r}."
-        )
+        raise ValueError(f"`engine` must be 'transformers', 'vllm' or the URL of a vLLM server, got {engine!r}.")
 
 
 def create_engine(
