@@ -114,7 +114,7 @@ def test_the_training_and_it_alone_is_told_that_the_time_is_over(tmp_path):
 
 
 def test_servers_have_nodes_of_their_own(tmp_path, monkeypatch):
-    until_all_serve = 'while [ "$(ls "$TOLD" | grep -c "^vllm")" -lt 2 ]; do sleep 0.05; done'
+    until_all_serve = 'while [ "$(find "$TOLD" -name "vllm*" -size +0 | wc -l)" -lt 2 ]; do sleep 0.05; done'
     settings = {"MAIN_MODEL": "org/main", "SERVER_NODES": "2", "TRAINING": until_all_serve}
     nodes, servers = told(tmp_path, "train_with_vllm.sbatch", 4, **settings)
     assert len(nodes) == len(servers) == 2
