@@ -14,7 +14,6 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,16 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
-from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME, HubStrategy
-from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
-    get_last_checkpoint,
-    rotate_checkpoints,
-)
-from transformers.utils import PushInProgress
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from ..models.architectures import base_model_of
-from ..models.hub import describe_push_failure, readable_push_errors
 from ..models.main_model import fingerprints_match
 from .callbacks import PreemptionCallback
-from .hub import SNAPSHOTS, take_snapshot
 
 
 logger = get_logger(__name__)
@@ -183,8 +174,8 @@ def save_of(checkpoint: str) -> str | None:
 
 
 def check_checkpoint(
-    checkpoint: str, record: dict[str, Any], process_index: int = 0, allow_main_model_mismatch: bool = False
-) -> dict[str, Any] | None:
+    checkpoint: str, record: dict[str, Any], process_index: int, allow_main_model_mismatch: bool = False
+) -> dict[str, Any]:
     """
     Check that `checkpoint` is whole and that a run with `record` can go on from it, before anything is loaded.
 
@@ -193,14 +184,13 @@ def check_checkpoint(
             Folder that [`finish_checkpoint`] named.
         record (`dict[str, Any]`):
             Record of the present run.
-        process_index (`int`, *optional*, defaults to `0`):
+        process_index (`int`):
             Process of the present run that asks.
         allow_main_model_mismatch (`bool`, *optional*, defaults to `False`):
             Whether it may be of a run with another main model.
 
     Returns:
-        `dict[str, Any]`, *optional*: what is recorded of that run, if it had another number of processes, which shared
-        the same batches.
+        `dict[str, Any]`: its record. That run may have had another number of processes, which shared the same batches.
 
     Raises:
         `ValueError`: if it is not there, not of this trainer, incomplete, or of a run that differs.
@@ -254,7 +244,7 @@ def check_checkpoint(
                     f"{named} lacks `{name}`, which is on the disk of another node. Start the nodes in the order that "
                     "they had (`machine_rank`), or copy the folders of all nodes into one."
                 )
-    return saved["run"] if is_shared_otherwise else None
+    return saved
 
 
 def rows_of(run: dict[str, Any]) -> int:
@@ -280,19 +270,15 @@ def share_weights(model: nn.Module) -> nn.Module:
 
 class CheckpointsMixin:
     """
-    For a TRL trainer: checkpoints that are whole or not there, checked before they are resumed from, one more when
-    SIGTERM comes, and pushes of what was saved, without secrets and what shows questions. A push that fails at the end
-    raises, one that fails in the background is logged, both in words. A trainer adds to `_checkpoint_record` what a
-    run must have in common with this one, and to `_extra_state` and `_load_extra_state` what it keeps beside its
-    model.
+    For a TRL trainer: checkpoints that are whole or not there, checked before they are resumed from, and one more when
+    SIGTERM comes. A trainer adds to `_checkpoint_record` what a run must have in common with this one, and to
+    `_extra_state` and `_load_extra_state` what it keeps beside its model.
     """
 
     _staging_dir = None  # run folder of the checkpoint being written
     _other_run = None  # whose checkpoint is resumed from, if it had another number of processes
-    _saved_names = ()  # files that the model was last saved as
 
     def __init__(self, *args, **kwargs):
-        self._hub = HfApi()  # one for all uploads, which it does one after the other
         super().__init__(*args, **kwargs)
         check_shared(self.args.output_dir, self.args.save_on_each_node)
         if self.args.save_on_each_node and self.args.should_save:  # transformers lets the first process alone write it
@@ -383,16 +369,17 @@ class CheckpointsMixin:
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | bool) -> str:
         """Folder of the checkpoint that is named so; a `ValueError` if it is incomplete or of a run that differs."""
-        checkpoint, refusal = find_checkpoint(resume_from_checkpoint, self.args.output_dir), None
+        checkpoint, refusal, save = find_checkpoint(resume_from_checkpoint, self.args.output_dir), None, None
         may_differ = getattr(self.args, "allow_main_model_mismatch", False)
         try:
-            self._other_run = check_checkpoint(
-                checkpoint, self._checkpoint_record(), self.accelerator.process_index, may_differ
-            )
+            saved = check_checkpoint(checkpoint, self._checkpoint_record(), self.accelerator.process_index, may_differ)
+            save = saved.get("save")
+            if saved["run"]["num_processes"] != self.accelerator.num_processes:
+                self._other_run = saved["run"]
         except ValueError as error:
             refusal = error
         # Nodes may have checkpoints of their own: what one refuses, none takes
-        refusals, saves = zip(*gather_object([(refusal and str(refusal), save_of(checkpoint))]), strict=True)
+        refusals, saves = zip(*gather_object([(refusal and str(refusal), save)]), strict=True)
         if any(refusals):
             raise refusal or ValueError(next(filter(None, refusals)))
         if len(set(saves)) > 1:
@@ -528,120 +515,6 @@ class CheckpointsMixin:
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
-
-    # ---- Pushes ----
-
-    def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
-        """As [`~transformers.Trainer.init_hf_repo`]; `args.hub_revision` becomes a branch if it is none yet."""
-        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        if self.is_world_process_zero():  # what a killed run was uploading
-            shutil.rmtree(os.path.join(self.args.output_dir, SNAPSHOTS), ignore_errors=True)
-        with readable_push_errors(name):
-            super().init_hf_repo(token=token, **kwargs)
-            if self.args.hub_revision is not None:
-                self._create_branch(self.args.hub_revision, token)
-
-    def _create_branch(self, revision: str, token: str | None) -> None:
-        if self.is_world_process_zero():
-            token = token if token is not None else self.args.hub_token
-            self._hub.create_branch(self.hub_model_id, branch=revision, token=token, exist_ok=True)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs,
-    ) -> CommitInfo | Future | None:
-        """
-        Save the model to `args.output_dir` and upload that folder, without checkpoints. Arguments are those of
-        [`~transformers.Trainer.push_to_hub`].
-
-        Raises:
-            `RuntimeError`: if the upload failed, with the reason and what to do. What was saved is whole.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self._complete_for_push()
-        self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
-        with readable_push_errors(self.hub_model_id, self._what_is_left):
-            if revision is not None:
-                self._create_branch(revision, token)
-            job = self._upload(self.args.output_dir, None, commit_message, token, revision)
-            if blocking:
-                return job.result()
-        job.add_done_callback(self._warn_of_failed_push)
-        return job
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """
-        Upload a checkpoint's model in the background, and with `hub_strategy` the checkpoint. Failures are logged.
-        """
-        if self._staging_dir is not None:  # what is pushed has its name
-            return
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        is_under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if is_under_way and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        with whole_files(self.args.output_dir) as folder:
-            for name in self._saved_names:
-                source, target = os.path.join(checkpoint_folder, name), os.path.join(folder, name)
-                (shutil.copytree if os.path.isdir(source) else shutil.copy)(source, target)
-        self._complete_for_push()
-        message = f"Training in progress, step {self.state.global_step}"
-        jobs = [self._upload(self.args.output_dir, None, message)]
-        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-            name = "last-checkpoint" if is_last else os.path.basename(checkpoint_folder)
-            jobs.append(self._upload(checkpoint_folder, name, f"{message}, checkpoint"))
-        for job in jobs:
-            job.add_done_callback(self._warn_of_failed_push)
-        self.push_in_progress = PushInProgress(jobs)
-
-    def _upload(
-        self,
-        folder: str,
-        path_in_repo: str | None,
-        commit_message: str,
-        token: str | None = None,
-        revision: str | None = None,
-    ) -> Future:
-        """Upload a folder as it is now, in the background, after what is being uploaded."""
-        snapshot = take_snapshot(folder, os.path.join(self.args.output_dir, SNAPSHOTS))
-
-        def upload() -> CommitInfo:
-            try:
-                return self._hub.upload_folder(
-                    repo_id=self.hub_model_id,
-                    folder_path=snapshot,
-                    path_in_repo=path_in_repo,
-                    commit_message=commit_message,
-                    token=token if token is not None else self.args.hub_token,
-                    revision=revision if revision is not None else self.args.hub_revision,
-                )
-            finally:
-                shutil.rmtree(snapshot)
-
-        return self._hub.run_as_future(upload)
-
-    def _complete_for_push(self) -> None:
-        """For what has to lie beside a model that is pushed."""
-
-    @property
-    def _what_is_left(self) -> str:
-        return f"Its files are complete in {self.args.output_dir}."
-
-    def _warn_of_failed_push(self, job: Future) -> None:
-        if not job.cancelled() and job.exception() is not None:
-            logger.warning(describe_push_failure(job.exception(), self.hub_model_id, self._what_is_left))
 
 
 def rollout_tensors(

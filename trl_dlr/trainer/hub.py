@@ -9,24 +9,30 @@ import os
 import re
 import shutil
 import tempfile
+from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
 
 from accelerate.logging import get_logger
-from huggingface_hub import EvalResult
+from huggingface_hub import CommitInfo, EvalResult, HfApi
+from transformers.trainer import HubStrategy
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import PushInProgress
 
 from ..models import LatentPolicyConfig
 from ..models.hub import (
     DEFAULT_PROMPT,
     card_data,
+    describe_push_failure,
     hub_name,
     leave_out_folders,
     main_model_link,
+    readable_push_errors,
     usage,
 )
 from ..report.page import PROBE_FILES, RESULTS_FILE, RUN_FILE
 from .arguments import ReportableArguments, without_secrets
+from .checkpoints import whole_files
 
 
 logger = get_logger(__name__)
@@ -59,6 +65,131 @@ def take_snapshot(folder: str, parent: str) -> str:
     shutil.copytree(folder, snapshot, ignore=ignored, copy_function=keep, dirs_exist_ok=True)
     leave_out_folders(snapshot)
     return snapshot
+
+
+class PushesMixin:
+    """
+    For a TRL trainer with [`CheckpointsMixin`]: pushes of what was saved, without secrets and what shows questions. One
+    that fails at the end raises, one that fails in the background is logged, both in words.
+    """
+
+    _saved_names = ()  # files that the model was last saved as
+
+    def __init__(self, *args, **kwargs):
+        self._hub = HfApi()  # one for all uploads, which it does one after the other
+        super().__init__(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
+        """As [`~transformers.Trainer.init_hf_repo`]; `args.hub_revision` becomes a branch if it is none yet."""
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        if self.is_world_process_zero():  # what a killed run was uploading
+            shutil.rmtree(os.path.join(self.args.output_dir, SNAPSHOTS), ignore_errors=True)
+        with readable_push_errors(name):
+            super().init_hf_repo(token=token, **kwargs)
+            if self.args.hub_revision is not None:
+                self._create_branch(self.args.hub_revision, token)
+
+    def _create_branch(self, revision: str, token: str | None) -> None:
+        if self.is_world_process_zero():
+            token = token if token is not None else self.args.hub_token
+            self._hub.create_branch(self.hub_model_id, branch=revision, token=token, exist_ok=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        """
+        Save the model to `args.output_dir` and upload that folder, without checkpoints. Arguments are those of
+        [`~transformers.Trainer.push_to_hub`].
+
+        Raises:
+            `RuntimeError`: if the upload failed, with the reason and what to do. What was saved is whole.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._complete_for_push()
+        self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
+        with readable_push_errors(self.hub_model_id, self._what_is_left):
+            if revision is not None:
+                self._create_branch(revision, token)
+            job = self._upload(self.args.output_dir, None, commit_message, token, revision)
+            if blocking:
+                return job.result()
+        job.add_done_callback(self._warn_of_failed_push)
+        return job
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """
+        Upload a checkpoint's model in the background, and with `hub_strategy` the checkpoint. Failures are logged.
+        """
+        if self._staging_dir is not None:  # what is pushed has its name
+            return
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        is_under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if is_under_way and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        with whole_files(self.args.output_dir) as folder:
+            for name in self._saved_names:
+                source, target = os.path.join(checkpoint_folder, name), os.path.join(folder, name)
+                (shutil.copytree if os.path.isdir(source) else shutil.copy)(source, target)
+        self._complete_for_push()
+        message = f"Training in progress, step {self.state.global_step}"
+        jobs = [self._upload(self.args.output_dir, None, message)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            name = "last-checkpoint" if is_last else os.path.basename(checkpoint_folder)
+            jobs.append(self._upload(checkpoint_folder, name, f"{message}, checkpoint"))
+        for job in jobs:
+            job.add_done_callback(self._warn_of_failed_push)
+        self.push_in_progress = PushInProgress(jobs)
+
+    def _upload(
+        self,
+        folder: str,
+        path_in_repo: str | None,
+        commit_message: str,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> Future:
+        """Upload a folder as it is now, in the background, after what is being uploaded."""
+        snapshot = take_snapshot(folder, os.path.join(self.args.output_dir, SNAPSHOTS))
+
+        def upload() -> CommitInfo:
+            try:
+                return self._hub.upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=snapshot,
+                    path_in_repo=path_in_repo,
+                    commit_message=commit_message,
+                    token=token if token is not None else self.args.hub_token,
+                    revision=revision if revision is not None else self.args.hub_revision,
+                )
+            finally:
+                shutil.rmtree(snapshot)
+
+        return self._hub.run_as_future(upload)
+
+    def _complete_for_push(self) -> None:
+        """For what has to lie beside a model that is pushed."""
+
+    @property
+    def _what_is_left(self) -> str:
+        return f"Its files are complete in {self.args.output_dir}."
+
+    def _warn_of_failed_push(self, job: Future) -> None:
+        if not job.cancelled() and job.exception() is not None:
+            logger.warning(describe_push_failure(job.exception(), self.hub_model_id, self._what_is_left))
 
 
 # Of the machine, the account or the run's surroundings rather than of the training

@@ -41,7 +41,7 @@ from ..reasoners.latent_reasoner import LatentReasoner
 from .arguments import LatentPolicyArguments
 from .callbacks import EngineCheckCallback
 from .checkpoints import whole_files
-from .hub import training_card
+from .hub import PushesMixin, training_card
 from .inputs import (
     check_adapter,
     check_chat_templates,
@@ -56,7 +56,7 @@ from .latent_grpo_config import LatentGRPOConfig
 logger = get_logger(__name__)
 
 
-class PolicyTrainingMixin:
+class PolicyTrainingMixin(PushesMixin):
     """
     For a TRL trainer with [`CheckpointsMixin`] of a [`LatentPolicyModel`] beside a frozen `main_model`: checks the
     engine at the start, gives the projection layers their own learning rate and clipping, and saves adapters with the

@@ -20,9 +20,10 @@ from ..models.main_model import eval_mode
 from ..models.thinking import Thinker, ThinkingConfig
 from ..reasoners.thinking_reasoner import ThinkingReasoner
 from .checkpoints import whole_files
+from .hub import PushesMixin
 
 
-class ThinkingTrainingMixin:
+class ThinkingTrainingMixin(PushesMixin):
     """
     For a TRL trainer with [`CheckpointsMixin`] of a causal LM that thinks as `self.thinker` lets it, or as
     `thinking_config` and `latent_type` say: checkpoints that are whole, and that say how the model thinks, and pushes.
