@@ -430,55 +430,82 @@ def pilot_table(args: RivalArguments, pilots: list[dict[str, Any]], choices: dic
 
 
 def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
-    """Markdown: each arm on each task, and the verdict on DLR beside GRPO with LoRA."""
-    texts, verdicts = [], []
-    for task in args.tasks:
-        rows, of_arms = [], {}
-        num_test = len(TASKS[task]().test)
-        for arm in args.arms:
-            of_arms[arm] = group = [each for each in runs if each["task"] == task and each["arm"] == arm]
-            if group:
-                rows.append([arm, *cells(group, num_test)])
-        columns = ["arm", "choice", "CPU seconds", "decodes", "before", "accuracy, mean and 95%", "of seeds"]
-        columns += ["shuffled", "plain anchors", "pass@8 before"]
-        columns += ["added memory, MiB", "trained", "others", "GSM8K, log p"]
-        texts.append(markdown(task, columns, rows))
-        for arm in ("grpo_lora", RUNNER_UP):
-            if of_arms.get("dlr") and (rival := of_arms.get(arm)):
-                verdicts.append([task, shown(rival[0]["choice"]), *verdict(of_arms["dlr"], rival)])
-    columns = ["task", "rate", "GRPO + LoRA at its end", "first there after", "DLR after", "ratio"]
-    columns += ["GRPO + LoRA at its best", "first there after", "DLR after", "ratio", "added memory, ratio"]
-    texts.append(markdown("DLR beside GRPO + LoRA (within 0.02)", columns, verdicts))
-    return "\n".join(texts)
+    """Markdown: accuracies, what DLR's come from, what each arm takes, and the verdict on DLR beside GRPO with LoRA."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for each in runs:
+        groups.setdefault((each["arm"], each["task"]), []).append(each)
 
+    def by_task(cell: Callable[[list[dict[str, Any]], str], str]) -> list[list[str]]:
+        of_arms = [[arm, *(cell(groups.get((arm, task), []), task) for task in args.tasks)] for arm in args.arms]
+        return [row for row in of_arms if any(row[1:])]
 
-def cells(group: list[dict[str, Any]], num_test: int) -> list[str]:
-    starts, ends = ([each["curve"][i] for each in group] for i in (0, -1))
-
-    def mean(values: list[float | None], digits: int) -> str:
-        return "-" if None in values else f"{statistics.fmean(values):,.{digits}f}"
-
-    accuracies = [end["accuracy"] for end in ends]
-    low, high = wilson_interval(statistics.fmean(accuracies), num_test)  # the same questions for every seed
-    return [
-        shown(group[0]["choice"]),
-        mean([end["seconds"] for end in ends], 0),
-        mean([end["decodes"] for end in ends], 0),
-        mean([start["accuracy"] if start["seconds"] == 0 else None for start in starts], 2),
-        f"{mean(accuracies, 2)} [{low:.2f}, {high:.2f}]",
-        " / ".join(f"{value:.2f}" for value in accuracies),
-        mean([end.get("accuracy_shuffled") for end in ends], 2),
-        mean([start.get("accuracy_plain") for start in starts], 2),
-        mean([start.get("pass@8") for start in starts], 2),
-        mean([each["added_memory"] for each in group], 0),
-        mean([each["trained"] for each in group], 0),
-        *(
-            [mean([statistics.fmean(each["others"].values()) for each in group], 2)]
-            + [mean([each["log_likelihood"] for each in group], 3)]
-            if "others" in group[0]
-            else ["unchanged"] * 2
-        ),
+    controls = [
+        [task, arm, *controls_of(groups[arm, task])]
+        for task in args.tasks
+        for arm in ("dlr", "sft_dlr")
+        if (arm, task) in groups
     ]
+    costs = []
+    for arm in args.arms:
+        if of_arm := [each for task in args.tasks for each in groups.get((arm, task), [])]:
+            costs.append([arm, *costs_of(of_arm)])
+    verdicts = [
+        [task, shown(groups[arm, task][0]["choice"]), *verdict(groups["dlr", task], groups[arm, task])]
+        for task in args.tasks
+        for arm in ("grpo_lora", RUNNER_UP)
+        if ("dlr", task) in groups and (arm, task) in groups
+    ]
+    places = ["task", "rate", "GRPO + LoRA at its end", "first there after", "DLR after", "ratio"]
+    places += ["GRPO + LoRA at its best", "first there after", "DLR after", "ratio", "added memory, ratio"]
+    before_and_after = ["task", "arm", "anchors", "alone", "before", "pass@8 before", "trained", "shuffled"]
+    taken = ["arm", "CPU seconds", "decodes", "trained weights", "added memory, MiB", "other tasks", "GSM8K, log p"]
+    return "\n".join(
+        [
+            markdown("Accuracy, mean of seeds, 95% over questions", ["arm", *args.tasks], by_task(accuracy_of)),
+            markdown("Accuracy of each seed", ["arm", *args.tasks], by_task(accuracies_of)),
+            markdown("Latents", before_and_after, controls),
+            markdown("Means over tasks", taken, costs),
+            markdown("DLR beside GRPO + LoRA (within 0.02)", places, verdicts),
+        ]
+    )
+
+
+def ends(group: list[dict[str, Any]]) -> list[float]:
+    return [each["curve"][-1]["accuracy"] for each in group]
+
+
+def accuracy_of(group: list[dict[str, Any]], task: str) -> str:
+    if not group:
+        return ""
+    accuracy = statistics.fmean(ends(group))
+    low, high = wilson_interval(accuracy, len(TASKS[task]().test))  # the same questions for every seed
+    return f"{accuracy:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def accuracies_of(group: list[dict[str, Any]], task: str) -> str:
+    return " / ".join(f"{value:.2f}" for value in ends(group))
+
+
+def controls_of(group: list[dict[str, Any]]) -> list[str]:
+    """The text that latents are offsets of, what it does alone, and what latents do before and after training."""
+    first = [each["curve"][0] for each in group]
+    last = [each["curve"][-1] for each in group]
+    found = [[row[name] for row in first] for name in ("accuracy_plain", "accuracy", "pass@8")]
+    found += [[row[name] for row in last] for name in ("accuracy", "accuracy_shuffled")]
+    return [shown(group[0]["choice"]), *(f"{statistics.fmean(values):.2f}" for values in found)]
+
+
+def costs_of(group: list[dict[str, Any]]) -> list[str]:
+    """Means over runs; of an arm that leaves the main model as it is, what it was is not asked again."""
+    last = [each["curve"][-1] for each in group]
+    costs = [statistics.fmean(row[name] for row in last) for name in ("seconds", "decodes")]
+    costs += [statistics.fmean(each[name] for each in group) for name in ("trained", "added_memory")]
+    figures = [f"{cost:,.0f}" for cost in costs]
+    if "others" not in group[0]:
+        return [*figures, "unchanged", "unchanged"]
+    others = statistics.fmean(statistics.fmean(each["others"].values()) for each in group)
+    likelihoods = [each["log_likelihood"] for each in group]
+    return [*figures, f"{others:.2f}", "-" if None in likelihoods else f"{statistics.fmean(likelihoods):.3f}"]
 
 
 def shown(choice: float | str | None) -> str:

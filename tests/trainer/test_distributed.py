@@ -426,9 +426,7 @@ def start_nodes(folder, launcher, **kwargs):
     return processes
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero2", marks=needs_compiler)]
-)
+@pytest.mark.parametrize("launcher", ["ddp", pytest.param("zero2", marks=[needs_compiler, pytest.mark.slow])])
 def test_a_lost_node_ends_the_job_and_both_resume(tmp_path, launcher):
     kwargs = {"local_disks": True, "save_on_each_node": True, **EVERY_STEP, "max_steps": 6}
     launch(tmp_path / "straight", launcher, "rollouts", **{**kwargs, "num_nodes": 2})
