@@ -5,6 +5,7 @@ Why not GRPO with LoRA? DLR beside what a user would take instead, on SmolLM2-13
 
     python examples/benchmarks/rivals.py --probe                            # the tasks, of which the main model knows some
     python examples/benchmarks/rivals.py --pilot                            # each arm's best setting, for each task
+    python examples/benchmarks/rivals.py --variants                         # what might let DLR go on where it stops
     python examples/benchmarks/rivals.py --gsm8k GSM8K --output_png a.png   # all runs that the file lacks, then tables
 
 The pilot has a seed of its own, and holds out some of the questions to train on: what is reported has not been chosen by.
@@ -72,6 +73,20 @@ CHOICES = {
 RUNNER_UP = "grpo_lora_2"  # with the rate that was second in the pilot, which is shorter than the runs
 ARMS = ["grpo_lora", RUNNER_UP, "dlr", "grpo_full", "sft_lora", "prompt_tuning", "sft_dlr", "samples", "untrained"]
 USED = ["addition", "chain_sum", "products", "capitals", "opposites"]
+# Why DLR stops where it does: what of its settings is changed, with the pilot's seed and choice, and on which tasks
+VARIANTS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "as it is": ({}, ["products"]),
+    "8 latents": ({"num_latents": 8}, ["products"]),
+    "16 latents": ({"num_latents": 16}, ["products", "addition", "opposites"]),
+    "32 latents": ({"num_latents": 32}, ["products"]),
+    "64 dimensions": ({"latent_dim": 64}, ["products"]),
+    "offsets of size 1": ({"injection_scale": 1.0}, ["products"]),
+    "learned σ": ({"learn_sigma": True}, ["products"]),
+    "rate 2e-3": ({"learning_rate": 2e-3}, ["products"]),
+    "16 latents, rate 1e-3": ({"num_latents": 16, "learning_rate": 1e-3}, ["products"]),
+    "hybrid term": ({"hybrid_coef": 0.3}, ["products"]),
+}
+VARIANT_SECONDS = [50.0, 100.0, 150.0]
 UNTOUCHED = ("dlr", "sft_dlr", "prompt_tuning", "samples", "untrained")  # arms that leave the main model's weights
 
 
@@ -81,6 +96,7 @@ class RivalArguments:
 
     probe: bool = field(default=False, metadata={"help": "Show what the main model alone does with each task."})
     pilot: bool = field(default=False, metadata={"help": "Try each choice, on every task, with `pilot_seed`."})
+    variants: bool = field(default=False, metadata={"help": "Try changes of DLR's settings, with `pilot_seed`."})
     pilot_seconds: list[float] = field(
         default_factory=lambda: [75.0, 100.0], metadata={"help": "CPU seconds of its evaluations, whose mean counts."}
     )
@@ -271,7 +287,9 @@ def run_trainer(trainer: Trainer, evaluate, seconds, spent: float = 0.0) -> tupl
     return callback.rows, callback.peak, num_trained
 
 
-def train_latent(arm, model, tokenizer, task, folder, seed, anchor_text, seconds) -> tuple[list[dict], float, int]:
+def train_latent(
+    arm, model, tokenizer, task, folder, seed, anchor_text, seconds, changes
+) -> tuple[list[dict], float, int]:
     common = {"processing_class": tokenizer, "main_model": model, "main_processing_class": tokenizer}
     own = {"max_completion_length": task.max_new_tokens, "seed": seed, "anchor_text": anchor_text}
     policy, curve, peak, spent = first_layers(model, DLR_LAYERS), [], 0.0, 0.0
@@ -288,7 +306,7 @@ def train_latent(arm, model, tokenizer, task, folder, seed, anchor_text, seconds
             shuffled = reasoner.decode(rows["prompt"], latents[giver], lengths[giver])
             found |= {f"{name}_shuffled": value for name, value in scores(task, rows, shuffled).items()}
             if trainer.state.global_step == 0:
-                plain = reasoner.decode(rows["prompt"], num_anchors=POLICY["num_latents"])
+                plain = reasoner.decode(rows["prompt"], num_anchors=latents.size(1))
                 found |= {f"{name}_plain": value for name, value in scores(task, rows, plain).items()}
                 found["pass@8"] = pass_at_8(reasoner, task)
         evaluated[0] += trainer.engine.num_decoded - before
@@ -304,7 +322,7 @@ def train_latent(arm, model, tokenizer, task, folder, seed, anchor_text, seconds
         )
         spent, policy = curve[-1]["seconds"], trainer.policy
     evaluated[0] = 0  # the next trainer has an engine of its own
-    config = LatentGRPOConfig(folder, **COMMON, **DLR, **own, reward_weights=REWARD_WEIGHTS)
+    config = LatentGRPOConfig(folder, **{**COMMON, **DLR, **own, **changes}, reward_weights=REWARD_WEIGHTS)
     rl = LatentGRPOTrainer(policy, [task.correct, task.brief], config, task.train, **common)
     rest, rl_peak, num_trained = run_trainer(
         rl, lambda: evaluation(rl), [second for second in seconds if second > spent], spent
@@ -339,7 +357,14 @@ def draw_samples(model, tokenizer, task, seed, seconds) -> list[dict]:
 
 
 def run(
-    arm: str, task: str, seed: int, seconds: list[float], choice: float | str | None, is_pilot: bool, gsm8k: str | None
+    arm: str,
+    task: str,
+    seed: int,
+    seconds: list[float],
+    choice: float | str | None,
+    is_pilot: bool,
+    gsm8k: str | None,
+    variant: str = "as it is",
 ) -> dict[str, Any]:
     """One run: the curve, what it took, and what the main model is like at its end."""
     model, tokenizer = load_smollm2(DTYPES.get(arm, torch.bfloat16))
@@ -356,7 +381,10 @@ def run(
         elif arm == "samples":
             curve, peak = draw_samples(model, tokenizer, made, seed, seconds), peak_memory()
         elif arm in ("dlr", "sft_dlr"):
-            curve, peak, num_trained = train_latent(arm, model, tokenizer, made, folder, seed, choice, seconds)
+            changes, _ = VARIANTS[variant]
+            curve, peak, num_trained = train_latent(
+                arm, model, tokenizer, made, folder, seed, choice, seconds, changes
+            )
         else:
             curve, peak, num_trained = train_rival(arm, model, tokenizer, made, folder, seed, choice, seconds)
     if arm in UNTOUCHED and fingerprint(model) != before:
@@ -396,6 +424,25 @@ def pilot_settings(args: RivalArguments) -> list[dict[str, Any]]:
         for arm in arms
         for choice in CHOICES.get(arm, ())
     ]
+
+
+def variant_settings(args: RivalArguments, choices: dict[tuple[str, str], Any]) -> list[dict[str, Any]]:
+    common = {"arm": "dlr", "seed": args.pilot_seed, "seconds": VARIANT_SECONDS, "is_pilot": True}
+    return [
+        {**common, "task": task, "choice": choices["dlr", task], "variant": variant}
+        for variant, (_, tasks) in VARIANTS.items()
+        for task in tasks
+    ]
+
+
+def variant_table(variants: list[dict[str, Any]]) -> str:
+    rows = []
+    for each in variants:
+        curve = each["curve"]
+        accuracies = (f"{row['accuracy']:.2f}" for row in curve)
+        rows.append([each["task"], each["variant"], *accuracies, f"{curve[-1]['accuracy_shuffled']:.2f}"])
+    columns = ["task", "changed", "before", *(f"{second:g} s" for second in VARIANT_SECONDS), "shuffled"]
+    return markdown("DLR with other settings, on the pilot's questions", columns, rows)
 
 
 def pilot_accuracy(pilot: dict[str, Any]) -> float:
@@ -577,6 +624,8 @@ def main(args: RivalArguments) -> None:
     print(pilot_table(args, pilots, choices), flush=True)
     if args.pilot:
         return None
+    if args.variants:
+        return print(variant_table(run_missing(make, variant_settings(args, choices), args.runs, args.num_workers)))
     common = {"seconds": sorted(args.seconds), "is_pilot": False}
     settings = [
         {"arm": arm, "task": task, "seed": seed, **common, "choice": choices.get((arm, task))}

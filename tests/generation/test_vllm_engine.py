@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from transformers import (
 
 from tests.generation.test_vllm_server_engine import free_port, gemma
 from tests.tiny import VOCABULARY, random_main_model, tiny_tokenizer
-from trl_dlr.generation import TransformersEngine, VLLMEngine, VLLMServerEngine
+from trl_dlr.generation import TransformersEngine, VLLMEngine, VLLMServerEngine, VLLMServersEngine
 
 
 ROOT = Path(__file__).parents[2]
@@ -67,10 +68,11 @@ def rollout(main_model, tokenizer, seed=0):
 
 
 @contextmanager
-def vllm_server(folder, port, *flags):
+def vllm_server(folder, port, *flags, **env):
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(port)]
     options = ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
-    process = subprocess.Popen([*command, *options, *flags], env=ENVIRONMENT, start_new_session=True)
+    env = {**ENVIRONMENT, **env}
+    process = subprocess.Popen([*command, *options, *flags], env=env, start_new_session=True)
     try:
         yield process
     finally:
@@ -307,6 +309,33 @@ def test_a_real_server_may_restart_in_the_middle(folder, main, stop):
         decoding.join()
         assert engine.num_retries > 0
         assert completions == engine.generate(*rollout(*main))  # undisturbed
+
+
+@pytest.mark.vllm
+def test_two_real_servers_share_a_rollout_and_one_may_go(folder, main):
+    ports = [free_port(), free_port()]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    cores = [{"VLLM_CPU_OMP_THREADS_BIND": str(core)} for core in range(2)]
+    rows = rollout(*main)
+    more = [rows[0] * 4, rows[1].repeat(4, 1, 1), rows[2].repeat(4)]
+    with vllm_server(folder, ports[0], "--enable-prompt-embeds", **cores[0]):
+        with vllm_server(folder, ports[1], "--enable-prompt-embeds", **cores[1]) as second:
+            list(map(wait_until_up, ports))
+            kwargs = {"generation_kwargs": {"min_tokens": 100}, "batch_size": 4}
+            one = VLLMServersEngine(*main, 100, **kwargs, base_urls=urls[:1])
+            two = VLLMServersEngine(*main, 100, **kwargs, base_urls=urls)
+            expected, seconds = one.generate(*more), {one: [], two: []}
+            for _ in range(3):
+                for engine in (one, two):
+                    start = time.perf_counter()
+                    assert engine.generate(*more) == expected
+                    seconds[engine].append(time.perf_counter() - start)
+            alone, shared = (statistics.median(seconds[engine]) for engine in (one, two))
+            print(f"\n{len(more[1])} rows: {alone:.2f} s on one server of one core, {shared:.2f} s on two of them")
+            assert shared < 0.75 * alone
+            threading.Timer(shared / 3, os.killpg, (second.pid, signal.SIGKILL)).start()
+            assert two.generate(*more) == expected
+            assert two.num_retries > 0
 
 
 def decode_in_this_process(folder):
