@@ -480,6 +480,9 @@ class OneAtATime:
         self.begun += [(job.model, job.seed) for job in jobs]
         self.num_rows = 2
 
+    def fail(self, error):
+        """There is nothing under way."""
+
 
 def job(model, number, num_rows=1):
     return Job(model, None, [], [1], num_rows, number, False, 0.0, None, 4, [], False)
@@ -519,6 +522,20 @@ def test_models_take_turns_and_large_requests_get_one():
             time.sleep(0.05)
             assert decoder.begun == [("a", 1)]
     assert decoder.begun == [("a", 1), ("b", 1), ("c", 1), ("a", 2), ("b", 2), ("a", 3)]
+
+
+def test_latents_that_are_drawn_together_are_bounded_as_answers_are():
+    decoder, begun = OneAtATime(), []
+    decoder.begin = lambda jobs, latent_embeds: begun.append(sum(each.num_samples for each in jobs))
+    scheduler = Scheduler(decoder, max_rows=8, max_waiting=20)
+    jobs = [job("a", number, num_rows=4) for number in range(5)]
+    for each in jobs:
+        each.decodes_best = True  # one answer each: all of them would have room
+    decoder.num_rows = 0
+    scheduler.submit(jobs)
+    assert comes_true(lambda: sum(begun) == 20)
+    assert begun == [8, 8, 4]
+    scheduler.close()
 
 
 # ---- Operations ----

@@ -351,6 +351,9 @@ class Scheduler:
                 return None
             if not self.decoder.can_join and (self.decoder.is_busy or (taken and job.group != taken[0].group)):
                 return None
+            # `best` draws many trajectories for one answer
+            if taken and sum(each.num_samples for each in (*taken, job)) > self.max_rows:
+                return None
             # Where it is crowded, several begin at once: each time costs a copy of what is there
             room = max(job.num_rows, 0 if taken else self.max_rows // 8)
             num_rows = self.decoder.num_rows + sum(job.num_rows for job in taken)
