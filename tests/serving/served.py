@@ -33,7 +33,11 @@ def tokenizer():
 
 def save_models(folder: Path) -> None:
     """A main model and two policies for it, of which one has a value head and fewer tokens to answer with."""
-    random_main_model(max_position_embeddings=128, initializer_range=0.2).save_pretrained(folder / "main")
+    heads = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }  # of 32 dimensions, as vLLM's kernels for CPUs have them
+    random_main_model(max_position_embeddings=128, initializer_range=0.2, **heads).save_pretrained(folder / "main")
     tokenizer().save_pretrained(folder / "main")
     main_model = AutoModelForCausalLM.from_pretrained(folder / "main")
     for seed, (name, sampling) in enumerate({"sums": "parallel", "codes": "autoregressive"}.items()):

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
 import re
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -16,6 +19,8 @@ import torch
 
 from tests.fake_vllm import serve
 from tests.families import tiny_family
+from tests.generation.test_vllm_engine import vllm_server, wait_until_up
+from tests.generation.test_vllm_server_engine import free_port
 from tests.serving.served import KEY, NEW_TOKENS, running, save_models
 from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import LatentReasoner
@@ -37,10 +42,22 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["transformers", "upstream"])
+@contextmanager
+def real_vllm(folder, port):
+    with vllm_server(str(folder / "main"), port, "--enable-prompt-embeds", "--max-model-len", "128") as process:
+        wait_until_up(port)
+        yield process
+
+
+@pytest.fixture(scope="module", params=["transformers", "upstream", pytest.param("vllm", marks=pytest.mark.vllm)])
 def server(request, folder):
     if request.param == "transformers":
         with running(folder) as server:
+            yield server
+        return
+    if request.param == "vllm":
+        port = free_port()
+        with real_vllm(folder, port), running(folder, engine=f"http://127.0.0.1:{port}") as server:
             yield server
         return
     main_model = LatentReasoner.from_pretrained(str(folder / "sums")).engine.model
@@ -706,6 +723,39 @@ def test_a_vllm_server_that_is_away_and_comes_back(folder):
             with serve(main_model, max_model_len=128, port=port):
                 assert ask(client).choices[0].message.content == expected
                 assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.mark.vllm
+def test_a_real_vllm_server_that_is_killed_under_load(folder):
+    port = free_port()
+    asked = [
+        {"prompt": f"{'ABCDEFGH'[i % 8]}{i}", "model": ("sums", "codes", "main")[i % 3], "temperature": 0}
+        for i in range(300)
+    ]
+
+    def text(kwargs):
+        try:
+            return ask(client, **kwargs).choices[0].message.content
+        except openai.InternalServerError as error:
+            assert error.status_code == 503 and "is away" in str(error)
+            return None
+
+    with real_vllm(folder, port) as upstream:
+        with running(folder, engine=f"http://127.0.0.1:{port}", max_waiting=300) as server:
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+            expected = [text(kwargs) for kwargs in asked]
+            assert None not in expected
+            with ThreadPoolExecutor(64) as pool:
+                replies = [pool.submit(text, kwargs) for kwargs in asked]
+                assert comes_true(lambda: sum(reply.done() for reply in replies) > 50)
+                os.killpg(upstream.pid, signal.SIGKILL)
+                got = [reply.result(60) for reply in replies]
+            print(f"\n{got.count(None)} of {len(got)} requests were told that the vLLM server is away")
+            assert 0 < got.count(None) < len(got) - 50
+            assert all(one in (None, other) for one, other in zip(got, expected, strict=True))
+            assert comes_true(lambda: server.scheduler.num_waiting == 0 and server.scheduler.decoder.num_rows == 0)
+            with real_vllm(folder, port), ThreadPoolExecutor(64) as pool:
+                assert list(pool.map(text, asked)) == expected
 
 
 @pytest.mark.parametrize("end", ["client", "timeout", "close"])
