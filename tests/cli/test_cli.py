@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from tests.tiny import tiny_dataset, tiny_tokenizer, trained_main_model
 from trl_dlr import LatentPolicyModel, ThinkingConfig, ThinkingReasoner, fresh_layers
 from trl_dlr.cli.main import COMMANDS, main
 from trl_dlr.cli.parser import CommandParser
+from trl_dlr.cli.serve import ServeArguments
+from trl_dlr.cli.serve import main as serve
 from trl_dlr.scripts.latent_grpo import ARGUMENTS as train_arguments
 from trl_dlr.scripts.utils import find_reward, load_reward
 
@@ -35,6 +38,30 @@ RUN = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
+
+
+def test_policies_to_serve_may_be_named_one_by_one(tmp_path):
+    parser = CommandParser((ServeArguments,), prog="trl-dlr serve")
+    (tmp_path / "serve.yaml").write_text("policy: [other/c]\nmax_rows: 4\n")
+    config = ["--config", str(tmp_path / "serve.yaml")]
+    (args,) = parser.parse_args_and_config(["--policy", "user/a", "--policy", "b=user/b", "--main_model", "main"])
+    assert list(args.policies.items()) == [("user/a", "user/a"), ("b", "user/b")]
+    assert args.main_model_name_or_path == "main"
+    for given, expected in (([], ["other/c"]), (["--policy", "user/a", "user/b"], ["user/a", "user/b"])):
+        parser = CommandParser((ServeArguments,), prog="trl-dlr serve")
+        (args,) = parser.parse_args_and_config([*config, *given])
+        assert args.policy == expected and args.max_rows == 4
+
+
+def test_what_cannot_be_served_is_said_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setenv("TRL_DLR_API_KEY", "a-key\n")  # as a file of secrets has it
+    assert ServeArguments(["user/a"]).api_key == "a-key"
+    with pytest.raises(ValueError, match="`timeout` must be a positive number, got inf"):
+        ServeArguments(["user/a"], timeout=float("inf"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"`port={port}` cannot be listened at"):
+            serve(ServeArguments(["user/a"], port=port))
 
 
 @pytest.fixture(scope="module")

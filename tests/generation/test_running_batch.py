@@ -85,6 +85,22 @@ def test_positions_that_only_rows_that_left_had_needed_are_given_up():
 
 
 @torch.no_grad()
+def test_a_batch_that_is_never_empty_does_not_grow():
+    engine = TransformersEngine(random_main_model(), tiny_tokenizer(), NEW_TOKENS)
+    batch = begun(engine, [5] * 4)
+    for _ in range(8):  # each beside the one before
+        batch.advance(lambda: True)
+        for row in batch.rows[:-1]:
+            row.has_ended = True
+        batch.join(begun(engine, [6] * 4))
+        batch.advance(lambda: True)
+    longest = max(len(row.completion_ids) for row in batch.rows)
+    assert batch.completion_ids.size(1) == longest < 8
+    for row, ids in zip(batch.rows, batch.completion_ids.tolist(), strict=True):
+        assert ids[-len(row.completion_ids) :] == row.completion_ids
+
+
+@torch.no_grad()
 def test_each_row_has_limits_and_stop_strings_of_its_own():
     engine = TransformersEngine(random_main_model(), tiny_tokenizer(), NEW_TOKENS)
     whole = engine.generate([[5, 6, 7]])[0]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,9 @@ from tests.tiny import random_main_model, tiny_tokenizer
 from trl_dlr import LatentReasoner
 from trl_dlr.generation import TransformersEngine
 from trl_dlr.generation.running_batch import RunningBatch
-from trl_dlr.serving.protocol import ChatCompletionRequest, PolicyRequest
+from trl_dlr.serving.protocol import ChatCompletionRequest, CompletionRequest, PolicyRequest
 from trl_dlr.serving.scheduler import Job, Scheduler, TransformersDecoder
+from trl_dlr.serving.text import AnswerText, _overlap
 from trl_dlr.serving.upstream import events_of
 
 
@@ -217,6 +219,17 @@ def test_a_conversation_goes_on_with_the_reply(client):
         client.chat.completions.create(model="sums", messages=messages)
 
 
+def test_no_two_answers_have_the_same_seed(folder):
+    with running(folder) as server:
+        for seed in (3, -1, 2**62):
+            request = CompletionRequest(model="main", prompt=["A12"] * 3, n=3, seed=seed, temperature=1.0)
+            rows = [server.scheduler.decoder._row(each, i) for each in server.jobs(request) for i in range(3)]
+            assert len({row.generator.initial_seed() for row in rows}) == 9
+            assert all(row.generator.initial_seed() < 2**32 for row in rows)  # more of it is not read
+        one = {server.jobs(CompletionRequest(model="sums", prompt="A", seed=s))[0].seed for s in (0, 2**32, 2**62, -1)}
+        assert len(one) == 4 and 0 in one
+
+
 def test_several_prompts_have_seeds_of_their_own(client):
     def texts(model, **kwargs):
         reply = client.completions.create(model=model, prompt=["A12", "A12"], n=4, **kwargs)
@@ -247,8 +260,8 @@ BAD = [
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         400,
-        "Invalid value for 'messages.0.content",
-        None,
+        "Invalid value for 'messages.0.content': it must be a text, or parts of type 'text' alone",
+        "messages.0.content",
     ),
     ({"n": 0}, 400, "Invalid value for 'n': Input should be greater than or equal to 1, got 0", "n"),
     ({"n": 33}, 400, "asks for 33 answers, of at most 32", "n"),
@@ -265,7 +278,7 @@ BAD = [
     ({"stop": ""}, 400, "must be at most 4 texts of 1 to 1000 characters", "stop"),
     ({"stop": "a" * 1001}, 400, "must be at most 4 texts of 1 to 1000 characters", "stop"),
     ({"selection": "majority"}, 400, "needs several answers", "selection"),
-    ({"stop": 3}, 400, "Invalid value for 'stop", None),
+    ({"stop": 3}, 400, "Invalid value for 'stop': it must be a text or a list of texts, got 3", "stop"),
     ({"seed": 2**70}, 400, "Invalid value for 'seed'", "seed"),
     ({"seed": "one"}, 400, "Invalid value for 'seed'", "seed"),
     ({"stream": "yes"}, 400, "Invalid value for 'stream'", "stream"),
@@ -297,12 +310,7 @@ def test_bad_requests_are_refused_by_name(server, change, status, message, param
     )
     error = reply.json()["error"]
     assert reply.status_code == status and message in error["message"]
-    assert error["type"] in ("invalid_request_error", "not_found_error") and set(error) == {
-        "message",
-        "type",
-        "param",
-        "code",
-    }
+    assert error["type"] == "invalid_request_error" and set(error) == {"message", "type", "param", "code"}
     assert param is None or error["param"] == param
 
 
@@ -338,6 +346,79 @@ def test_bodies_that_are_no_requests(server, content, status, message):
 
     reply = httpx.post(f"{server.url}/v1/chat/completions", content=parts(), headers=headers)  # of unknown length
     assert reply.status_code == status
+
+
+def test_tokens_are_no_prompt(client):
+    for prompt in ([1, 2, 3], [[1, 2], [3]]):
+        with pytest.raises(openai.BadRequestError, match="a list of texts; tokens are not read") as caught:
+            client.completions.create(model="sums", prompt=prompt)
+        assert caught.value.param == "prompt"
+
+
+def test_who_has_no_key_or_sends_no_json_is_not_listened_to(server):
+    address = server.url.removeprefix("http://")
+    for headers, status in (({}, 401), ({"Authorization": f"Bearer {KEY}", "Content-Type": "text/plain"}, 415)):
+        connection = HTTPConnection(address, timeout=10)
+        connection.putrequest("POST", "/v1/chat/completions")
+        for name, value in {"Content-Length": "1000", "Content-Type": "application/json", **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders(b"{")  # and no more
+        assert connection.getresponse().status == status
+
+
+def test_a_body_that_does_not_come_is_given_up(server, monkeypatch):
+    monkeypatch.setattr("trl_dlr.serving.app.BODY_SECONDS", 0.2)
+    connection = HTTPConnection(server.url.removeprefix("http://"), timeout=10)
+    connection.putrequest("POST", "/v1/chat/completions")
+    for name, value in (("Content-Length", "100"), ("Content-Type", "application/json"),
+                        ("Authorization", f"Bearer {KEY}")):  # fmt: skip
+        connection.putheader(name, value)
+    connection.endheaders(b"{")
+    reply = connection.getresponse()
+    assert reply.status == 408 and json.loads(reply.read())["error"]["code"] == "body_too_slow"
+
+
+def test_a_stream_that_nobody_reads_ends(folder):
+    with running(folder, timeout=1.0) as server:
+        body = json.dumps({"model": "sums", "prompt": ["A12"] * 8, "n": 4, "stream": True}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        # Pieces that no buffer holds
+        answers, add = [], AnswerText.add
+
+        def much(answer, token_ids, is_last):
+            answers.append(answer)
+            return add(answer, token_ids, is_last) + "9" * 1_000_000
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AnswerText, "add", much)
+            with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as client:
+                client.sendall(head.encode() + body)
+                assert comes_true(lambda: answers)
+                counted = 'trl_dlr_requests_total{model="sums",status="499"} 1.0'
+                assert comes_true(lambda: counted in httpx.get(f"{server.url}/metrics").text)
+        assert comes_true(lambda: server.scheduler.decoder.num_rows == 0)
+
+
+def test_a_control_token_that_ends_an_answer_is_a_stop(folder):
+    engine = LatentReasoner.from_pretrained(str(folder / "sums")).engine
+    tokens = engine.processing_class("A12")["input_ids"]
+    control = engine.processing_class.pad_token_id
+    answer = AnswerText(engine, [engine.processing_class.pad_token])
+    assert answer.add([*tokens, control], is_last=True) == "".join(engine.decode([tokens]))
+    assert answer.finish_reason == "stop"
+    answer = AnswerText(engine, ["Z"])
+    answer.add(tokens, is_last=True)
+    assert answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "length"),
+    [("abc", "cde", 1), ("abcd", "cde", 2), ("abcde", "cde", 0), ("aab", "aabaab!", 3), ("xaabaa", "aabaab", 5),
+     ("", "ab", 0), ("b", "b", 0)],
+)  # fmt: skip
+def test_what_may_be_the_beginning_of_a_stop_string_is_kept(text, stop, length):
+    assert _overlap(text, stop) == length
 
 
 def test_keys_and_paths(server, client):
@@ -415,7 +496,9 @@ def test_groups_that_begin_at_once_are_answered(model):
                 all_answered.set() if len(answered) == len(jobs) else None
 
         each.on_tokens, each.on_error = hand_on, lambda error: pytest.fail(str(error))
-    scheduler.submit(jobs)
+    with scheduler._is_changed:
+        for each in jobs:
+            scheduler.submit([each])
     assert all_answered.wait(20)
     scheduler.close()
 
@@ -448,9 +531,15 @@ def test_more_than_may_wait_are_told_to_try_again(slow):
         while slow.scheduler.num_waiting < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
         with pytest.raises(openai.RateLimitError, match="3 requests wait, and at most 3 may") as caught:
-            ask(client)
+            ask(client, model="main")
         assert caught.value.response.headers["Retry-After"] == "1"
+        metrics = httpx.get(f"{slow.url}/metrics").text  # it has not waited, and its prompt was not read
+        assert 'trl_dlr_requests_total{model="main",status="429"} 1.0' in metrics
+        assert 'trl_dlr_queue_seconds_count{model="main"}' not in metrics
+        assert 'kind="prompt",model="main"' not in metrics
+        other = pool.submit(ask, client, model="sums", max_tokens=2)  # whose queue is its own
         slow.go.set()
+        assert other.result().choices[0].message.content
         assert len({future.result().choices[0].message.content for future in first}) == 1
 
 
@@ -485,6 +574,44 @@ def test_what_nobody_waits_for_is_given_up(slow, stream):
     assert reply.json()["usage"]["completion_tokens"] > 20
 
 
+@pytest.fixture
+def slow_to_read(folder):
+    """A server whose tokenizer takes its time."""
+    with running(folder, max_waiting=3, timeout=1.0) as server:
+        jobs = server.jobs
+
+        def slowly(request):
+            time.sleep(0.4)
+            return jobs(request)
+
+        server.jobs = slowly
+        yield server
+
+
+def test_requests_that_wait_to_be_read_are_bounded_and_timed(slow_to_read):
+    client = openai.OpenAI(base_url=f"{slow_to_read.url}/v1", api_key=KEY, max_retries=0)
+
+    def status(number):
+        begun = time.monotonic()
+        try:
+            ask(client, max_tokens=1)
+            found = 200
+        except openai.APIStatusError as error:
+            found = error.status_code
+        return found, time.monotonic() - begun
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(status, range(8)))
+    assert {each for each, _ in found} == {200, 429, 504}
+    assert max(seconds for _, seconds in found) < 3
+    assert comes_true(lambda: slow_to_read._num_unread == 0)
+
+
+def test_variables_of_a_template_count_as_its_prompt_does(client):
+    with pytest.raises(openai.BadRequestError, match="more than 8192 characters"):
+        ask(client, extra_body={"chat_template_kwargs": {"more": "9" * 9000}})
+
+
 class OneAtATime:
     """A decoder that notes what it begins, and has no room until it is told."""
 
@@ -502,7 +629,9 @@ class OneAtATime:
 
 
 def job(model, number, num_rows=1):
-    return Job(model, None, [], [1], num_rows, number, False, 0.0, None, 4, [], False)
+    made = Job(model, None, [], [1], num_rows, number, False, 0.0, None, 4, [], False)
+    made.on_error = lambda error: None  # nobody listens
+    return made
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -539,6 +668,36 @@ def test_models_take_turns_and_large_requests_get_one():
             time.sleep(0.05)
             assert decoder.begun == [("a", 1)]
     assert decoder.begun == [("a", 1), ("b", 1), ("c", 1), ("a", 2), ("b", 2), ("a", 3)]
+
+
+def test_models_get_as_many_answers_each_whatever_their_requests_ask_for():
+    decoder, given = OneAtATime(), {"wide": 0, "narrow": 0, "late": 0}
+
+    def begin(jobs, latent_embeds):
+        for each in jobs:
+            given[each.model] += each.num_rows
+            decoder.num_rows += each.num_rows
+
+    def turns(until):
+        while not until():
+            decoder.num_rows = 0
+            scheduler.wake()
+            assert comes_true(lambda: decoder.num_rows > 0)
+            time.sleep(0.005)  # others may begin beside it, or all wait for one that is wide
+
+    decoder.begin, decoder.num_rows = begin, 8
+    scheduler = Scheduler(decoder, max_rows=8, max_waiting=200)
+    scheduler.submit([job("wide", number, num_rows=8) for number in range(20)])
+    scheduler.submit([job("narrow", number) for number in range(100)])
+    turns(lambda: given["narrow"] >= 40)
+    assert abs(given["wide"] - given["narrow"]) <= 8
+    before = dict(given)
+    scheduler.submit([job("late", number) for number in range(100)])  # what it has not had is not made up for
+    turns(lambda: given["late"] >= 24)
+    for name in ("wide", "narrow"):
+        assert given[name] - before[name] >= 16
+    decoder.num_rows = 8
+    scheduler.close()
 
 
 def test_latents_that_are_drawn_together_are_bounded_as_answers_are():

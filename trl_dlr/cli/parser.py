@@ -20,6 +20,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+class Repeated(Action):
+    """An option of several values that may also stand several times: all of its values count, in place of a default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if given is self.default else [*given, *values])
+
+
 class CommandParser(TrlParser):
     """A [`~trl.TrlParser`] that ends with exit code 2, and a hint, at what does not parse."""
 

@@ -13,7 +13,9 @@ Examples:
 import ipaddress
 import json
 import logging
+import math
 import os
+import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from pathlib import Path
 from ..models.hub import check_dtype
 from ..option_docs import described
 from ..reasoners import LatentReasoner
+from .parser import Repeated
 
 
 KEY = "TRL_DLR_API_KEY"
@@ -36,9 +39,9 @@ class ServeArguments:
     Args:
         policy (`list[str]`, *optional*):
             Hub ids or folders of policies of one main model, each as `name=policy` if it is to be served under another
-            name.
+            name. Several follow one `--policy`, or each has its own.
         main_model_name_or_path (`str`, *optional*):
-            Main model. If `None`, the one that the first policy was trained for.
+            Main model, also as `--main_model`. If `None`, the one that the first policy was trained for.
         main_model_dtype (`str`, *optional*):
             Precision of its weights. If `None`, the one that the first policy was trained with.
         engine (`str`, *optional*, defaults to `"transformers"`):
@@ -55,7 +58,7 @@ class ServeArguments:
         max_rows (`int`, *optional*, defaults to `32`):
             Answers that are decoded together at most, and `n` of a request.
         max_waiting (`int`, *optional*, defaults to `256`):
-            Requests that wait at most; more get status 429.
+            Requests of a model that wait at most; more get status 429.
         timeout (`float`, *optional*, defaults to `300.0`):
             Seconds of a request at most, waiting included.
         device (`str`, *optional*):
@@ -68,8 +71,8 @@ class ServeArguments:
             Whether code that comes with the main model may be executed.
     """
 
-    policy: list[str] = field(default_factory=list)
-    main_model_name_or_path: str | None = None
+    policy: list[str] = field(default_factory=list, metadata={"action": Repeated})
+    main_model_name_or_path: str | None = field(default=None, metadata={"aliases": ["--main_model"]})
     main_model_dtype: str | None = None
     engine: str = "transformers"
     host: str = "127.0.0.1"
@@ -94,12 +97,13 @@ class ServeArguments:
         ):
             raise ValueError(f"`engine` must be 'transformers' or the URL of one vLLM server, got {self.engine!r}.")
         for name in ("max_new_tokens", "max_rows", "max_waiting", "timeout"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
         if not 0 <= self.port < 2**16:
             raise ValueError(f"`port` must be between 0 and 65535, got {self.port}.")
         check_dtype("main_model_dtype", self.main_model_dtype)
-        self.api_key = self.api_key or os.environ.get(KEY) or None
+        # A file that holds a key ends with a line break
+        self.api_key = (self.api_key or os.environ.get(KEY) or "").strip() or None
 
     @property
     def policies(self) -> dict[str, str]:
@@ -154,6 +158,16 @@ def main(args: ServeArguments) -> None:
         logging.getLogger(name).propagate = False
     if args.api_key is None and not is_loopback(args.host):
         logging.getLogger("trl_dlr").warning(f"everybody who reaches {args.host} is served: there is no API key")
+
+    if args.port:  # before anything is loaded
+        with socket.socket(socket.AF_INET6 if ":" in args.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((args.host, args.port))
+            except OSError as error:
+                raise ValueError(
+                    f"`host={args.host}` and `port={args.port}` cannot be listened at: {error}."
+                ) from error
 
     (name, location), *others = args.policies.items()
     reasoner = LatentReasoner.from_pretrained(

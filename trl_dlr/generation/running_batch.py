@@ -159,6 +159,7 @@ class RunningBatch:
         index = torch.tensor(kept, device=self.mask.device, dtype=torch.long)
         self.completion_ids, self.token_ids = self.completion_ids[index], self.token_ids[index]
         self.embeds, self.mask = self.embeds[index], self.mask[index]
+        self._forget_the_gone()
         if not any(attention_layers(self.model)):  # which `generate` then reads anew
             self.cache = DynamicCache(config=self.model.config)
         elif kept:
@@ -172,6 +173,7 @@ class RunningBatch:
         length = max(batch.mask.size(1) - batch.num_empty for batch in (self, other))
         for batch in (self, other):
             batch._resize(length)
+        self._forget_the_gone()
         num_written = max(self.completion_ids.size(1), other.completion_ids.size(1))
         pad = self.generation_kwargs["pad_token_id"]
         written = [
@@ -186,6 +188,11 @@ class RunningBatch:
             if layer.is_initialized:  # some read those of another layer
                 layer.keys = torch.cat([layer.keys, added.keys])
                 layer.values = torch.cat([layer.values, added.values])
+
+    def _forget_the_gone(self) -> None:
+        """Keep no more of what was written than the rows that are there have, in a batch that may never be empty."""
+        longest = max((len(row.completion_ids) for row in self.rows), default=0)
+        self.completion_ids = self.completion_ids[:, max(self.completion_ids.size(1) - longest, 0) :]
 
     @property
     def num_empty(self) -> int:

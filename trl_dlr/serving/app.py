@@ -8,13 +8,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from .exchange import ClientGone, Exchange, unless_gone
@@ -27,54 +28,114 @@ from .protocol import (
     error_of_validation,
     invalid,
 )
-from .server import Server
+from .server import Server, ServerSettings
 
 
 logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499  # nginx's status for it
+BODY_SECONDS = 30.0  # in which a request has to come, whole
 
 
-class LimitBody:
+class Gate:
     """
-    Middleware that refuses a body that is too large, before it is read as JSON.
+    Middleware that lets in whoever has the key, with a body that is JSON, not too large, and comes in time: before any
+    of it is kept for long or read.
 
     Args:
         app (`Callable`):
             ASGI application.
-        max_bytes (`int`):
-            Bytes at most.
+        settings ([`ServerSettings`]):
+            Key and size.
         refuse (`Callable[[ApiError], Response]`):
             Makes the reply.
     """
 
-    def __init__(self, app, max_bytes: int, refuse: Callable[[ApiError], Response]):
+    def __init__(self, app, settings: ServerSettings, refuse: Callable[[ApiError], Response]):
         self.app = app
-        self.max_bytes = max_bytes
+        self.settings = settings
         self.refuse = refuse
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in ("/health", "/metrics"):
             return await self.app(scope, receive, send)
-        error = ApiError(f"The body is larger than {self.max_bytes:,} bytes.", 413, "body_too_large")
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.max_bytes:
+        try:
+            headers = Headers(scope=scope)
+            self._check(headers, has_body := scope["method"] in ("POST", "PUT", "PATCH"))
+            body = b""
+            if has_body or headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+                async with asyncio.timeout(BODY_SECONDS):
+                    body = await self._body(receive)
+        except TimeoutError:
+            error = ApiError(f"The body took longer than {BODY_SECONDS:g} seconds.", 408, "body_too_slow")
             return await self.refuse(error)(scope, receive, send)
-        parts, size, more = [], 0, scope["method"] in ("POST", "PUT", "PATCH", "DELETE")
+        except ApiError as error:
+            return await self.refuse(error)(scope, receive, send)
+        except ClientGone:
+            return None
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def again():
+            return next(messages, None) or await receive()
+
+        return await self.app(scope, again, send)
+
+    def _check(self, headers: Headers, has_body: bool) -> None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # Bytes of a header come as Latin-1
+        is_right = self.settings.api_key is None or (
+            scheme.lower() == "bearer" and hmac.compare_digest(given.encode("latin-1"), self.settings.api_key.encode())
+        )
+        if not is_right:
+            raise ApiError("Incorrect API key provided.", 401, "invalid_api_key")
+        # Which a page in a browser cannot send to another server without asking it first
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if has_body and kind != "application/json":
+            raise ApiError(f"The body must be 'application/json', got {kind!r:.100}.", 415, "not_json")
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self.settings.max_body_bytes:
+            raise self._too_large
+
+    async def _body(self, receive) -> bytes:
+        parts, size, more = [], 0, True
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                return None  # the client has gone
+                raise ClientGone
             parts.append(message.get("body", b""))
             size, more = size + len(parts[-1]), message.get("more_body", False)
-            if size > self.max_bytes:
-                return await self.refuse(error)(scope, receive, send)
-        body = iter([{"type": "http.request", "body": b"".join(parts), "more_body": False}])
+            if size > self.settings.max_body_bytes:
+                raise self._too_large
+        return b"".join(parts)
 
-        async def again():
-            return next(body, None) or await receive()
+    @property
+    def _too_large(self) -> ApiError:
+        return ApiError(f"The body is larger than {self.settings.max_body_bytes:,} bytes.", 413, "body_too_large")
 
-        return await self.app(scope, again, send)
+
+class EventStream(StreamingResponse):
+    """
+    Server-sent events, which end when their time is over, also where the client does not read them.
+
+    Args:
+        events (`AsyncIterator[str]`):
+            The events.
+        deadline (`float`):
+            When, by `time.monotonic()`.
+    """
+
+    def __init__(self, events: AsyncIterator[str], deadline: float):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.deadline = deadline
+
+    async def stream_response(self, send):
+        try:
+            async with asyncio.timeout(self.deadline - time.monotonic()):
+                await super().stream_response(send)
+        except TimeoutError:  # the reply is not whole, so that its connection is closed
+            pass
+        finally:
+            await self.body_iterator.aclose()
 
 
 def create_app(server: Server) -> FastAPI:
@@ -99,11 +160,13 @@ def create_app(server: Server) -> FastAPI:
     def refuse(error: ApiError) -> JSONResponse:
         if not error.is_counted:  # as a request of a model
             server.metrics.refused(error.status)
+            logger.info("refused", extra={"fields": {"status": error.status, "error": error.code}})
         return JSONResponse(error.body, error.status, error.headers)
 
-    reading, loading = asyncio.Lock(), asyncio.Lock()
-    app = FastAPI(title="trl-dlr", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(LimitBody, max_bytes=settings.max_body_bytes, refuse=refuse)
+    loading = asyncio.Lock()
+    hidden = dict.fromkeys(("docs_url", "redoc_url", "openapi_url"))
+    app = FastAPI(title="trl-dlr", lifespan=lifespan, redirect_slashes=False, **hidden)
+    app.add_middleware(Gate, settings=settings, refuse=refuse)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError):
@@ -115,56 +178,49 @@ def create_app(server: Server) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException):
-        return refuse(ApiError(f"{request.method} {request.url.path:.200}: {error.detail}", error.status_code))
+        refusal = ApiError(f"{request.method} {request.url.path:.200}: {error.detail}", error.status_code)
+        refusal.headers |= error.headers or {}
+        return refuse(refusal)
 
     @app.exception_handler(Exception)
     async def other_error(request: Request, error: Exception):
         logger.error("request failed", exc_info=error)
         return refuse(ApiError("The server had an error. Its log says more.", 500, "internal_error"))
 
-    def check_key(request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # Bytes of a header come as Latin-1
-        is_right = settings.api_key is None or (
-            scheme.lower() == "bearer" and hmac.compare_digest(given.encode("latin-1"), settings.api_key.encode())
-        )
-        if not is_right:
-            raise ApiError("Incorrect API key provided.", 401, "invalid_api_key")
-
-    def check_admin(request: Request) -> None:
+    def check_admin() -> None:
         if settings.api_key is None:
             message = "Policies can only be loaded and unloaded on a server that was started with an API key."
             raise ApiError(message, 403, "no_api_key")
-        check_key(request)
-
-    with_key = [Depends(check_key)]
 
     def card(name: str) -> dict:
         parent = None if name == server.main_model_name else server.main_model_name
         return {"id": name, "object": "model", "created": server.created, "owned_by": "trl-dlr", "parent": parent}
 
-    @app.get("/v1/models", dependencies=with_key)
+    @app.get("/v1/models")
     async def list_models():
         return {"object": "list", "data": [card(name) for name in [*server.policies, server.main_model_name]]}
 
-    @app.get("/v1/models/{name:path}", dependencies=with_key)
+    @app.get("/v1/models/{name:path}")
     async def get_model(name: str):
         if name not in server.policies and name != server.main_model_name:
             raise ApiError(f"The model {name!r:.200} does not exist here.", 404, "model_not_found", "model")
         return card(name)
 
-    @app.post("/v1/chat/completions", dependencies=with_key)
+    @app.post("/v1/chat/completions")
     async def chat(request: Request):
         return await answer(request, ChatCompletionRequest)
 
-    @app.post("/v1/completions", dependencies=with_key)
+    @app.post("/v1/completions")
     async def complete(request: Request):
         return await answer(request, CompletionRequest)
 
     async def answer(request: Request, kind: type[GenerationRequest]) -> Response:
-        begun, body = time.monotonic(), kind.model_validate_json(await request.body())
-        async with reading:  # tokenizers are no friends of several threads
-            jobs = await asyncio.to_thread(server.jobs, body)
+        begun = time.monotonic()
+        try:
+            body, jobs = await unless_gone(request, server.read(kind, await request.body(), begun))
+        except ClientGone:
+            server.metrics.refused(CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
         exchange = Exchange(server, body, jobs, begun)
         try:
             if not body.stream:
@@ -179,6 +235,11 @@ def create_app(server: Server) -> FastAPI:
         except ApiError as error:
             exchange.note(error.status, error)
             raise
+        except Exception as error:
+            logger.error("request failed", exc_info=error)
+            refusal = ApiError("The server had an error. Its log says more.", 500, "internal_error")
+            exchange.note(500, refusal)
+            raise refusal from error
 
         async def events():
             status, failure = CLIENT_GONE, None  # unless it comes to an end
@@ -198,7 +259,8 @@ def create_app(server: Server) -> FastAPI:
                 await chunks.aclose()
                 exchange.note(status, failure)
 
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        # What is late by its own account says so in an event
+        return EventStream(events(), begun + settings.timeout + 1)
 
     @app.post("/v1/policies", dependencies=[Depends(check_admin)], status_code=201)
     async def load(request: Request):

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request
 
 from ..rewards import majority_vote
-from .protocol import ApiError, ChatCompletionRequest, GenerationRequest
+from .protocol import ApiError, ChatCompletionRequest, GenerationRequest, too_late
 from .scheduler import Job
 from .server import Server
 from .text import AnswerText
@@ -63,8 +63,7 @@ class Exchange:
                     async with asyncio.timeout(deadline - time.monotonic()):
                         event = await self._events.get()
                 except TimeoutError as error:
-                    message = f"The answer took longer than the {self.server.settings.timeout:g} seconds of a request."
-                    raise ApiError(message, 504, "timeout") from error
+                    raise too_late(self.server.settings.timeout) from error
                 if isinstance(event, ApiError):
                     raise event
                 index, token_ids, is_last = event
@@ -154,10 +153,14 @@ class Exchange:
         """Count and log how it ended."""
         seconds, usage = time.monotonic() - self.begun, self.usage
         started = [job.started for job in self.jobs if job.started is not None]
-        waited = (min(started) if started else time.monotonic()) - self.begun
+        waited = min(started) - self.begun if started else None
         self.server.metrics.note(self.request.model, status, seconds, waited, usage)
         fields = {"id": self.id, "model": self.request.model, "status": status, "seconds": round(seconds, 4)}
-        fields |= {"waited": round(waited, 4), **usage, "stream": bool(self.request.stream)}
+        fields |= {
+            "waited": None if waited is None else round(waited, 4),
+            **usage,
+            "stream": bool(self.request.stream),
+        }
         if error is not None:
             fields["error"], error.is_counted = error.code, True
         if self.server.settings.logs_contents:

@@ -27,9 +27,11 @@ class Metrics:
         self.num_policies = Gauge("policies", "Policies that are served", **kwargs)
         self.upstream_errors = Gauge("upstream_errors", "Requests that the vLLM server failed", **kwargs)
 
-    def note(self, model: str, status: int, seconds: float, waited: float, usage: dict[str, int]) -> None:
-        """Count a request that has ended."""
+    def note(self, model: str, status: int, seconds: float, waited: float | None, usage: dict[str, int]) -> None:
+        """Count a request that has ended, after it had `waited`; if `None`, without having begun."""
         self.requests.labels(model, status).inc()
+        if waited is None:
+            return
         self.seconds.labels(model).observe(seconds)
         self.waited.labels(model).observe(waited)
         for kind in ("prompt", "completion"):

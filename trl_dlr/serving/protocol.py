@@ -74,13 +74,22 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 def invalid(param: str, message: str) -> ApiError:
     return ApiError(f"Invalid value for '{param}': {message}.", code="invalid_value", param=param)
+
+
+def busy(num_waiting: int, most: int) -> ApiError:
+    message = f"The server is busy: {num_waiting} requests wait, and at most {most} may. Try again later."
+    return ApiError(message, 429, "queue_full", retry_after=1)
+
+
+def too_late(seconds: float) -> ApiError:
+    return ApiError(f"The answer took longer than the {seconds:g} seconds of a request.", 504, "timeout")
 
 
 class Message(BaseModel):
@@ -265,11 +274,23 @@ class PolicyRequest(BaseModel):
     name: Annotated[str, Field(pattern=f"^{PART}(/{PART})*$", max_length=200)] | None = None
 
 
+# What fields of several types are to be, and what pydantic calls these
+UNIONS = {
+    "content": ("a text, or parts of type 'text' alone", ("str", "list[TextPart]")),
+    "prompt": ("a text or a list of texts; tokens are not read", ("str", "list[str]", "constrained-list")),
+    "stop": ("a text or a list of texts", ("str", "list[str]")),
+}
+
+
 def error_of_validation(errors: list[dict[str, Any]]) -> ApiError:
     """The first of pydantic's errors, in OpenAI's format."""
     first = errors[0]
-    where = [str(part) for part in first.get("loc", ()) if part not in ("body",)]
-    message = first["msg"].removeprefix("Value error, ")
+    where, message = list(first.get("loc", ())), first["msg"].removeprefix("Value error, ")
+    for name, (right, branches) in UNIONS.items():
+        if name in where:
+            where = [part for part in where if part not in branches]
+            message = f"it must be {right}" if first["type"] != "missing" else message
+    where = [str(part) for part in where]
     if first["type"] == "json_invalid":
         return ApiError(f"The body is no JSON: {first.get('ctx', {}).get('error', message)}.", code="invalid_json")
     if first["type"] == "value_error" and ": " in message:  # of our own, which names the field

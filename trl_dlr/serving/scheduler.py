@@ -3,6 +3,7 @@
 """What waits, what is drawn together, and what is decoded together: one thread does all of a server's work."""
 
 import asyncio
+import hashlib
 import itertools
 import logging
 import threading
@@ -18,7 +19,7 @@ from ..generation import TransformersEngine
 from ..generation.running_batch import DecodingRow, RunningBatch, rows_can_join
 from ..generation.text import StopStrings
 from ..reasoners import LatentReasoner
-from .protocol import ApiError
+from .protocol import ApiError, busy
 
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,9 @@ class TransformersDecoder:
 
     def _row(self, job: Job, number: int) -> DecodingRow:
         stops = StopStrings(job.stop_strings, self.engine.processing_class) if job.stop_strings else None
-        generator = torch.Generator().manual_seed(derived_seed(job.seed, number)) if job.temperature > 0 else None
+        generator = None
+        if job.temperature > 0:
+            generator = torch.Generator().manual_seed(derived_seed(job.seed, "row", number))
         row = DecodingRow(job.max_new_tokens, stops, job.temperature, generator)
         row.on_token = lambda token: job.on_tokens(number, [token], row.has_ended)
         return row
@@ -223,8 +226,8 @@ class TransformersDecoder:
 
 class Scheduler:
     """
-    Takes jobs in turn from each model's queue, has the latents of a policy's jobs drawn together, and all of them
-    decoded together, in a thread of its own.
+    Takes jobs from each model's queue, so that models which have some waiting get as many answers each; has the latents
+    of a policy's jobs drawn together, and all of them decoded together, in a thread of its own.
 
     Args:
         decoder ([`Decoder`]):
@@ -232,14 +235,16 @@ class Scheduler:
         max_rows (`int`):
             Answers under way at most.
         max_waiting (`int`):
-            Jobs that wait at most. More are refused.
+            Jobs of each model that wait at most. More are refused.
     """
 
     def __init__(self, decoder: Decoder, max_rows: int, max_waiting: int):
         self.decoder = decoder
         self.max_rows = max_rows
         self.max_waiting = max_waiting
-        self.queues: dict[str, deque[Job]] = {}  # in the order in which models get their turn
+        self.queues: dict[str, deque[Job]] = {}  # of equals, the first one's turn is next
+        self._num_given: dict[str, int] = {}  # answers that each model was given
+        self._level = 0  # that of the latest turn, at which a model that comes begins
         self._is_changed = threading.Condition()
         self._is_closed = False
         self._is_due = False
@@ -260,16 +265,13 @@ class Scheduler:
         with self._is_changed:
             if self._is_closed:
                 raise ApiError("The server is shutting down.", 503, "shutting_down", retry_after=10)
-            if self.num_waiting > 0 and self.num_waiting + len(jobs) > self.max_waiting:
-                raise ApiError(
-                    f"The server is busy: {self.num_waiting} requests wait, and at most {self.max_waiting} may. Try "
-                    "again later.",
-                    429,
-                    "queue_full",
-                    retry_after=1,
-                )
-            for job in jobs:
-                self.queues.setdefault(job.model, deque()).append(job)
+            name = jobs[0].model
+            num_waiting = len(self.queues.get(name, ()))
+            if num_waiting > 0 and num_waiting + len(jobs) > self.max_waiting:
+                raise busy(num_waiting, self.max_waiting)
+            if num_waiting == 0:  # what it left to others before is not made up for
+                self._num_given[name] = max(self._num_given.get(name, 0), self._level)
+            self.queues.setdefault(name, deque()).extend(jobs)
             self.wake()
 
     def cancel(self, jobs: Iterable[Job]) -> None:
@@ -338,12 +340,14 @@ class Scheduler:
                     job.on_error(error)
                 elif job not in self._cancelled:
                     job.is_alone, job.started = True, None
+                    self._num_given[job.model] -= job.num_rows
                     self.queues[job.model] = deque([job, *self.queues.get(job.model, ())])
 
     def _next_name(self, taken: Sequence[Job] = ()) -> str | None:
         """Model whose turn it is, if there is room for its next job beside those taken; if not, all wait for it."""
         with self._is_changed:
-            name = next((name for name, queue in self.queues.items() if queue), None)
+            names = (name for name, queue in self.queues.items() if queue)
+            name = min(names, key=self._num_given.__getitem__, default=None)
             if name is None:
                 return None
             job = self.queues[name][0]
@@ -360,11 +364,13 @@ class Scheduler:
             return name if num_rows + room <= self.max_rows else None
 
     def _next_jobs(self) -> list[Job]:
-        """Jobs that there is room for, one of each model in turn."""
+        """Jobs that there is room for, the next always of the model that was given the fewest answers."""
         jobs = []
         while (name := self._next_name(jobs)) is not None:
             queue = self.queues.pop(name)
             jobs.append(queue.popleft())
+            self._level = self._num_given[name]
+            self._num_given[name] += jobs[-1].num_rows
             if queue:
                 self.queues[name] = queue  # behind the others
             jobs[-1].started = time.monotonic()
@@ -401,9 +407,9 @@ class Scheduler:
         self.decoder.begin(jobs, [row[:length] for row, length in zip(latent_embeds, lengths, strict=True)])
 
 
-def derived_seed(seed: int, index: int) -> int:
-    """Seeds of several things of which the first has `seed` itself."""
-    return seed if index == 0 else (seed + index * 0x9E3779B97F4A7C15) % 2**63
+def derived_seed(*parts: int | str) -> int:
+    """A seed of 32 bits, which is what torch's generators read, for whatever is named by `parts`."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest())
 
 
 def failed(error: Exception) -> ApiError:

@@ -7,6 +7,7 @@ import inspect
 import os
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..models.main_model import fingerprints_match
 from ..models.thinking import THINKING_FILE
 from ..reasoners import LatentReasoner
 from .metrics import Metrics
-from .protocol import ApiError, GenerationRequest, invalid
+from .protocol import ApiError, GenerationRequest, busy, invalid, too_late
 from .scheduler import Job, Scheduler, TransformersDecoder, derived_seed
 from .upstream import UpstreamDecoder
 
@@ -40,7 +41,7 @@ class ServerSettings:
         max_rows (`int`, *optional*, defaults to 32):
             Answers that are decoded together at most, and `n` of a request.
         max_waiting (`int`, *optional*, defaults to 256):
-            Requests that wait at most.
+            Requests of a model that wait at most, and requests that wait to be read.
         timeout (`float`, *optional*, defaults to 300.0):
             Seconds of a request, waiting included.
         max_body_bytes (`int`, *optional*, defaults to 1,000,000):
@@ -97,6 +98,7 @@ class Server:
         self.created = int(time.time())
         self.scheduler: Scheduler | None = None  # from `start` on
         self.upstream: UpstreamDecoder | None = None
+        self._reader, self._num_unread = ThreadPoolExecutor(1), 0
 
     def add_policy(self, name: str, location: str) -> None:
         """
@@ -143,11 +145,38 @@ class Server:
 
     async def close(self) -> None:
         """End the work. Requests under way have been waited for."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.scheduler.close)
         if self.upstream is not None:
             await self.upstream.client.aclose()
 
     # ---- Requests ----
+
+    async def read(
+        self, kind: type[GenerationRequest], body: bytes, begun: float
+    ) -> tuple[GenerationRequest, list[Job]]:
+        """
+        A request and its jobs, see [`~Server.jobs`]: one after the other, since tokenizers are no friends of several
+        threads.
+
+        Raises:
+            [`ApiError`]: if it cannot be done, too many wait for it, or its time is over before its turn.
+        """
+        if self._num_unread >= self.settings.max_waiting:
+            raise busy(self._num_unread, self.settings.max_waiting)
+
+        def read() -> tuple[GenerationRequest, list[Job]]:
+            request = kind.model_validate_json(body)
+            return request, self.jobs(request)
+
+        self._num_unread += 1
+        try:
+            async with asyncio.timeout(begun + self.settings.timeout - time.monotonic()):
+                return await asyncio.get_running_loop().run_in_executor(self._reader, read)
+        except TimeoutError as error:
+            raise too_late(self.settings.timeout) from error
+        finally:
+            self._num_unread -= 1
 
     def jobs(self, request: GenerationRequest) -> list[Job]:
         """What a request asks for, a job for each of its prompts. What cannot be done is refused before any work."""
@@ -159,7 +188,9 @@ class Server:
         self._check(request, reasoner)
         num_samples, limit = request.n or 1, request.limit or self._default_limit(reasoner)
         temperature = (1.0 if num_samples > 1 else 0.0) if request.temperature is None else request.temperature
-        seed = secrets.randbits(62) if request.seed is None else request.seed
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        if not 0 <= seed < 2**32:
+            seed = derived_seed(seed)
         return [
             Job(
                 model=request.model,
@@ -167,7 +198,7 @@ class Server:
                 question_ids=question_ids,
                 prompt_ids=prompt_ids,
                 num_samples=num_samples,
-                seed=derived_seed(seed, index),
+                seed=seed if index == 0 else derived_seed(seed, "prompt", index),
                 is_sampled=reasoner is not None and temperature > 0,
                 temperature=temperature if reasoner is None else 0.0,
                 num_latents=request.num_latents,
@@ -198,7 +229,8 @@ class Server:
         if taken := APPLY_CHAT_TEMPLATE & (request.chat_template_kwargs or {}).keys():
             raise invalid("chat_template_kwargs", f"{', '.join(sorted(taken))} cannot be set by a request")
         most = CHARACTERS_PER_TOKEN * (self.engine.max_positions or 2**20)
-        if any(len(str(prompt)) > most for prompt in request.prompts):
+        variables = len(str(request.chat_template_kwargs or ""))
+        if any(len(str(prompt)) + variables > most for prompt in request.prompts):
             raise ApiError(f"A prompt has more than {most} characters.", 400, "context_length_exceeded")
 
     def _tokenize(

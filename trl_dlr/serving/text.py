@@ -3,6 +3,7 @@
 """Tokens of an answer as text that can be sent: no half characters, and nothing of a text that ends it."""
 
 from ..generation import DecodingEngine
+from ..generation.text import StopStrings
 
 
 class AnswerText:
@@ -48,11 +49,18 @@ class AnswerText:
         elif not is_last:
             text = text[: len(text) - max((_overlap(text, stop) for stop in self.stop_strings), default=0)]
         if is_last:
-            is_over = bool(found) or (self._token_ids[-1:] and self._token_ids[-1] in self.engine.eos_token_ids)
-            self.finish_reason = "stop" if is_over else "length"
+            self.finish_reason = "stop" if found or self._is_over() else "length"
         piece = text[len(self.text) :]
         self.text += piece
         return piece
+
+    def _is_over(self) -> bool:
+        """Whether the tokens say so: those that end a text, or a stop string with tokens that are no part of a text."""
+        if self._token_ids and self._token_ids[-1] in self.engine.eos_token_ids:
+            return True
+        return bool(self.stop_strings) and StopStrings(self.stop_strings, self.engine.processing_class).are_in(
+            self._token_ids
+        )
 
     def _newly_read(self) -> str:
         """Text of the latest tokens: what they add to the few before them, once they make whole characters."""
@@ -65,5 +73,8 @@ class AnswerText:
 
 def _overlap(text: str, stop: str) -> int:
     """Characters at the end of a text that may be the beginning of a stop string."""
-    longest = min(len(text), len(stop) - 1)
-    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)
+    tail = text[max(len(text) - len(stop) + 1, 0) :]
+    start = tail.find(stop[0])
+    while start >= 0 and not stop.startswith(tail[start:]):
+        start = tail.find(stop[0], start + 1)
+    return len(tail) - start if start >= 0 else 0
