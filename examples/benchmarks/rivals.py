@@ -507,6 +507,7 @@ def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
     places += ["GRPO + LoRA at its best", "first there after", "DLR after", "ratio", "added memory, ratio"]
     before_and_after = ["task", "arm", "anchors", "alone", "before", "pass@8 before", "trained", "shuffled"]
     taken = ["arm", "CPU seconds", "decodes", "trained weights", "added memory, MiB", "other tasks", "GSM8K, log p"]
+    taken += ["runs that fell"]
     return "\n".join(
         [
             markdown("Accuracy, mean of seeds, 95% over questions", ["arm", *args.tasks], by_task(accuracy_of)),
@@ -551,16 +552,23 @@ def controls_of(group: list[dict[str, Any]]) -> list[str]:
 
 
 def costs_of(group: list[dict[str, Any]]) -> list[str]:
-    """Means over runs; of an arm that leaves the main model as it is, what it was is not asked again."""
+    """
+    Means over runs, and how many of them ended 0.1 or more below their best evaluation. Of an arm that leaves the main
+    model as it is, what it was is not asked again.
+    """
+    bests = [max(row["accuracy"] for row in each["curve"]) for each in group]
+    fell = sum(best - end > 0.0999 for best, end in zip(bests, ends(group), strict=True))
+    verdict = f"{fell} of {len(group)}"
     last = [each["curve"][-1] for each in group]
     costs = [statistics.fmean(row[name] for row in last) for name in ("seconds", "decodes")]
     costs += [statistics.fmean(each[name] for each in group) for name in ("trained", "added_memory")]
     figures = [f"{cost:,.0f}" for cost in costs]
     if "others" not in group[0]:
-        return [*figures, "unchanged", "unchanged"]
+        return [*figures, "unchanged", "unchanged", verdict]
     others = statistics.fmean(statistics.fmean(each["others"].values()) for each in group)
     likelihoods = [each["log_likelihood"] for each in group]
-    return [*figures, f"{others:.2f}", "-" if None in likelihoods else f"{statistics.fmean(likelihoods):.3f}"]
+    likelihood = "-" if None in likelihoods else f"{statistics.fmean(likelihoods):.3f}"
+    return [*figures, f"{others:.2f}", likelihood, verdict]
 
 
 def shown(choice: float | str | None) -> str:
