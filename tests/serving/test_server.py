@@ -607,6 +607,14 @@ def test_requests_that_wait_to_be_read_are_bounded_and_timed(slow_to_read):
     assert comes_true(lambda: slow_to_read._num_unread == 0)
 
 
+def test_an_answer_has_the_room_that_its_prompt_leaves(client):
+    reply = ask(client, "1" * 118, model="main")  # and "="
+    assert reply.usage.prompt_tokens == 119 and reply.usage.completion_tokens <= 9
+    assert ask(client, "1" * 118).usage.completion_tokens <= 5  # beside four latents
+    with pytest.raises(openai.BadRequestError, match="exceed the main model's 128 positions"):
+        ask(client, "1" * 118, max_tokens=12)
+
+
 def test_variables_of_a_template_count_as_its_prompt_does(client):
     with pytest.raises(openai.BadRequestError, match="more than 8192 characters"):
         ask(client, extra_body={"chat_template_kwargs": {"more": "9" * 9000}})

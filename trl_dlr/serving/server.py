@@ -186,7 +186,7 @@ class Server:
             message = f"The model {request.model!r:.200} does not exist here. There are: {known}."
             raise ApiError(message, 404, "model_not_found", "model")
         self._check(request, reasoner)
-        num_samples, limit = request.n or 1, request.limit or self._default_limit(reasoner)
+        num_samples, num_latents = request.n or 1, self._num_latents(request, reasoner)
         temperature = (1.0 if num_samples > 1 else 0.0) if request.temperature is None else request.temperature
         seed = secrets.randbits(32) if request.seed is None else request.seed
         if not 0 <= seed < 2**32:
@@ -202,11 +202,11 @@ class Server:
                 is_sampled=reasoner is not None and temperature > 0,
                 temperature=temperature if reasoner is None else 0.0,
                 num_latents=request.num_latents,
-                max_new_tokens=limit,
+                max_new_tokens=request.limit or self._default_limit(reasoner, len(prompt_ids) + num_latents),
                 stop_strings=request.stop_strings,
                 decodes_best=request.selection == "best",
             )
-            for index, (prompt_ids, question_ids) in enumerate(self._tokenize(request, reasoner, limit))
+            for index, (prompt_ids, question_ids) in enumerate(self._tokenize(request, reasoner, num_latents))
         ]
 
     def _check(self, request: GenerationRequest, reasoner: LatentReasoner | None) -> None:
@@ -234,7 +234,7 @@ class Server:
             raise ApiError(f"A prompt has more than {most} characters.", 400, "context_length_exceeded")
 
     def _tokenize(
-        self, request: GenerationRequest, reasoner: LatentReasoner | None, limit: int
+        self, request: GenerationRequest, reasoner: LatentReasoner | None, num_latents: int
     ) -> list[tuple[list[int], list[int]]]:
         """Tokens of each prompt for the main model, and for the policy if there is one."""
         own_kwargs = None if reasoner is None else reasoner.policy.config.chat_template_kwargs
@@ -248,17 +248,22 @@ class Server:
             raise invalid(request.prompt_field, f"it cannot be rendered: {error}") from error
         if not all(prompts):
             raise invalid(request.prompt_field, "it has no tokens")
-        num_latents = 0 if reasoner is None else (request.num_latents or reasoner.policy.config.num_latents)
         tokens = list(zip(prompts, questions, strict=True))
         try:
             for prompt_ids, question_ids in tokens:
-                self.engine.check_length(len(prompt_ids), num_latents, limit)
+                self.engine.check_length(len(prompt_ids), num_latents, request.limit or 1)
                 if reasoner is not None:
                     reasoner.policy.check_length(len(question_ids))
         except ValueError as error:
             raise ApiError(str(error), 400, "context_length_exceeded") from error
         return tokens
 
-    def _default_limit(self, reasoner: LatentReasoner | None) -> int:
+    @staticmethod
+    def _num_latents(request: GenerationRequest, reasoner: LatentReasoner | None) -> int:
+        return 0 if reasoner is None else (request.num_latents or reasoner.policy.config.num_latents)
+
+    def _default_limit(self, reasoner: LatentReasoner | None, num_read: int) -> int:
+        """Tokens of an answer to a request that does not say: as many as in training, and as there is room for."""
         trained = None if reasoner is None else reasoner.policy.config.max_completion_length
-        return trained or self.engine.max_new_tokens
+        most = [each for each in (self.engine.max_positions, self.engine.max_model_len) if each is not None]
+        return min([trained or self.engine.max_new_tokens, *(each - num_read for each in most)])
