@@ -625,9 +625,12 @@ def plot(args: RivalArguments, runs: list[dict[str, Any]]) -> None:
                 elif name == "seconds" or max(places) > 0:  # supervised arms decode nothing
                     axis.plot(places, means, marker=".", color=f"C{number}", label=arm)
         axes[0][column].set(title=task, xlabel="CPU seconds", ylabel="held-out accuracy")
-        axes[1][column].set(xlabel="completions", ylabel="held-out accuracy", xscale="symlog")
-    axes[0][-1].legend(fontsize=7)
-    figure.tight_layout()
+        axes[1][column].set(xlabel="completions", ylabel="held-out accuracy")
+        axes[1][column].set_xscale("symlog", linthresh=100)
+        axes[1][column].set_xlim(left=0)
+    lines, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="lower center", ncols=len(names), fontsize=8)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(args.output_png, dpi=120)
 
 
