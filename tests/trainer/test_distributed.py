@@ -457,9 +457,8 @@ def test_a_lost_node_ends_the_job_and_both_resume(tmp_path, launcher):
 @pytest.mark.parametrize(
     ("how", "rank"),
     [
-        ("raise", 1),
         ("SIGKILL", 0),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("raise", 0), ("SIGKILL", 1)]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("raise", 1), ("raise", 0), ("SIGKILL", 1)]),
     ],
 )
 def test_a_process_that_fails_ends_the_job(tmp_path, how, rank):
