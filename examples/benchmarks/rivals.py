@@ -56,6 +56,8 @@ TEMPERATURE = 0.7  # of `samples`
 SFT_DLR = {**POLICY, "per_device_train_batch_size": 12, "learning_rate": 1e-3, "projection_learning_rate": 5e-3}
 SFT_DLR_SHARE = 0.2  # of the seconds, for the supervised start
 GRPO = {"per_device_train_batch_size": 32, "num_generations": 8, "gradient_checkpointing": False, "bf16": False}
+# The same batches in parts, which take less memory
+MICRO = {**GRPO, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
 SFT = {"per_device_train_batch_size": 16, "gradient_checkpointing": False, "bf16": False}
 LORA = {"r": 16, "target_modules": "all-linear"}
 PROMPT_TUNING = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 16, "prompt_tuning_init": "SAMPLE_VOCAB"}
@@ -69,13 +71,19 @@ CHOICES = {
     "sft_lora": [1e-4, 3e-4, 1e-3, 3e-3],
     "prompt_tuning": [3e-3, 1e-2, 3e-2],
     "dlr": ["Answer: ", " Answer:", " briefly", "In one sentence:"],
+    "text": ["Answer: ", " Answer:", " briefly", "In one sentence:"],
 }
 RUNNER_UP = "grpo_lora_2"  # with the rate that was second in the pilot, which is shorter than the runs
-ARMS = ["grpo_lora", RUNNER_UP, "dlr", "grpo_full", "sft_lora", "prompt_tuning", "sft_dlr", "samples", "untrained"]
+ARMS = ["grpo_lora", RUNNER_UP, "dlr", "grpo_full", "sft_lora", "prompt_tuning", "sft_dlr", "samples", "text"]
+ARMS += ["untrained"]
+MICRO_ARM = "grpo_lora_micro"  # for its memory, and only if it is asked for
 USED = ["addition", "chain_sum", "products", "capitals", "opposites"]
 # Why DLR stops where it does: what of its settings is changed, with the pilot's seed and choice, and on which tasks
 VARIANTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "as it is": ({}, ["products"]),
+    # As many as the text has tokens
+    "1 latent": ({"num_latents": 1}, ["opposites"]),
+    "3 latents": ({"num_latents": 3}, ["products"]),
     "8 latents": ({"num_latents": 8}, ["products"]),
     "16 latents": ({"num_latents": 16}, ["products", "addition", "opposites"]),
     "32 latents": ({"num_latents": 32}, ["products"]),
@@ -88,7 +96,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 EARLY = 50.0  # CPU seconds, of a table for those who have few
 VARIANT_SECONDS = [50.0, 100.0, 150.0]
-UNTOUCHED = ("dlr", "sft_dlr", "prompt_tuning", "samples", "untrained")  # arms that leave the main model's weights
+UNTOUCHED = (
+    "dlr",
+    "sft_dlr",
+    "prompt_tuning",
+    "samples",
+    "text",
+    "untrained",
+)  # arms that leave the main model's weights
 
 
 @dataclass
@@ -117,7 +132,7 @@ class RivalArguments:
     def __post_init__(self):
         check_output(self.runs)
         check_output(self.output_png)
-        for name, values, known in (("arms", self.arms, ARMS), ("tasks", self.tasks, TASKS)):
+        for name, values, known in (("arms", self.arms, [*ARMS, MICRO_ARM]), ("tasks", self.tasks, TASKS)):
             if unknown := set(values) - set(known):
                 raise ValueError(f"`{name}` must be of {', '.join(known)}, got {', '.join(sorted(unknown))}.")
         if not self.seconds or min(self.seconds) <= 0:
@@ -128,11 +143,15 @@ class RivalArguments:
 
 
 @torch.no_grad()
-def answers(model: PreTrainedModel, tokenizer, task: Task, rows: dict, temperature: float | None = None) -> list[str]:
-    """Completions of the questions: greedy ones, or samples."""
+def answers(
+    model: PreTrainedModel, tokenizer, task: Task, rows: dict, temperature: float | None = None, text: str = ""
+) -> list[str]:
+    """Completions of the questions, greedy ones or samples, of which `text` is the beginning."""
     kwargs = {} if temperature is None else {"do_sample": True, "temperature": temperature}
     engine = TransformersEngine(model, tokenizer, task.max_new_tokens, kwargs)
-    return engine.decode(engine.generate(tokenize_prompts(list(rows["prompt"]), tokenizer)))
+    begun = tokenizer(text, add_special_tokens=False)["input_ids"]
+    prompts = [[*ids, *begun] for ids in tokenize_prompts(list(rows["prompt"]), tokenizer)]
+    return engine.decode(engine.generate(prompts))
 
 
 @torch.no_grad()
@@ -243,7 +262,7 @@ def make_rival(arm: str, model, tokenizer, task: Task, folder: str, seed: int, r
         config = GRPOConfig(
             folder,
             **COMMON,
-            **GRPO,
+            **(MICRO if arm == MICRO_ARM else GRPO),
             seed=seed,
             learning_rate=rate,
             reward_weights=REWARD_WEIGHTS,
@@ -379,6 +398,9 @@ def run(
     with tempfile.TemporaryDirectory(prefix="rivals-") as folder:
         if arm == "untrained":
             curve = [{"seconds": 0.0, "steps": 0, "decodes": 0, **scores(made, rows, texts)}]
+        elif arm == "text":
+            texts = answers(model, tokenizer, made, rows, text=choice)
+            curve = [{"seconds": 0.0, "steps": 0, "decodes": 0, **scores(made, rows, texts)}]
         elif arm == "samples":
             curve, peak = draw_samples(model, tokenizer, made, seed, seconds), peak_memory()
         elif arm in ("dlr", "sft_dlr"):
@@ -418,7 +440,8 @@ def show_probe() -> None:
 
 def pilot_settings(args: RivalArguments) -> list[dict[str, Any]]:
     common = {"seed": args.pilot_seed, "seconds": sorted(args.pilot_seconds), "is_pilot": True}
-    arms = dict.fromkeys({"sft_dlr": "dlr", RUNNER_UP: "grpo_lora"}.get(arm, arm) for arm in args.arms)
+    same = {"sft_dlr": "dlr", RUNNER_UP: "grpo_lora", MICRO_ARM: "grpo_lora"}
+    arms = dict.fromkeys(same.get(arm, arm) for arm in args.arms)
     return [
         {"arm": arm, "task": task, **common, "choice": choice}
         for task in args.tasks
@@ -447,7 +470,8 @@ def variant_table(variants: list[dict[str, Any]]) -> str:
 
 
 def pilot_accuracy(pilot: dict[str, Any]) -> float:
-    return statistics.fmean(row["accuracy"] for row in pilot["curve"] if row["seconds"] > 0)
+    last = [row["accuracy"] for row in pilot["curve"] if row["seconds"] > 0]
+    return statistics.fmean(last or [row["accuracy"] for row in pilot["curve"]])
 
 
 def best_choices(pilots: list[dict[str, Any]]) -> dict[tuple[str, str], float | str]:
@@ -459,6 +483,8 @@ def best_choices(pilots: list[dict[str, Any]]) -> dict[tuple[str, str], float | 
     for (arm, task), own in tried.items():
         best, *others = sorted(own, key=pilot_accuracy, reverse=True)
         found[arm, task] = best["choice"]
+        if arm == "grpo_lora":
+            found[MICRO_ARM, task] = best["choice"]
         if arm == "grpo_lora" and others:
             found[RUNNER_UP, task] = others[0]["choice"]
         if arm == "dlr":
@@ -503,11 +529,11 @@ def tables(args: RivalArguments, runs: list[dict[str, Any]]) -> str:
         for arm in ("grpo_lora", RUNNER_UP)
         if ("dlr", task) in groups and (arm, task) in groups
     ]
-    places = ["task", "rate", "GRPO + LoRA at its end", "first there after", "DLR after", "ratio"]
-    places += ["GRPO + LoRA at its best", "first there after", "DLR after", "ratio", "added memory, ratio"]
-    before_and_after = ["task", "arm", "anchors", "alone", "before", "pass@8 before", "trained", "shuffled"]
-    taken = ["arm", "CPU seconds", "decodes", "trained weights", "added memory, MiB", "other tasks", "GSM8K, log p"]
-    taken += ["runs that fell"]
+    places = ["task", "rate", "LoRA at its end", "after", "DLR there after", "ratio"]
+    places += ["LoRA at its best", "first there after", "DLR there after", "ratio", "added memory, ratio"]
+    before_and_after = ["task", "arm", "text", "alone", "before", "pass@8 before", "trained", "shuffled"]
+    taken = ["arm", "CPU seconds", "steps", "completions", "trained weights", "added memory, MiB", "other tasks"]
+    taken += ["GSM8K, log p", "runs that fell"]
     return "\n".join(
         [
             markdown("Accuracy, mean of seeds, 95% over questions", ["arm", *args.tasks], by_task(accuracy_of)),
@@ -560,7 +586,7 @@ def costs_of(group: list[dict[str, Any]]) -> list[str]:
     fell = sum(best - end > 0.0999 for best, end in zip(bests, ends(group), strict=True))
     verdict = f"{fell} of {len(group)}"
     last = [each["curve"][-1] for each in group]
-    costs = [statistics.fmean(row[name] for row in last) for name in ("seconds", "decodes")]
+    costs = [statistics.fmean(row[name] for row in last) for name in ("seconds", "steps", "decodes")]
     costs += [statistics.fmean(each[name] for each in group) for name in ("trained", "added_memory")]
     figures = [f"{cost:,.0f}" for cost in costs]
     if "others" not in group[0]:
@@ -583,15 +609,15 @@ def mean_curve(group: list[dict[str, Any]], axis: str = "seconds") -> list[tuple
 
 def verdict(dlr: list[dict[str, Any]], rival: list[dict[str, Any]]) -> list[str]:
     """
-    When the mean accuracies are first within 0.02 of what the rival's is at its end, and at its best, which is another
-    place where a rival that has learned collapses; and what DLR adds to memory beside it.
+    When DLR's mean accuracy is first within 0.02 of what the rival's is at its end, beside all of the rival's time, and
+    of the rival's best, which is another place where a rival that has learned collapses, beside when the rival first
+    was there; and what DLR adds to memory beside it.
     """
-    row = []
-    for target in (mean_curve(rival)[-1][1], max(accuracy for _, accuracy in mean_curve(rival))):
-        first, ours = (
-            next((seconds for seconds, accuracy in mean_curve(group) if accuracy >= target - 0.02), None)
-            for group in (rival, dlr)
-        )
+    row, theirs = [], mean_curve(rival)
+    best = max(accuracy for _, accuracy in theirs)
+    first_at_best = next(seconds for seconds, accuracy in theirs if accuracy >= best - 0.02)
+    for target, first in ((theirs[-1][1], theirs[-1][0]), (best, first_at_best)):
+        ours = next((seconds for seconds, accuracy in mean_curve(dlr) if accuracy >= target - 0.02), None)
         row += [f"{target:.2f}", f"{first:.0f}"]
         # What is there without training has not been learned faster
         row += ["never", "-"] if ours is None else [f"{ours:.0f}", f"{ours / first:.2f}" if first and ours else "-"]

@@ -359,10 +359,10 @@ def test_tables_of_the_rivals_come_from_the_file_alone(tmp_path, monkeypatch, ca
     assert "| grpo_lora | 0.50 [0.34, 0.66] |" in out and "| dlr | 0.75 [0.59, 0.86] |" in out
     assert "| grpo_lora | 0.50 / 0.50 |" in out
     assert "| addition | dlr | ' briefly' | 0.30 | 0.20 | 1.00 | 0.75 | 0.25 |" in out
-    assert "| grpo_lora | 20 | 64 | 5 | 300 | 0.50 | -2.000 | 2 of 2 |" in out
-    assert "| dlr | 20 | 64 | 5 | 75 | unchanged | unchanged | 0 of 2 |" in out
+    assert "| grpo_lora | 20 | 2 | 64 | 5 | 300 | 0.50 | -2.000 | 2 of 2 |" in out
+    assert "| dlr | 20 | 2 | 64 | 5 | 75 | unchanged | unchanged | 0 of 2 |" in out
     assert (
-        "| addition | 0.001 | 0.50 | 10 | 10 | 1.00 | 0.60 | 10 | 20 | 2.00 | 0.25 |" in out
+        "| addition | 0.001 | 0.50 | 20 | 10 | 0.50 | 0.60 | 10 | 20 | 2.00 | 0.25 |" in out
     )  # within 0.02 of its end, of its best
 
 
