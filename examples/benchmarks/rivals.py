@@ -8,7 +8,8 @@ Why not GRPO with LoRA? DLR beside what a user would take instead, on SmolLM2-13
     python examples/benchmarks/rivals.py --variants                         # what might let DLR go on where it stops
     python examples/benchmarks/rivals.py --gsm8k GSM8K --output_png a.png   # all runs that the file lacks, then tables
 
-The pilot has a seed of its own, and holds out some of the questions to train on: what is reported has not been chosen by.
+The pilot has a seed of its own, and holds out some of the questions to train on, so that rates and texts are not chosen by
+what is reported. DLR's other settings are the demo's, whose ε was chosen on questions like those of `addition`.
 
 GSM8K is a JSONL file with `question` and `answer`, or a Hub name. CPU seconds are the process time of training, without
 loading and evaluations. Held-out questions are answered greedily, by DLR with the means of its latents, and with latents
